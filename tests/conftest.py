@@ -279,7 +279,7 @@ def failing(real: Callable[..., Any], path: object, number: int) -> Callable[...
     return fail
 
 
-# Settings for small jobs: an epoch has 13 steps; the last step has 16 reviews, the others 32.
+# Settings for small jobs: an epoch has 15 steps; the last step has 2 reviews, the others 32.
 SHRUNK = [
     *("--set", "data.limit=500"),
     *("--set", "data.maxlen=30"),

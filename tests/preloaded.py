@@ -50,7 +50,7 @@ READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|M
 BACKLOG = 64
 END = b"\n"  # of a request
 NUM_FILES = 3  # per request: standard input, output and error
-PATIENCE_S = 120  # time limit of the server's imports
+PATIENCE_S = 300  # time limit of the server's imports
 CHECK_S = 5.0  # between two checks that the server's parent is alive
 
 

@@ -279,9 +279,10 @@ def node_name() -> str:
 def describe_given(allocation: SlurmEnvironment) -> str:
     """Describe the job's resources, such as `job 7 on n10: 2 GPUs, 4 CPUs, 17.2 GB`."""
     gpus, memory_gb = given_gpus(allocation) or 0, given_memory_gb(allocation)
+    cpus = allocation.cpus_per_task
     resources = [
         f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}",
-        f"{allocation.cpus_per_task} CPUs" if allocation.cpus_per_task else "",
+        f"{cpus} CPU{'' if cpus == 1 else 's'}" if cpus else "",
         f"{memory_gb:.1f} GB" if memory_gb else "",
     ]
     where = allocation.node_list or allocation.node or "this node"

@@ -149,7 +149,7 @@ def listen(port: int | None) -> socket.socket:
         # earlier server are still closing.
         return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
-        reason = os.strerror(error.errno or 0)  # Python's own text repeats the address
+        reason = os.strerror(error.errno or 0)  # Python's own message repeats the address
         raise InputError(
             f"--port {port}: {reason}; choose another port, or omit --port for a free port"
         ) from None

@@ -37,7 +37,7 @@ def audit(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="folder of IMDB, instead of HARNESS_DATA; or the texts of a run on other texts",
+            help="folder of IMDB, instead of HARNESS_DATA; for a run on your texts: their path",
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),

@@ -27,7 +27,7 @@ def _runs(ctx: typer.Context, runs: Path) -> Path:
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()
-    # `submit` itself warns about all settings. The job scripts of the harness source site.sh.
+    # `submit` itself warns about all settings. A job script has read site.sh itself.
     warns = is_default and ctx.info_name != "submit" and not (own and own.is_batch)
     if warns and (hint := not_sourced(["HARNESS_RUNS"])):
         log(logging.WARNING, hint)
@@ -73,9 +73,9 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="devices, such as gpu:2, cpu or cpu:2; trials, and runs side by side, use one device "
-        "each: gpu or cpu; default: those requested when an existing run began, else "
-        "HARNESS_DEVICES, else all GPUs, else the CPU",
+        help="devices, such as gpu:2, cpu or cpu:2; gpu or cpu if trials or several runs use one "
+        "device each; default: those requested when an existing run began, else HARNESS_DEVICES, "
+        "else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[

@@ -104,7 +104,7 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                # `submit` can't begin with a parent.
+                # `harness submit` has no option --from.
                 confirm_here(by_srun() if parent else instead, here=here)
             launched = LaunchOptions(devices, data, full, strict, parent)
             result = launch(run, job, options=launched, console=console)

@@ -287,8 +287,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN needs "
-        "train.xla = auto, a run that began on a GPU, for a GRU model.reset_after = true, and in a "
-        "custom network Keras's default activations and biases, and no masks, recurrent_dropout or "
-        "unroll"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN "
+        "needs train.xla = auto and a run that began on a GPU; a GRU also needs model.reset_after "
+        "= true; a layer of a custom network needs Keras's default activations and biases, and no "
+        "masks, recurrent_dropout or unroll"
     )

@@ -90,7 +90,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """The line that a run prints about a user's texts or a sample with a note; else empty."""
+        """What a run prints about a user's texts, or the note of a sample; else empty."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""

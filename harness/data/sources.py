@@ -108,7 +108,7 @@ def fetch(source: Path | None = None) -> Dataset:
     folder = fetched_folder()
     if source is None:
         if (named := named_folder()) and holds_dataset(named):
-            with contextlib.suppress(InputError, RunError):  # whose remedy is this function
+            with contextlib.suppress(InputError, RunError):  # their remedy is `harness data fetch`
                 return _open_named(named, "HARNESS_DATA")
         with turn_at(folder):  # only one of several processes downloads
             if known := open_if_whole(folder):

@@ -250,8 +250,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="lower limit for `train.epochs` / `factor`^n with n as large as possible; the "
-        "shortest trials train for this number of epochs, rounded up",
+        description="the shortest trials train for `train.epochs` / `factor`^n epochs, rounded up; "
+        "n is the largest integer for which this quotient is at least `min_epochs`",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,

@@ -610,7 +610,7 @@ def _result(
     model: NgramModel | None,
     arrays: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of the ensemble's `result.json`, with some of the keys of a run's."""
+    """Return the content of the ensemble's `result.json`: some keys of a run's `result.json`."""
     results = [each.run.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if model:

@@ -206,7 +206,7 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
         variables: the job's environment variables.
     """
     tasks = variables.get("SLURM_NTASKS")  # set only for --ntasks and --ntasks-per-…
-    # With the type of the GPUs, for example `gpu:h100:2`, even if --gpus or --gpus-per-task had it.
+    # The options --gpus and --gpus-per-task may contain the type of the GPUs, as `h100:2`.
     others = " ".join(known.get(f"TresPer{of}", "") for of in ("Job", "Task", "Socket"))
     typed = re.findall("gpu:[^:, ]+:[0-9]+", others.replace("=", ":"))
     gres = [re.sub("gres[/:]", "", known.get("TresPerNode", "")), *typed]

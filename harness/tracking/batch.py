@@ -88,7 +88,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # copies are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    # The job script chose the id. Only `harness submit` records seeds that may not begin.
+    # The job script chose the id. Only `harness submit` records all seeds at submission.
     if not request.again and allocation and allocation.is_batch and allocation.is_submitted:
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"

@@ -213,12 +213,12 @@ class RunStatus:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a Slurm job could continue the run, or begin it by the record of its last job."""
+        """Whether a Slurm job could continue the run, or begin the recorded job of the run."""
         return self.has_begun or bool(self.submission and self.submission.job_file)
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether SIGTERM or Ctrl-C ended the run, for example scancel or harness cancel.
+        """Whether SIGTERM (for example from scancel or harness cancel) or Ctrl-C ended the run.
 
         A time limit without a warning, or the shutdown of a machine, sends SIGTERM too.
         """

@@ -33,7 +33,9 @@ from harness.training.progress import exported_epoch, score_to_keep
 from harness.training.step_report import StepResults, report_steps
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # workers agree on a stop after each execution that passes a multiple of this
+# After every execution that passes a multiple of this number of steps, the workers agree whether
+# to stop.
+STEPS_TO_STOP = 10
 
 
 class Trainer:

@@ -32,8 +32,8 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
     Except for rounding, the values depend only on the seed and on the earlier trials. Processors
-    may round differently. So if a sweep continues, the oracle reads the values that the Gaussian
-    process chose from the sweep's folder and does not compute these values again.
+    may round differently. So if a sweep continues, the oracle does not compute the values that the
+    Gaussian process chose again, but reads them from the sweep's folder.
     """
 
     known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search

@@ -63,7 +63,8 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
 
     The colour shows the score. The worst tenth of the trials share one colour: otherwise a single
     trial that did not learn would make the colours of all other trials almost equal. The best
-    trial's line is thick. With hyperband and asha the number of epochs has an axis if it differs.
+    trial's line is thick. With hyperband and asha, the number of epochs has an axis if not all
+    trials have the same number.
 
     Args:
         trials: the rows of `scored_trials`, at least one, the best first.

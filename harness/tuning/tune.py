@@ -139,7 +139,8 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
     """Call `step` and return its result; retry while the disk fails.
 
     Raises:
-        DiskError: if the disk fails for more than PATIENCE_S, or an error does not go away.
+        DiskError: if the disk fails for more than PATIENCE_S, or at once if waiting can't
+            help, for example if a permission is missing.
         InputError, RunError: from `step`, if the disk did not cause the error.
         Interrupted: after a signal.
     """

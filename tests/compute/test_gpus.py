@@ -138,6 +138,9 @@ def test_a_driver_without_a_promise_causes_a_warning(
     assert "failed call to cuInit" in done.stderr
     assert done.stdout.startswith("training on the CPU, although a GPU driver exists: TensorFlow ")
     assert done.stdout.count("cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY") == 2
+    harness.environment |= broken_driver
+    run = harness.train("rnn", "warned", "--set", "train.epochs=1")
+    assert "warning: training on the CPU, although" in run.stderr
 
 
 def test_a_user_may_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_layers_without_cudnn_cause_a_warning() -> None:
     assert why_slow({"lstm": "cudnn"}) == ""
     line = why_slow({"lstm": "cudnn", "gru": "loop", "rnn": "xla"})
     assert line.startswith("gru, rnn: slow on a GPU")
-    assert "for a GRU model.reset_after = true" in line
+    assert "a GRU also needs model.reset_after = true" in line
 
 
 def test_recurrent_layers_compute_in_float32_instead_of_bfloat16() -> None:

@@ -1,14 +1,20 @@
 """`harness predict`: texts from arguments, files and standard input, classified as they arrive."""
 
+import io
 import json
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from harness.errors import InputError
-from tests.conftest import Harness
+from tests.conftest import Harness, run_here
 
 
 @pytest.mark.full
@@ -106,6 +112,31 @@ def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
         assert next(lines) == [Line(2, "film")]
         with pytest.raises(InputError, match=said):
             next(lines)
+
+
+@pytest.mark.full
+def test_lines_are_answered_before_the_next_lines_are_read(
+    finished: tuple[Harness, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the model classifies the lines."""
+    from harness.inference.predict import Line, Prediction
+
+    num_answers: list[int] = []
+
+    def lines(*_: object, **__: object) -> Iterator[list[Line]]:
+        for number in (1, 2):
+            yield [Line(number, "good")]
+            num_answers.append(cast("io.StringIO", sys.stdout).getvalue().count("good"))
+
+    def classify(texts: list[str]) -> list[Prediction]:
+        return [Prediction(text, "pos", {"neg": 0.1, "pos": 0.9}, 1, 0) for text in texts]
+
+    model = SimpleNamespace(classify=classify)
+    monkeypatch.setattr("harness.inference.predict.read_lines", lines)
+    monkeypatch.setattr("harness.report.ensemble.classifier_of", lambda _: model)
+    monkeypatch.setattr("harness.training.launch.computing", lambda _: nullcontext())
+    assert run_here("predict", str(finished[1])).returncode == 0
+    assert num_answers == [1, 2]
 
 
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:

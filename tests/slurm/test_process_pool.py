@@ -61,24 +61,25 @@ def send_when_ready(logs: list[Path], number: signal.Signals) -> threading.Threa
     return sender
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 @pytest.mark.usefixtures("handlers_kept")
-def test_a_signal_is_forwarded(tmp_path: Path) -> None:
+def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
     """Running tasks get the same signal and have time to save; no further task begins."""
     tasks = tasks_of(
         tmp_path,
         "import signal, sys, time\n"
         "def save(number, frame):\n"
         "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
-        f"signal.signal({int(signal.SIGUSR2)}, save)\n"
+        f"signal.signal({int(number)}, save)\n"
         "print('ready', flush=True)\n"
         "for _ in range(600): time.sleep(0.1)",  # a signal may come just before a sleep
     )
     logs = [task.log for task in tasks]
-    sender = send_when_ready(logs[:2], signal.SIGUSR2)
-    with pytest.raises(Interrupted, match="SIGUSR2"):
+    sender = send_when_ready(logs[:2], number)
+    with pytest.raises(Interrupted, match=number.name):
         run_tasks(tasks, TWO, allocation=None, console=Console())
     sender.join()
-    assert [log.read_text() for log in logs[:2]] == [f"ready\nsaved by {int(signal.SIGUSR2)}\n"] * 2
+    assert [log.read_text() for log in logs[:2]] == [f"ready\nsaved by {int(number)}\n"] * 2
     assert not logs[2].exists()
 
 

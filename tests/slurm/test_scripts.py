@@ -27,6 +27,17 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
+@pytest.mark.parametrize(("script", "hours"), [("lstm", "02"), ("tune", "08")])
+def test_the_request_of_a_script(script: str, hours: str) -> None:
+    """A warning comes 90 s before the time limit. Another test compares all training scripts."""
+    requested = (
+        *("gres=gpu:1", "cpus-per-task=4", "mem=16G", f"time={hours}:00:00"),
+        *("open-mode=append", "requeue", "signal=B:USR2@90"),
+    )
+    text = (PROJECT / f"slurm/{script}.sh").read_text()
+    assert [each for each in requested if f"#SBATCH --{each}\n" not in text] == []
+
+
 @pytest.fixture
 def asked(project: Project) -> Path:
     """A file with the arguments of all calls of scontrol, which prints nothing."""

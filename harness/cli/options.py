@@ -128,7 +128,8 @@ def submission(job: Path | str, overrides: list[str] | None, *options: str) -> s
 
 def by_srun() -> str:
     """Return this process's own command, to run with srun."""
-    return shlex.join(["srun", "harness", *sys.argv[1:]])
+    words = [word for word in sys.argv[1:] if word != "--exit-with-parent"]  # of harness.train
+    return shlex.join(["srun", "harness", *words])
 
 
 def confirm_here(instead: str, *, here: bool) -> None:

@@ -138,6 +138,7 @@ def resume_request(
         InputError: if a run can't be continued.
         RunError: if Slurm does not answer; then it is unknown which runs have waiting jobs.
     """
+    from harness.job.search import is_sweep
     from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.script import submissions
@@ -175,8 +176,9 @@ def resume_request(
                 f"{each.run}: the last job ran out of memory; request more with --mem",
             )
     # `harness status --runs` shows the new jobs only if their records are in the runs' own folder.
-    homes = {each.folder.absolute().parent.parent for each in chosen}
-    if len(homes) == 1 and submissions(home := homes.pop()).is_dir():
+    homes = {each.folder.resolve().parent.parent for each in chosen}
+    is_winner = any(is_sweep(home.parent) for home in homes)
+    if len(homes) == 1 and not is_winner and submissions(home := homes.pop()).is_dir():
         runs = home
     return check_request(resumed, runs)
 

@@ -343,8 +343,9 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
         is_new: whether this start has not been counted yet.
     """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
-    # Where Slurm makes no cgroup for the job, the value may be the peak of all jobs of the node.
-    is_own = 0 < (ending.used_gb or 0) <= (ending.asked_gb or math.inf)
+    # Where Slurm makes no cgroup for the job, the value may be the peak of all jobs of the node. A
+    # job's own peak may be a little above the job's limit.
+    is_own = 0 < (ending.used_gb or 0) <= 1.1 * (ending.asked_gb or math.inf)
     used = f" and used up to {ending.used_gb:.1f} GB" if is_own else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
     if not ending.asked_gb:

@@ -377,7 +377,10 @@ def _failure(process: ManagedProcess) -> str:
     if code == InputError.exit_code:
         raise InputError(f"{process.name}: {process.last_line()}")
     if code == Interrupted.exit_code:
-        raise Interrupted(f"{process.name} ({process.last_line()})")
+        reason = process.last_line().partition("; continue with")[
+            0
+        ]  # the caller's remedy is for all
+        raise Interrupted(f"{process.name} ({reason})")
     number = -code if code < 0 else code - 128  # srun's exit code is 128 + its task's signal
     ended = number in signal.valid_signals()
     why = f"was ended by signal {number}" if ended else process.last_line()

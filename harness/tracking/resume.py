@@ -5,6 +5,7 @@ A job requests the resources of the run's last job, unless the user requests oth
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         own.job_id in (status.reported_job, status.slurm_job) or (own.is_batch and is_sweep(folder))
     )
     if (status.alive or status.job_lives) and not is_own:
-        raise InputError(
-            f"--resume {status.run}: is {status.state}; first stop the run with harness cancel"
-        )
+        remedy = "first stop the run with harness cancel"
+        if is_sweep(folder):
+            remedy = f"add workers with: sbatch slurm/tune.sh --join {shlex.quote(str(folder))}"
+        raise InputError(f"--resume {status.run}: is {status.state}; {remedy}")
     job: Job | SearchSpec
     sent = status.submission
     if sent and sent.job_file and not status.has_begun:

@@ -46,9 +46,9 @@ class Submitted:
         """Wait until a checkpoint of the run is at `step` or later."""
         wait_until(lambda: newest_step(self.run) >= step, timeout_s=60, poll_s=0.02)
 
-    def warn(self) -> None:
-        """Send the batch script USR2, as Slurm does before the time limit."""
-        self.cluster.run("scancel", "--batch", "--signal=USR2", self.job_id)
+    def warn(self, name: str = "USR2") -> None:
+        """Send the batch script a signal, as Slurm does before the time limit."""
+        self.cluster.run("scancel", "--batch", f"--signal={name}", self.job_id)
 
     def record(self) -> dict[str, Any]:
         """Return the heartbeat of the run."""

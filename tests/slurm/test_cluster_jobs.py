@@ -178,7 +178,7 @@ def test_a_job_needs_nothing_of_the_callers_environment(
         site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export WAIT=1\n")
     job = stand_in.sbatch("bilstm", f"--export={export}", arguments=["--set", "a.b=two words"])
     wait_until(stand_in.stand_in.note.with_suffix(".ready").exists, timeout_s=30)
-    job.warn()
+    job.warn("USR1")
     job.wait()
     assert job.requeues() == 1
     assert stand_in.stand_in.call()["argv"] == [

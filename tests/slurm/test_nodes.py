@@ -68,7 +68,7 @@ def join_all(*calls: Callable[[], WorkerGroup]) -> list[Future[WorkerGroup]]:
 def join(
     rank: int, runs: Path, purpose: str = "the same", **more: str
 ) -> Callable[[], WorkerGroup]:
-    return lambda: WorkerGroup.join(allocation(rank, **more), runs, purpose)
+    return lambda: WorkerGroup.join(allocation(rank, **more), runs, purpose, join_s=30)
 
 
 def met(runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:

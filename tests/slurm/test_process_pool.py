@@ -88,7 +88,11 @@ def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
     ("child", "kind", "words"),
     [
         ("print('harness: --x: unknown'); sys.exit(2)", InputError, "a: --x: unknown"),
-        ("print('harness: the GPU is lost'); sys.exit(75)", Interrupted, r"a \(the GPU is lost\)"),
+        (
+            "print('harness: the GPU is lost; continue with: b'); sys.exit(75)",
+            Interrupted,
+            r"a \(the GPU is lost\)",
+        ),
     ],
 )
 def test_a_refusal_and_an_interruption_end_all(

@@ -8,12 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGTERM, Signals
 
 import psutil
 import pytest
 
-from harness.system.processes import has_died, in_threads, is_run_alive, process_space
+from harness.system.processes import (
+    STOPPING,
+    StopRequest,
+    has_died,
+    in_threads,
+    is_run_alive,
+    process_space,
+)
 from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 
@@ -102,6 +109,18 @@ def test_the_second_ctrl_c_ends_everything_at_once() -> None:
     said, warned = process.communicate(timeout=10)
     assert (process.returncode, said, warned) == (75, "", AT_ONCE)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_every_stopping_signal_is_noted(number: Signals) -> None:
+    """The process votes to stop after the current step. SIGTERM (a cancel) has priority."""
+    stop = StopRequest()
+    assert stop.vote == 0.0
+    stop.note(number)
+    assert (stop.signal, stop.vote) == (number, 1.0)
+    for each in (SIGTERM, number):
+        stop.note(each)
+    assert stop.signal == SIGTERM
 
 
 IN_AN_IMPORT = """

@@ -148,7 +148,8 @@ def test_each_task_of_an_array_continues_its_search(
         if name == "search":
             assert as_job(status, Resources()).resumes == folder
         else:
-            with pytest.raises(InputError, match=f"is {status.state}; first stop the run"):
+            remedy = "first stop the run" if name == "run" else "add workers with: sbatch"
+            with pytest.raises(InputError, match=f"is {status.state}; {remedy}"):
                 as_job(status, Resources())
     status.state = "finished"
     with pytest.raises(InputError, match="is finished; name an unfinished run"):

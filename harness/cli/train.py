@@ -92,6 +92,10 @@ def train(
     wanted = seeds if seed is None else seed
     seeded = [] if wanted is None else [f"--seeds={wanted}"]
     instead = submission(job_files[0] if len(job_files) == 1 else "JOB", overrides, *seeded)
+    if parent or data or full or run_id:  # `harness submit` does not have these options
+        instead = by_srun()
+    elif seeds is not None:
+        instead += " --pack"
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
@@ -104,8 +108,7 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                # `harness submit` has no option --from.
-                confirm_here(by_srun() if parent else instead, here=here)
+                confirm_here(instead, here=here)
             launched = LaunchOptions(devices, data, full, strict, parent)
             result = launch(run, job, options=launched, console=console)
         finally:
@@ -133,7 +136,7 @@ def train(
     options += ["--full"] if full else []
     options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
-    confirm_here(f"{instead} --pack" if chosen else instead, here=here)
+    confirm_here(instead, here=here)
     folders = train_batch(
         BatchRequest(
             jobs=jobs,

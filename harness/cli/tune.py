@@ -17,6 +17,7 @@ from harness.cli.options import (
     TrustCode,
     Workers,
     WorkersPerGpu,
+    by_srun,
     confirm_here,
     quoted,
     submission,
@@ -72,7 +73,8 @@ def tune(
     request = _request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
-    confirm_here(submission(job_file, overrides), here=here)
+    only_here = sweep_id or data or full  # `harness submit` does not have these options
+    confirm_here(by_srun() if only_here else submission(job_file, overrides), here=here)
     run_sweep(sweep, search, request, full=full)
 
 

@@ -288,7 +288,7 @@ def why_slow(kernels: Mapping[str, str]) -> str:
         return ""
     return (
         f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN "
-        "needs train.xla = auto and a run that began on a GPU; a GRU also needs model.reset_after "
-        "= true; a layer of a custom network needs Keras's default activations and biases, and no "
-        "masks, recurrent_dropout or unroll"
+        "needs train.xla = auto or off, and a run that began on a GPU; a GRU also needs "
+        "model.reset_after = true; a layer of a custom network needs Keras's default activations "
+        "and biases, and no masks, recurrent_dropout or unroll"
     )

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,7 +193,8 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         phase = text(run.read_json("state.json").get("phase")) or "not begun"
         raise InputError(
             f"run {folder}: is unfinished ({one_line(phase)}), so it has no result to audit; "
-            f"wait until the run ends, or continue the run with: harness resume {folder}"
+            f"wait until the run ends, or continue the run with: harness resume "
+            f"{shlex.quote(str(folder))}"
         )
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
@@ -682,6 +684,8 @@ class Auditor:
         if devices.kind == "cpu" or other == 1:
             changed = replace(devices, count=other)
             ways[f"training on {other} instead of {devices.count} replicas"] = (changed, self.plan)
+        elif self.subject.job.model.is_own:  # XLA can't compile every custom network
+            ways["training once more"] = (devices, self.plan)
         return ways
 
     def _least(self, where: str, value: Any) -> float:
@@ -691,11 +695,17 @@ class Auditor:
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
         if not is_count:
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
-        metric = where.partition(", ")[2]
-        if reviews := {"accuracy": "training", "val_accuracy": "validation"}.get(metric):
-            return SUM_ROUNDING + MOVED / max(1, self.sizes[reviews])
-        # One review changes the F1 score of a class of n reviews by up to 2 / n.
-        return SUM_ROUNDING + 2 * MOVED / max(1, self.sizes["smallest class"])
+        # How much one review changes a score. The F1 score of a class of n reviews changes by up to
+        # 2 / n. If few reviews are predicted as a class, one review may change its precision by 1.
+        training, validation, smallest = (max(1, size) for size in self.sizes.values())
+        by_one = {
+            "accuracy": 1 / training,
+            "val_accuracy": 1 / validation,
+            "val_top_5_accuracy": 1 / validation,
+            "val_f1_weighted": 4 / validation,
+            "val_precision": 1.0,
+        }
+        return SUM_ROUNDING + MOVED * by_one.get(where.partition(", ")[2], 2 / smallest)
 
 
 def audit(

@@ -7,6 +7,7 @@ and loaded without unpickling. `tf.train.Checkpoint` would write several files, 
 import hashlib
 import io
 import json
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from time import monotonic, sleep
@@ -192,7 +193,8 @@ def _newest(
     if skipped and (parent := weights_of(run.certain_json(RECORD))):
         raise RunError(
             f"run {run.folder}: all its checkpoints are broken; to begin again with the weights of "
-            f"{parent}, remove {run.path('checkpoints')}, then run harness resume {run.folder}"
+            f"{parent}, remove {run.path('checkpoints')}, then run harness resume "
+            f"{shlex.quote(str(run.folder))}"
         )
     return Progress(identity=identity), None, skipped
 

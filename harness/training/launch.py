@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -430,7 +431,8 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     """
     if not run.finished():
         raise InputError(
-            f"run {run.folder}: is unfinished; first complete it with: harness resume {run.folder}"
+            f"run {run.folder}: is unfinished; first complete it with: harness resume "
+            f"{shlex.quote(str(run.folder))}"
         )
     job = run.job()
     if not job.data.test:

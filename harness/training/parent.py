@@ -8,6 +8,7 @@ parent.
 """
 
 import contextlib
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
         if not parent.finished():
             raise InputError(
                 f"--from {parent.folder}: is unfinished and has no model yet; "
-                f"first complete it with: harness resume {parent.folder}"
+                f"first complete it with: harness resume {shlex.quote(str(parent.folder))}"
             )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():

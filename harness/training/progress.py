@@ -21,7 +21,6 @@ class Progress:
     epoch_s: float = 0.0  # the training time of the epoch so far
     training_s: float = 0.0  # the run's training time; a step that the run repeats counts once
     history: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each epoch
-    best_epoch: int = 0  # the number of the best epoch, from 1; 0 if there is none
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
     stopped: bool = False  # whether a callback ends the training after the current epoch
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`

@@ -163,7 +163,6 @@ class Trainer:
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             if self.score_to_keep and exported_epoch(progress.history, train) is line:
-                progress.best_epoch = line["epoch"]
                 progress.best_weights = train_step.export_model.get_weights()
             self._end_epoch(line)
         self._is_over = True

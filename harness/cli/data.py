@@ -1,12 +1,13 @@
 """`data fetch` and `data verify` handle IMDB; `data describe` checks and describes your texts."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.options import DataFolder
-from harness.system.console import echo
+from harness.system.console import echo, log
 
 if TYPE_CHECKING:
     from harness.data.dataset import Dataset
@@ -31,9 +32,14 @@ def fetch(
     Downloads IMDB, unless HARNESS_DATA or ~/.cache/harness contains IMDB; or copies IMDB from a
     folder.
     """
+    from harness.data.locations import named_folder
     from harness.data.sources import fetch as fetch_dataset
 
-    _print_dataset(fetch_dataset(source))
+    dataset = fetch_dataset(source)
+    _print_dataset(dataset)
+    if (named := named_folder()) and named != dataset.folder:
+        warning = f"HARNESS_DATA {named}: runs read this folder, not {dataset.folder}"
+        log(logging.WARNING, f"{warning}; unset HARNESS_DATA")
 
 
 @app.command(epilog="Example: harness data verify --data /scratch/imdb")

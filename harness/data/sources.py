@@ -130,9 +130,9 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return open_folder(folder)
     if is_file(folder / NPZ):
         return _convert(folder)
-    remedy = "to get the data, run: harness data fetch"
+    remedy = "run harness data fetch"
     if name == "HARNESS_DATA":
-        remedy += f"; then unset HARNESS_DATA, or copy the files in {fetched_folder()} to {folder}"
+        remedy += f", then unset HARNESS_DATA or copy the files in {fetched_folder()} to {folder}"
     if name == "--from":
         remedy = "name a folder that contains imdb.npz or a stored dataset, or the folder aclImdb/"
     raise InputError(
@@ -169,7 +169,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     if not members:
         raise InputError(
             f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, run "
-            "harness data fetch and unset HARNESS_DATA; to use your own texts, set data.source"
+            "harness data fetch and unset HARNESS_DATA, or, to use your own texts, set data.source"
         )
     # `np.load` of the whole archive could unpickle other data than these verified members.
     arrays = {

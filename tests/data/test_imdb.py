@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.cli.data import fetch as fetch_command
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.locations import NPZ
@@ -87,7 +88,7 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
     """The message names `harness data fetch` and data.source; no code of the file runs."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
-    says = r"data/imdb\.npz: is not Keras's .* data fetch and unset HARNESS_DATA; .* data\.source$"
+    says = r"data/imdb\.npz: is not Keras's .* data fetch and unset HARNESS_DATA, .* data\.source$"
     with pytest.raises(InputError, match=says):
         open_dataset(folder)
     assert not mark.exists()
@@ -184,12 +185,18 @@ def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetch_downloads_if_the_named_data_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The refusal of the data names this command as the remedy."""
+    """The refusal of the data names this command, which warns that runs still read these data."""
     monkeypatch.setenv("HARNESS_DATA", str(write_npz(tmp_path / "data", y_test=np.array([1]))))
     monkeypatch.setattr("harness.data.sources._download", small)
     assert fetch().checksum == small().checksum
+    fetch_command()
+    assert f"{tmp_path}/data: runs read this folder, not {tmp_path}/" in capsys.readouterr().err
+    write_npz(tmp_path / "data")
+    fetch_command()
+    assert capsys.readouterr().err == ""
+    write_npz(tmp_path / "data", y_test=np.array([1]))
     with pytest.raises(InputError, match="run harness data fetch and unset HARNESS_DATA"):
         open_dataset()
 
@@ -213,7 +220,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
-    with pytest.raises(InputError, match=r"^HARNESS_DATA .* unset HARNESS_DATA"):
+    with pytest.raises(InputError, match="; run harness data fetch, then unset HARNESS_DATA or"):
         open_dataset()
     for name in ("typo", "x" * 300):
         with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):

@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from harness import PROJECT
 from harness.compute.gpus import IN_A_CONTAINER
+from harness.data.locations import fetched_folder
 from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import START_S, ask_child
@@ -222,8 +223,10 @@ def check_data(data: Path | None) -> Iterator[Finding]:
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
     remedy = "on a machine with internet access, run harness data fetch"
-    if dataset.folder:  # without the first two steps, harness data fetch would keep the dataset
-        remedy = f"move {dataset.folder} away, unset HARNESS_DATA, and {remedy}"
+    if dataset.folder == fetched_folder():  # harness data fetch would keep the dataset
+        remedy = f"move {dataset.folder} away, and {remedy}"
+    elif dataset.folder:
+        remedy = f"{'leave --data out' if data else 'unset HARNESS_DATA'}, and {remedy}"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return

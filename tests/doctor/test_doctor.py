@@ -150,12 +150,21 @@ def test_the_remedy_for_missing_libraries(missing: list[str], remedy: str) -> No
 
 
 @pytest.mark.parametrize("is_sample", [False, True])
-def test_other_reviews_are_moved_away(tmp_path: Path, is_sample: bool) -> None:
-    """`harness data fetch` alone would keep them."""
-    save_folder(replace(small(), is_sample=is_sample), tmp_path / "a")
-    finding = only(doctor.check_data(tmp_path / "a"))
-    said = f"move {tmp_path}/a away, unset HARNESS_DATA, and on a machine"
-    assert (finding.level, finding.remedy[: len(said)]) == ("yellow", said)
+def test_other_reviews_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sample: bool
+) -> None:
+    """`harness data fetch` alone would keep them in the cache; elsewhere, others may need them."""
+    folder = tmp_path / "harness" / "imdb"
+    save_folder(replace(small(), is_sample=is_sample), folder)
+    monkeypatch.setenv("HARNESS_DATA", str(folder))
+    for cache, data, said in (
+        ("", None, "unset HARNESS_DATA, and on"),
+        ("", folder, "leave --data out, and on"),
+        (tmp_path, None, f"move {folder} away, and on"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        finding = only(doctor.check_data(data))
+        assert (finding.level, finding.remedy[: len(said)]) == ("yellow", said)
 
 
 @pytest.mark.parametrize("has_srun", [True, False])

@@ -184,8 +184,9 @@ def prune(
 ) -> None:
     """Free disk space of finished runs and searches.
 
-    Removes the checkpoints of a run, and the models, checkpoints and status files of all but the
-    best five trials of a search. Without --yes it only prints the sizes.
+    Removes the checkpoints of a run, and the models and checkpoints of all but the best five trials
+    of a search; if such a trial did not fail, also its status files. Without --yes it only prints
+    the sizes.
     """
     from harness.tracking.run_dir import named_or_all
     from harness.tuning.prune_runs import prune_all

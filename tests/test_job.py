@@ -211,14 +211,18 @@ def test_an_override_may_be_white_space() -> None:
     [
         (
             "data.limit=2",
-            "limit=2: should set one of the keys data.text_column, data.label",
+            "keys data.text_column, data.label_column, data.split_column, data.delimiter, "
+            "data.encoding$",
         ),
         ("train.epochs=2", "train.epochs=2: should set one of the keys data.text_column"),
         ("data.text_column=1", "--set data.text_column=1: should be a string in quotes"),
     ],
 )
 def test_only_the_format_of_texts_can_be_described(override: str, said: str) -> None:
-    """`harness data describe` would ignore other keys."""
+    """`harness data describe` would ignore other keys.
+
+    The order of the keys stays, because the checksum of texts depends on it.
+    """
     with pytest.raises(InputError, match=said):
         data_settings([override])
 

@@ -32,7 +32,6 @@ from harness.config import SURROGATE
 from harness.data.dataset import MAX_CLASSES, SHOWN, SPLITS, Dataset, Split, content_checksum
 from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.tables import (
-    FORMAT_KEYS,
     KNOWN_SPLITS,
     LEFT_OUT,
     TABLES,
@@ -45,7 +44,7 @@ from harness.data.tables import (
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
-from harness.job.keys import LARGEST_VOCAB, DataConfig
+from harness.job.keys import FORMAT_KEYS, LARGEST_VOCAB, DataConfig
 from harness.system.files import read_plain_file, sha256_of
 from harness.system.lenient_json import parse_json
 

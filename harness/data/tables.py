@@ -32,8 +32,6 @@ ENDINGS = (*TABLES, *(table + packed for table in TEXT_TABLES for packed in COMP
 VALIDATION = ("validation", "valid", "val", "dev")  # the allowed names of a validation split
 LEFT_OUT = "unsupervised"  # the name of a split without labels; its reviews are not used
 KNOWN_SPLITS = (*SPLITS, *VALIDATION, LEFT_OUT)
-# The keys of `[data]` that describe the tables.
-FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 ROWS_AT_ONCE = 1000
 
 

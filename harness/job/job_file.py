@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, did_you_mean, suggest
-from harness.job.keys import FACTS, FORMAT, TABLES, DataConfig, Job
+from harness.job.keys import FACTS, FORMAT_KEYS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
@@ -151,7 +151,7 @@ def data_settings(overrides: Sequence[str]) -> DataConfig:
     """
     content: dict[str, Any] = {}
     origins = put_overrides(content, overrides, Path("data"))
-    known = [key for key, facts in FACTS.items() if facts == FORMAT]
+    known = [f"data.{key}" for key in FORMAT_KEYS]
     for key, option in origins.items():
         if key not in known:
             raise InputError(f"{option}: should set one of the keys {', '.join(known)}")

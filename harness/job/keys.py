@@ -532,3 +532,5 @@ TABLES: dict[str, type[ConfigSection]] = {
 }
 KEYS = keys_of(TABLES)
 FACTS: dict[str, Facts] = {key: facts_of(info) for key, info in KEYS.items()}
+# The keys of `[data]` that describe the format of texts.
+FORMAT_KEYS = tuple(key.removeprefix("data.") for key, each in FACTS.items() if each == FORMAT)

@@ -35,10 +35,9 @@ from harness.data.ngrams import (
 )
 from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
-from harness.data.tables import FORMAT_KEYS
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import InputError, RunError
-from harness.job.keys import KEYS, DataConfig
+from harness.job.keys import FORMAT_KEYS, KEYS, DataConfig
 from harness.report.collect import DatasetGroup
 from harness.system.files import atomic_write, cache_folder
 from harness.system.lenient_json import read_toml, table, text, whole

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.architectures import MAX_DIM
 from harness.data.tables import open_bytes
 from harness.errors import InputError
 from harness.system.files import is_file, sha256_of
@@ -89,6 +90,8 @@ def _from_text(
                     remedy = f"set model.embedding_dim = {dimension}"
                     if not dimension:
                         remedy = "write a space between a word and each of its numbers"
+                    elif dimension > MAX_DIM:
+                        remedy = f"shorten the vectors to at most {MAX_DIM:,} numbers"
                     raise InputError(
                         f"{where}has vectors of {dimension:,} numbers, but model.embedding_dim = "
                         f"{width}; {remedy}, or name another file"

@@ -38,6 +38,7 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
     [
         (b"the 1 2\n", "has vectors of 2 numbers, but model.embedding_dim = 3; set"),
         (b"400000 100\nthe 1 2 3\n", "has vectors of 100 numbers"),
+        (b"400000 5999\n", "of 5,999 numbers, .*; shorten the vectors to at most 4,096 numbers"),
         (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers, but should have a word and 3 numbers"),
         (b"the 1 2 x\n", "line 1 should be a word and numbers"),
         (b"the 1 nan 3\n", "the vector of 'the' should consist of finite numbers"),

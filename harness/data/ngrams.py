@@ -156,19 +156,19 @@ def to_archive(ngrams: Ngrams, **arrays: Any) -> bytes:
     return file.getvalue()
 
 
-def from_archive(content: bytes) -> tuple[Ngrams, dict[str, np.ndarray]]:
-    """Return the n-grams, and all arrays by name, from content that `to_archive` returned.
+def from_archive(content: bytes, *names: str) -> tuple[Any, ...]:
+    """Return the n-grams, and then the arrays with these names, from the content of a file.
 
     Raises:
-        ValueError: if `content` is not an archive of arrays.
+        ValueError: if `content` is not an archive of these arrays.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = dict(file)
+            num_lengths = sum(name.startswith(CODES) for name in file)
+            ngrams = tuple(file[f"{CODES}{i}"] for i in range(num_lengths))
+            return ngrams, *(file[name] for name in names)
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"not an archive of n-grams: {error}") from None
-    num_lengths = sum(name.startswith(CODES) for name in arrays)
-    return tuple(arrays[f"{CODES}{i}"] for i in range(num_lengths)), arrays
 
 
 # The ratios at each word
@@ -200,10 +200,9 @@ class NgramRatios:
         """Read the content that `to_bytes` returned.
 
         Raises:
-            ValueError: if the content is not an archive of arrays.
+            ValueError: if the content is not an archive of n-grams and ratios.
         """
-        ngrams, arrays = from_archive(content)
-        return cls(ngrams, arrays["ratios"])
+        return cls(*from_archive(content, "ratios"))
 
 
 def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[NgramRatios, Floats]:

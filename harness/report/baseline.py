@@ -271,9 +271,8 @@ class NgramModel:
         Raises:
             ValueError: if the bytes are not in the format that `to_bytes` writes.
         """
-        ngrams, arrays = from_archive(content)
-        words = vocab_from_bytes(arrays["words"].tobytes())
-        return cls(ngrams, arrays["weights"], arrays["biases"], words)
+        ngrams, words, weights, biases = from_archive(content, "words", "weights", "biases")
+        return cls(ngrams, weights, biases, vocab_from_bytes(words.tobytes()))
 
 
 def fitted_ngrams(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.data.dataset import Dataset, make_split
+from harness.data.ngrams import to_archive
 from harness.data.sources import make_dataset
 from harness.errors import InputError
 from harness.report.baseline import NgramModel, fit_ngrams
@@ -48,9 +49,10 @@ def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
 
 
 def test_a_broken_linear_model_is_refused() -> None:
-    """The file may be empty, no archive, or half an archive."""
-    content = kept(made_up(2)).to_bytes()
-    for broken in (b"", b"PK\x03\x04", content[: len(content) // 2]):
+    """The file may be empty, no archive, half an archive, or an archive of other arrays."""
+    model = kept(made_up(2))
+    content, other = model.to_bytes(), to_archive(model.ngrams, words=np.zeros(2))
+    for broken in (b"", b"PK\x03\x04", content[: len(content) // 2], other):
         with pytest.raises(ValueError, match="not an archive of n-grams"):
             NgramModel.from_bytes(broken)
 

@@ -5,7 +5,7 @@ equal to those of the command line, and a thread or a notebook that already uses
 these functions. A call leaves no signal handlers or settings of TensorFlow behind. The output of
 the process is printed; if the process fails, its error is raised.
 
-The functions return accuracies as numbers from 0 to 1; tables of `compare` show percentages.
+The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
 
 import io

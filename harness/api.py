@@ -245,8 +245,8 @@ def train(
             perhaps an empty folder of runs.
         RunError: if the run failed.
         Interrupted: if a signal stopped the run. To continue the run, pass its name as `run_id`.
-        KeyboardInterrupt: if you interrupted the call. When the error is raised, the run
-            is saved, and the run's process has ended.
+        KeyboardInterrupt: if you pressed Ctrl-C. The call raises this error after the run's process
+            has saved the run and ended; a second Ctrl-C kills the process.
     """
     overrides = _overrides(job, settings, options)
     folder = default_runs() if runs is None else Path(runs)

@@ -21,7 +21,7 @@ LOWEST = -6e4
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the plain RNN of exercise 6.01, with 2,080 recurrent parameters at 32 units."""
+    """Build the notebook's plain RNN, with 2,080 recurrent parameters at 32 units."""
     from keras.layers import SimpleRNN
 
     layer = SimpleRNN(config.units, return_sequences=over_time(config))
@@ -29,7 +29,7 @@ def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ker
 
 
 def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the LSTM of exercise 6.02, with 8,320 recurrent parameters at 32 units."""
+    """Build the notebook's LSTM, with 8,320 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
     layer = LSTM(config.units, return_sequences=over_time(config))
@@ -37,7 +37,7 @@ def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ke
 
 
 def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the GRU of exercise 6.03: 6,240 recurrent parameters (32 units, `reset_after` off)."""
+    """Build the notebook's GRU: 6,240 recurrent parameters (32 units, `reset_after` off)."""
     from keras.layers import GRU
 
     layer = GRU(config.units, reset_after=config.reset_after, return_sequences=over_time(config))
@@ -45,7 +45,7 @@ def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ker
 
 
 def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the bidirectional LSTM of exercise 6.04: 16,640 recurrent parameters (32 units)."""
+    """Build the notebook's bidirectional LSTM: 16,640 recurrent parameters (32 units)."""
     from keras.layers import LSTM, Bidirectional
 
     layer = Bidirectional(LSTM(config.units, return_sequences=over_time(config)))
@@ -53,7 +53,7 @@ def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "
 
 
 def stacked_lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the stacked LSTM of exercise 6.05: 16,640 recurrent parameters (32 units)."""
+    """Build the notebook's stacked LSTM: 16,640 recurrent parameters (32 units)."""
     from keras.layers import LSTM
 
     second = LSTM(config.second_units or config.units, return_sequences=over_time(config))
@@ -73,7 +73,7 @@ BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
 def sentiment(
     vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int
 ) -> "keras.Model":
-    """Build the network of an exercise: embedding, recurrent layers, probabilities.
+    """Build a network that classifies texts: embedding, recurrent layers, probabilities.
 
     Args:
         vocab_size: the number of word indices.
@@ -192,9 +192,9 @@ class Padding:
 def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
-    Reductions use `keepdims`, because the length of the time axis differs between batches. Without
-    `keepdims` the gradient of a sum would need the shape of the sum's input, and each training step
-    would wait until the GPU has computed this shape.
+    The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`, the
+    gradient of a sum would need the shape of the sum's input. The length of the time axis differs
+    between batches, so each training step would wait until the GPU has computed this shape.
     """
     from keras import ops
 

@@ -81,8 +81,8 @@ class Facts:
             all values except the default. The key has an effect if at least one of the keys in
             `only_with` has one of the values listed for it.
         check: a function that describes how the key conflicts with other keys; it returns "" if
-            there is no conflict. The table of keys in jobs/README.md shows the docstring of
-            `check`.
+            there is no conflict. In the table of keys in jobs/README.md, the key's row shows
+            the docstring of this function.
         unvalidated: the only value allowed without validation reviews; None allows any value.
         for_all_reviews: whether the key may have different values in two runs of which the second
             gets the ensemble weight of the first (`--weights-from`). The first run has validation

@@ -115,7 +115,7 @@ class Server(ThreadedWSGIServer):
         self._secret, self._newcomers = secret, app.newcomers
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept a new connection, which has not shown the secret yet."""
+        """Accept every connection; `Guard` later checks the secret in each request."""
         del client_address
         self._newcomers.add(request)
         return True

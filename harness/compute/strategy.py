@@ -258,7 +258,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
 def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
-    The default of 10 s is too short for a busy node. No public API of TensorFlow sets the limit.
+    The default of 10 s is too short for a busy node. TensorFlow has no public API for this limit.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context

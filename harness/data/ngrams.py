@@ -215,9 +215,10 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
         num_classes: the number of classes; for two classes, only label 1 has ratios.
 
     Returns:
-        The ratios from all training reviews, for use on any other reviews; and the ratios for each
-        word of the training reviews themselves, `[num_tokens, num_channels]`. The ratios for a word
-        are computed without the fold that contains the word's review (cross-fitting).
+        Two results. The first result contains the ratios from all training reviews, for use on any
+        other reviews. The second result contains the ratios for each word of the training reviews
+        themselves, `[num_tokens, num_channels]`. The second result's ratios for a word are computed
+        without the fold that contains the word's review (cross-fitting).
     """
     features, ngrams = binary_ngrams(training, max_words=max_words)
     labels = range(1, 2) if num_classes == 2 else range(num_classes)

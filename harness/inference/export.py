@@ -149,8 +149,8 @@ def columns(
 
     Yields:
         A tensor `[all words]` for each length of n-grams. For each word, the tensor contains the
-        index of the n-gram that ends at the word, which is also the n-gram's column in the matrix
-        that `binary_ngrams` returns; -1 if no known n-gram ends at the word.
+        index of the n-gram that ends at the word, or -1 if no known n-gram ends at the word. The
+        index is the n-gram's column in the matrix that `binary_ngrams` returns.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])

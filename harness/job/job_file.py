@@ -108,9 +108,9 @@ def kept_names(
         base: the folder that relative paths start from.
 
     Returns:
-        A dictionary that maps each value in `names` to the value that the job stores. A reference
-        to a file on the disk is mapped to a reference to the file's source in `code`. Any other
-        value is mapped to itself.
+        A dictionary that maps each element of `names` to its replacement in the stored job. The
+        replacement of a reference to a file on the disk is a reference to the file's source in
+        `code`. Any other element is mapped to itself.
 
     Raises:
         InputError: if a source is refused.

@@ -202,7 +202,11 @@ class EnsembleClassifier:
         self.classes = self.runs[0].classes
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts; `num_unknown` counts the words that the first run does not know."""
+        """Classify texts.
+
+        The field `num_unknown` of a prediction counts the words that are not in the vocabulary of
+        the ensemble's first run.
+        """
         of_runs = [classifier.classify(texts) for classifier in self.runs]
         members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
         if self.ngrams:
@@ -336,10 +340,11 @@ def make_ensemble(
 ) -> tuple[Path, dict[str, Any], "pandas.DataFrame"]:
     """Make an ensemble in the folder `<runs>/<name>/<run-id>`.
 
-    Without `weights_from`, the weights of the ensemble's members minimize the log loss on the
-    validation reviews. With `weights_from`, the members get the weights of an older ensemble, and
-    the runs must be trained on all training reviews. The linear model over n-grams is fit to the
-    same training reviews as the runs. Nothing is chosen on the test set.
+    A member's weight is its share in the average of the members' probabilities. Without
+    `weights_from`, the weights minimize the log loss on the validation reviews. With
+    `weights_from`, the weights are copied from an older ensemble, and the runs must be trained on
+    all training reviews. The linear model over n-grams is fit to the same training reviews as the
+    runs. Nothing is chosen on the test set.
 
     Args:
         folders: the folders of the runs.

@@ -191,8 +191,8 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     return chart.picture(
         "ROC curves",
         "ROC curves with the area under each curve",
-        f"True positive rates, averaged over the seeds{averaged}. The numbers in brackets are the "
-        "mean areas.",
+        f"True positive rates, averaged over the seeds{averaged}. The number in brackets "
+        "after a job's name is the mean of the areas under the job's curves.",
     )
 
 

@@ -20,8 +20,9 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None:
     """Add an audit to the file with all audits of a result.
 
-    The file contains one audit per depth. The depth says how much was checked: `quick`, `3 epochs`
-    or `full`. A new audit replaces the audit of the same depth.
+    The depth of an audit says how much was checked: `quick`, `full`, or a number of epochs such as
+    `3 epochs`. The file contains at most one audit of each depth: a new audit replaces the
+    audit of the same depth.
 
     Args:
         runs: the folder of runs of the auditing user.

@@ -1,9 +1,10 @@
 """Coordinates the processes of a search through files on a shared disk.
 
-The processes of a search coordinate only through folders that exactly one process can create. A
-process writes a folder with its content under a temporary name, then renames the folder. rename(2)
-never replaces a non-empty folder, so the rename fails in all processes but one. After an I/O error
-only the folder's content shows which process has created the folder.
+The processes of a search decide by creating folders, for example which worker trains a trial: if
+several processes try to create the same folder, exactly one succeeds. A process writes a folder
+with its content under a temporary name, then renames the folder. rename(2) never replaces a
+non-empty folder, so the rename fails in all processes but one. After an I/O error only the folder's
+content shows which process has created the folder.
 """
 
 import errno

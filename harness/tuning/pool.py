@@ -3,9 +3,9 @@
 If a worker ends with an error after the command has seen it begin a trial, the pool restarts the
 worker at once and counts no failure, because the protocol limits the number of attempts at a trial.
 If a process ends with an error before that, the pool counts a failure of this process. A command
-fails after 25 consecutive failures of one process. The command fails earlier if three of these
-failures are errors that harness itself raised; disk errors do not count toward the three. When a
-trial of any worker is accepted, the pool resets the failure counts of all processes to 0.
+fails after 25 consecutive failures of one process. The command also fails after three failures of
+one process in which harness itself raised an error that the disk did not cause. When a trial of any
+worker is accepted, the pool resets the failure counts of all processes to 0.
 """
 
 import sys

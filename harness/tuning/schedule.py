@@ -1,11 +1,11 @@
 """Orders an oracle's proposals and results independently of real time.
 
-A virtual clock decides the order of the proposals and results: in each tick, each of a fixed number
-of virtual workers trains one epoch, or a whole trial if the oracle sets no epochs. The oracle
-proposes a trial when a virtual worker is free. The oracle receives a trial's result when the
-virtual worker ends the trial. So the oracle's state depends only on the results. Any process can
-compute the state again from the results, and an interrupted search promotes the same trials as an
-uninterrupted search.
+A simulation with a virtual clock decides the order of the proposals and results. In each tick of
+the clock, each of a fixed number of simulated workers trains one epoch, or a whole trial if the
+oracle sets no epochs. The oracle proposes a trial when a simulated worker is free. The oracle
+receives a trial's result when the simulated worker ends the trial. So the oracle's state
+depends only on the results. Any process can compute the state again from the results, and an
+interrupted search promotes the same trials as an uninterrupted search.
 """
 
 import heapq
@@ -38,7 +38,7 @@ class Schedule:
         Args:
             oracle: KerasTuner's oracle.
             num_trials: the maximum number of trials; 0 sets no limit.
-            width: the number of virtual workers; None for an oracle that does not learn from
+            width: the number of simulated workers; None for an oracle that does not learn from
                 results, and therefore receives no results.
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
                 list.

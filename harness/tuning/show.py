@@ -188,10 +188,11 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return the columns by which trials are grouped.
+    """Return the columns by which `effects` groups the trials.
 
-    For a list, the column is the value. For a range, the columns are the lowest and the highest
-    value of the third that contains the value.
+    If the key is searched over a list, the only column contains each trial's value. If the key is
+    searched over a range, two columns contain the lowest and the highest value of each trial's
+    group. A group is a third of all values, or one value if there are at most three.
     """
     if parameter.choices:
         return [values]

@@ -54,7 +54,7 @@ class SweepDirectory(LeasedDirectory):
     _is_new = False  # whether `begin` must choose a folder that does not exist yet
 
     def check_lease(self) -> None:
-        """Allow every write; a sweep's commands may overwrite each other's files."""
+        """Do nothing: a sweep has no lease, so all its commands can write the same files."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":

@@ -141,7 +141,7 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
     Raises:
         DiskError: if the disk fails for more than PATIENCE_S, or at once if waiting can't
             help, for example if a permission is missing.
-        InputError, RunError: from `step`, if the disk did not cause the error.
+        InputError, RunError: if `step` raises the error for a reason other than the disk.
         Interrupted: after a signal.
     """
     since_s = time.monotonic()

@@ -1,9 +1,9 @@
-"""Runs a worker or a proposer of a command: `python -m harness.tuning.worker SWEEP NAME`.
+"""Runs a worker or a proposer of a search: `python -m harness.tuning.worker SWEEP NAME`.
 
-The proposer (`--ahead N`) runs KerasTuner's oracle and creates the trials' folders with their
-values. The proposer is a separate process, so a slow proposal delays no worker, and KerasTuner's
-memory is freed after the last proposal. Proposals depend only on the search and the accepted
-results, so every command may have a proposer, and a killed proposer can be restarted.
+A worker trains trials. The proposer (`--ahead N`) runs KerasTuner's oracle and creates the trials'
+folders with their values. The proposer is a separate process, so a slow proposal delays no worker,
+and KerasTuner's memory is freed after the last proposal. Proposals depend only on the search and
+the accepted results, so every command may have a proposer, and a killed proposer can be restarted.
 """
 
 import argparse

@@ -180,7 +180,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
         (["--resume"], "give folders or ids of runs, or --all-interrupted"),
         (
             ["--all-interrupted"],
-            "to continue a run that SIGTERM or Ctrl-C ended, use",
+            "not counting runs that SIGTERM or Ctrl-C ended",
         ),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),
@@ -297,7 +297,7 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site, had_
         assert (done.returncode, said in done.stderr) == (2, True)
     if had_jobs:
         done = harness.run_here("submit", "--all-interrupted", "--runs", home)
-        assert (done.returncode, "has no interrupted run" in done.stderr) == (2, True)
+        assert (done.returncode, "has no interrupted, lost or dead run" in done.stderr) == (2, True)
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:

@@ -140,7 +140,7 @@ def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
 ) -> None:
     """The command either refuses the broken file or does not need it."""
     # TensorFlow's number of threads can be set only once per process, which other tests have done.
-    monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
+    monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
     whole = run_on(copies, MODEL_COMMANDS[name])
     assert whole.returncode == 0, whole
     for file in READ_BY[name]:
@@ -180,7 +180,7 @@ def test_a_model_file_calls_no_function(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file's `config.json` may name `os.system`; the network is built from the job instead."""
-    monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
+    monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
     _, run = copies
     touched = run / "touched"
     config: dict[str, object] = {"module": "os", "class_name": "system"}

@@ -134,7 +134,7 @@ def test_lines_are_answered_before_the_next_lines_are_read(
     model = SimpleNamespace(classify=classify)
     monkeypatch.setattr("harness.inference.predict.read_lines", lines)
     monkeypatch.setattr("harness.report.ensemble.classifier_of", lambda _: model)
-    monkeypatch.setattr("harness.training.launch.computing", lambda _: nullcontext())
+    monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
     assert run_here("predict", str(finished[1])).returncode == 0
     assert num_answers == [1, 2]
 

@@ -190,6 +190,6 @@ def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
     """If one worker refuses its options, all end without a requeue; the log has the reason."""
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait("FAILED", timeout_s=60)
-    assert "--devices cpu:2" in job.log.read_text()
+    assert "devices cpu:2: should be one CPU device per node" in job.log.read_text()
     time.sleep(1)  # a wrong requeue would come within this time
     assert job.requeues() == 0

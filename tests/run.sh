@@ -13,7 +13,7 @@ Checks style, types and shell scripts, then runs the tests. It makes an environm
 first (.venv-test) and leaves yours alone. As root on Debian or Ubuntu it also installs what some
 tests need: Slurm, and a browser. Where either is missing, its tests are skipped.
 
-  (neither)  everything but the nightly tests: 12 minutes on two cores
+  (neither)  everything but the nightly tests: 11 minutes on two cores
   --quick    no test on a cluster, in a browser or of long training: two minutes
   --all      the nightly tests too
 

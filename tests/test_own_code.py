@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from harness.cli.main import app
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
@@ -143,6 +145,22 @@ def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> N
     assert [call(job) for job in jobs] == [(1, 1), (2, 2)]
     with pytest.raises(ImportError):
         __import__("mynet")
+
+
+def options_of(command: Any) -> Iterator[Any]:
+    """Yield the options of a command and of all its subcommands."""
+    for each in getattr(command, "commands", {}).values():
+        yield from options_of(each)
+    yield from command.params
+
+
+def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
+    """`--trust-code` is off in every command that has the option."""
+    found = [
+        each for each in options_of(typer.main.get_command(app)) if "--trust-code" in each.opts
+    ]
+    assert len(found) > 10
+    assert {each.default for each in found} == {False}
 
 
 @pytest.mark.parametrize(

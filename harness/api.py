@@ -11,7 +11,6 @@ The functions return accuracies from 0 to 1; the printed tables of `compare` sho
 import io
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from harness.job.job_file import load_job, shown
 from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
 from harness.slurm.pool import run_printed
-from harness.system.console import echo, log, rich_console
+from harness.system.console import echo, log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 from harness.tracking.audits import AUDITS, audits_of
@@ -304,7 +303,7 @@ def tune(
     if not SweepDirectory(sweep).finished():  # the command of a cancelled search ends with 0
         raise Interrupted(
             f"sweep {sweep}: was stopped before its end; continue with: harness resume "
-            f"{shlex.quote(str(sweep))}"
+            f"{quoted(sweep)}"
         )
     return Sweep(sweep)
 
@@ -341,7 +340,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         raise error or RunError(
             f"run {run}: the audit does not count, because the result changed during the audit, "
             f"or because other users can write to {folder / AUDITS}; in the second case run: "
-            f"chmod go-w {shlex.quote(str(folder / AUDITS))}"
+            f"chmod go-w {quoted(folder / AUDITS)}"
         )
     return Audit(**latest)
 
@@ -458,7 +457,7 @@ def _check_finished(kind: str, folder: Path, is_finished: bool) -> None:
     if not is_finished:
         raise InputError(
             f"{kind} {folder}: is unfinished and has no result; "
-            f"continue with: harness resume {shlex.quote(str(folder))}"
+            f"continue with: harness resume {quoted(folder)}"
         )
 
 

@@ -26,6 +26,7 @@ from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.errors import InputError, RunError
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment
+from harness.system.console import quoted
 from harness.system.files import (
     atomic_write,
     cache_folder,
@@ -370,7 +371,7 @@ def _announce(
         say(endpoint.text().rstrip())
     else:
         say("Others may be able to read this output, so the address is in a file:")
-        say(f"  cat {shlex.quote(str(connection))}")
+        say(f"  cat {quoted(connection)}")
 
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from harness.cli.options import RunsFolder
 from harness.errors import InputError
-from harness.system.console import log
+from harness.system.console import log, quoted
 
 if TYPE_CHECKING:
     from harness.slurm.environment import SlurmEnvironment
@@ -110,7 +110,7 @@ def job_begin(
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
-            f"export HARNESS_NODE_FAULTS={shlex.quote(str(faults))}",
+            f"export HARNESS_NODE_FAULTS={quoted(faults)}",
             f"export {BATCH_JOB}={allocation.job_id}",
         ]
         lines += [] if unmet else [f"say {shlex.quote(describe_given(allocation))}"]
@@ -176,4 +176,4 @@ def job_successor(
     # With this variable the new job's failures count as failures of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id
     command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
-    _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={shlex.quote(str(record))}")
+    _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={quoted(record)}")

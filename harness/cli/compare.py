@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from harness.cli.options import DataFolder, RunsFolder, TrustCode, quoted
-from harness.system.console import echo
+from harness.cli.options import DataFolder, RunsFolder, TrustCode
+from harness.system.console import echo, quoted
 
 app = typer.Typer()
 

@@ -115,11 +115,6 @@ TrustCode = Annotated[
 ]
 
 
-def quoted(path: Path | str) -> str:
-    """Quote a path for the shell."""
-    return shlex.quote(str(path))
-
-
 def submission(job: Path | str, overrides: list[str] | None, *options: str) -> str:
     """Return the command that submits a job with the same settings."""
     changed = [f"--set={each}" for each in overrides or ()]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import AsJson, RunsFolder, quoted
+from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
-from harness.system.console import echo, log
+from harness.system.console import echo, log, quoted
 
 if TYPE_CHECKING:
     from harness.tracking.records import RunStatus

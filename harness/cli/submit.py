@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode, quoted
+from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode
 from harness.errors import InputError, RunError
-from harness.system.console import echo, log
+from harness.system.console import echo, log, quoted
 
 if TYPE_CHECKING:
     from harness.slurm.resources import Resources

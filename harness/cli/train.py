@@ -26,11 +26,10 @@ from harness.cli.options import (
     Workers,
     by_srun,
     confirm_here,
-    quoted,
     submission,
 )
 from harness.errors import InputError
-from harness.system.console import Console, echo, log
+from harness.system.console import Console, echo, log, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,9 @@ from harness.cli.options import (
     WorkersPerGpu,
     by_srun,
     confirm_here,
-    quoted,
     submission,
 )
-from harness.system.console import Console, echo
+from harness.system.console import Console, echo, quoted
 
 if TYPE_CHECKING:
     from harness.job.search import SearchSpec

@@ -4,7 +4,6 @@ import difflib
 import errno
 import os
 import re
-import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, FORMAT_KEYS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
+from harness.system.console import quoted
 from harness.system.files import raise_unless_missing, read_plain_file
 
 # Maps the type of a pydantic error, or the key `name`, to the rule that the harness's message
@@ -50,7 +50,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     if "search" in content:
         raise InputError(
             f"job {path}: contains a [search] table; run the search with: harness tune "
-            f"{shlex.quote(str(path))}"
+            f"{quoted(path)}"
         )
     origins = put_overrides(content, overrides, path)
     if seed is not None:

@@ -6,7 +6,6 @@
 import itertools
 import math
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ from harness.job.job_file import (
 )
 from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 from harness.job.own_code import source_digest
+from harness.system.console import quoted
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # a searched key, such as model.units → its value in a trial
@@ -456,8 +456,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     table = content.get("search")
     if not isinstance(table, dict):
         raise InputError(
-            f"job {path}: has no [search] table; train it with: harness train "
-            f"{shlex.quote(str(path))}"
+            f"job {path}: has no [search] table; train it with: harness train {quoted(path)}"
         )
     raw_space = table.pop("space", {})
     try:

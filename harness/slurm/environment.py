@@ -2,13 +2,13 @@
 
 import os
 import re
-import shlex
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.system.console import quoted
 from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
@@ -267,7 +267,7 @@ def resume_command(folder: Path | str) -> str:
     """Return the command that continues a run or sweep; in a batch job it submits a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.is_batch
-    return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
+    return f"harness {'submit --resume' if as_job else 'resume'} {quoted(folder)}"
 
 
 def node_name() -> str:

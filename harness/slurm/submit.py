@@ -7,7 +7,6 @@ edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists run
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,7 +46,7 @@ from harness.slurm.script import (
     submissions,
 )
 from harness.slurm.snapshot import left_out, project_folder, take_snapshot
-from harness.system.console import Console
+from harness.system.console import Console, quoted
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
@@ -161,7 +160,7 @@ def doubts(request: Request) -> Iterator[str]:
         yield (
             f"--runs {request.runs}: {OTHERS_WRITE}, so other users could replace the code of a "
             "waiting job; the folder's owner can prevent this with: "
-            f"chmod +t {shlex.quote(str(request.runs))}"
+            f"chmod +t {quoted(request.runs)}"
         )
     program = job_environment(request.project) / "bin" / "harness"
     # With a container, the environment may be in its image, where this process can't look.

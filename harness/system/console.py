@@ -9,9 +9,11 @@ import io
 import logging
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -90,6 +92,11 @@ class Console:
         if "val_loss" in line:
             text += f"  val_loss {line['val_loss']:.4f}  val_accuracy {line['val_accuracy']:.4f}"
         self.info(f"{text}  {line['epoch_s']:.1f} s  {line['reviews_per_s']:.0f} reviews/s")
+
+
+def quoted(path: Path | str) -> str:
+    """Quote a path for a command that the user pastes into a shell."""
+    return shlex.quote(str(path))
 
 
 def printable(text: str) -> str:

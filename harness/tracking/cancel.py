@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import signal
 import socket
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from harness.errors import InputError, RunError
 from harness.slurm import client
 from harness.slurm.client import Queue
+from harness.system.console import quoted
 from harness.system.lenient_json import read_json
 from harness.system.processes import is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
@@ -122,7 +122,7 @@ def _stop_process(status: RunStatus) -> None:
         whole_job = f", or end the run's whole job: scancel {status.slurm_job}"
         raise RunError(
             f"{where} is on {status.host}; on that machine, run: harness cancel "
-            f"{shlex.quote(str(status.folder))}{whole_job if status.slurm_job else ''}"
+            f"{quoted(status.folder)}{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")
@@ -152,5 +152,5 @@ def wait_until_saved(
         waited_s += POLL_S
     raise RunError(
         f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status "
-        f"{shlex.quote(str(status.folder))}"
+        f"{quoted(status.folder)}"
     )

@@ -2,13 +2,13 @@
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.job.search import is_sweep
+from harness.system.console import quoted
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
@@ -44,7 +44,7 @@ def _without_log(status: RunStatus) -> InputError:
         )
     look = f"its metrics are in {status.folder / 'metrics.jsonl'}"
     if is_sweep(status.folder):
-        look = f"harness sweep show {shlex.quote(str(status.folder))} shows its trials"
+        look = f"harness sweep show {quoted(status.folder)} shows its trials"
     return InputError(
         f"run {status.run}: has no log because it printed to a terminal or a pipe; {look}"
     )

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shlex
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from harness.errors import CANCELLING, Interrupted
 from harness.job.search import SEARCH_FILE
 from harness.slurm.client import QueuedJob
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import strip_prefix
+from harness.system.console import quoted, strip_prefix
 from harness.system.files import Record, atomic_write, open_plain_file, read_record
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import (
@@ -234,7 +233,7 @@ class RunStatus:
     def resume(self) -> str:
         """The command that continues the run; it submits a Slurm job if the run was in one."""
         command = "submit --resume" if self.reported_job else "resume"
-        return f"harness {command} {shlex.quote(str(self.folder))}"
+        return f"harness {command} {quoted(self.folder)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""

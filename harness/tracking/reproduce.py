@@ -13,6 +13,7 @@ from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.slurm.environment import given_cpus
+from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import (
     COMMIT,
@@ -194,4 +195,4 @@ def _command(record: dict[str, Any], folder: Path, data: Sequence[str]) -> str:
         args += ["--devices", str(record["devices_asked"])]
     if origin := weights_of(record):
         args += ["--from", origin]
-    return f"cd {shlex.quote(str(folder))} && {shlex.join([*args, *data])}"
+    return f"cd {quoted(folder)} && {shlex.join([*args, *data])}"

@@ -5,7 +5,6 @@ A job requests the resources of the run's last job, unless the user requests oth
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from harness.slurm.resources import (
     words_in,
 )
 from harness.slurm.script import Wanted
+from harness.system.console import quoted
 from harness.system.lenient_json import table, text, whole
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
@@ -72,7 +72,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     if (status.alive or status.job_lives) and not is_own:
         remedy = "first stop the run with harness cancel"
         if is_sweep(folder):
-            remedy = f"add workers with: sbatch slurm/tune.sh --join {shlex.quote(str(folder))}"
+            remedy = f"add workers with: sbatch slurm/tune.sh --join {quoted(folder)}"
         raise InputError(f"--resume {status.run}: is {status.state}; {remedy}")
     job: Job | SearchSpec
     sent = status.submission

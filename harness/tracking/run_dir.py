@@ -13,7 +13,6 @@ import itertools
 import math
 import os
 import re
-import shlex
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import load_job, shown
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, is_sweep
+from harness.system.console import quoted
 from harness.system.files import (
     Record,
     atomic_write,
@@ -257,7 +257,7 @@ def check_record(folder: LeasedDirectory) -> None:
             f"{name}: {RECORD} is broken; restore this file from a copy, or remove it to begin a "
             "new record of the code and the machine"
         )
-    remedy = f": harness reproduce {shlex.quote(str(folder.folder))} restores its code"
+    remedy = f": harness reproduce {quoted(folder.folder)} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")
 
 
@@ -297,7 +297,7 @@ class RunDirectory(LeasedDirectory):
             what = " with other [code]"
             if key:
                 what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})"
-            named = shlex.quote(str(run.folder))
+            named = quoted(run.folder)
             remedy = f", or continue the run: harness resume {named}"
             if run.finished():
                 remedy = f", and add --from {named} to begin with the weights of this run"
@@ -349,13 +349,13 @@ class RunDirectory(LeasedDirectory):
         if not self.finished():
             raise InputError(
                 f"run {self.folder}: is unfinished and has no model yet; continue the run with: "
-                f"harness resume {shlex.quote(str(self.folder))}"
+                f"harness resume {quoted(self.folder)}"
             )
         if not path.is_file():
             raise InputError(
                 f"run {self.folder}: its model was removed, because a search keeps only the five "
                 "best models; train the run's job again with: harness train "
-                f"{shlex.quote(str(self.path('job.toml')))} --set data.test=true"
+                f"{quoted(self.path('job.toml'))} --set data.test=true"
             )
         return path
 
@@ -387,7 +387,7 @@ class RunDirectory(LeasedDirectory):
                 raise InputError(
                     f"run {self.folder}: {path} belongs to {owner_name(owner)}, and only its owner "
                     "may write it; train your own run: harness train "
-                    f"{shlex.quote(str(self.path('job.toml')))}"
+                    f"{quoted(self.path('job.toml'))}"
                 )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -433,7 +433,7 @@ def _why_no_run(folder: Path) -> str:
     if is_sweep(folder):
         return (
             f"is a search; name one of its runs{such_as}, or train its best trial: harness sweep "
-            f"retrain {shlex.quote(str(folder))}"
+            f"retrain {quoted(folder)}"
         )
     if runs:
         return f"contains runs; name one of them{such_as}"

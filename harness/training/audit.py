@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import math
-import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
+from harness.system.console import quoted
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import read_json_lines, text
@@ -194,7 +194,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         raise InputError(
             f"run {folder}: is unfinished ({one_line(phase)}), so it has no result to audit; "
             f"wait until the run ends, or continue the run with: harness resume "
-            f"{shlex.quote(str(folder))}"
+            f"{quoted(folder)}"
         )
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():

@@ -7,7 +7,6 @@ and loaded without unpickling. `tf.train.Checkpoint` would write several files, 
 import hashlib
 import io
 import json
-import shlex
 from dataclasses import fields
 from pathlib import Path
 from time import monotonic, sleep
@@ -22,6 +21,7 @@ from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
 from harness.slurm.nodes import WorkerGroup
+from harness.system.console import quoted
 from harness.system.files import disk_error_in, open_plain_file, raise_unless_missing
 from harness.system.leased_dir import PATIENCE_S, RETRY_S
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped, weights_of
@@ -194,7 +194,7 @@ def _newest(
         raise RunError(
             f"run {run.folder}: all its checkpoints are broken; to begin again with the weights of "
             f"{parent}, remove {run.path('checkpoints')}, then run harness resume "
-            f"{shlex.quote(str(run.folder))}"
+            f"{quoted(run.folder)}"
         )
     return Progress(identity=identity), None, skipped
 

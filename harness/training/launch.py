@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from harness.slurm.environment import (
 )
 from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
-from harness.system.console import Console, log
+from harness.system.console import Console, log, quoted
 from harness.system.files import scratch_directory
 from harness.system.guard import stand_guard
 from harness.system.leased_dir import LeasedDirectory
@@ -432,7 +431,7 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     if not run.finished():
         raise InputError(
             f"run {run.folder}: is unfinished; first complete it with: harness resume "
-            f"{shlex.quote(str(run.folder))}"
+            f"{quoted(run.folder)}"
         )
     job = run.job()
     if not job.data.test:

@@ -8,7 +8,6 @@ parent.
 """
 
 import contextlib
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
 from harness.job.keys import DECAYS, FACTS, Job
+from harness.system.console import quoted
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
 from harness.tracking.run_dir import (
@@ -98,7 +98,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
         if not parent.finished():
             raise InputError(
                 f"--from {parent.folder}: is unfinished and has no model yet; "
-                f"first complete it with: harness resume {shlex.quote(str(parent.folder))}"
+                f"first complete it with: harness resume {quoted(parent.folder)}"
             )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():

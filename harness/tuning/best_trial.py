@@ -6,7 +6,6 @@ is a copy of the sample.
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from harness.job.keys import DECAYS, FACTS, KEYS, Job
 from harness.job.search import SearchSpec
 from harness.report.summary import print_runs
 from harness.slurm.resources import array_spec
-from harness.system.console import Console
+from harness.system.console import Console, quoted
 from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
 from harness.tracking.run_dir import RECORD
@@ -65,7 +64,7 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
         return trials[0]
     raise InputError(
         f"sweep {sweep.folder} has no finished trial; to continue the sweep, run: "
-        f"harness resume {shlex.quote(str(sweep.folder))}"
+        f"harness resume {quoted(sweep.folder)}"
     )
 
 
@@ -166,8 +165,8 @@ def retrain(
         workers=workers,
         host_gb=(reckoned_gb(job, devices),),
         again=(
-            f"harness sweep retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
-            + (f" --data {shlex.quote(str(data))}" if data else "")
+            f"harness sweep retrain {quoted(sweep.folder)} --seeds {array_spec(seeds)}"
+            + (f" --data {quoted(data)}" if data else "")
         ),
     )
     print_runs(train_batch(request, console))

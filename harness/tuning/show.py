@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from rich.text import Text
 from harness.errors import RunError
 from harness.job.search import Parameter, SearchSpec, short_names
 from harness.report.text_tables import plain_table
-from harness.system.console import log, rich_console
+from harness.system.console import log, quoted, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
 from harness.tuning.leaderboard import LEADERBOARD, ORDER, leaderboard_rows, ranked
@@ -67,7 +66,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
     yield ", ".join(f"{counts[status]} {status}" for status in ORDER) + total
     if not sweep.finished():
         phase = sweep.read_json("state.json").get("phase", "not begun")
-        folder = shlex.quote(str(sweep.folder))
+        folder = quoted(sweep.folder)
         yield (
             f"unfinished ({phase}); to continue the sweep or to add workers, run: "
             f"harness resume {folder}"

@@ -98,11 +98,12 @@ class Run:
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
         """
-        self._directory.model_file()  # refuses an unfinished run at once
+        run = self._directory
+        run.model_file()  # refuses an unfinished run before the slow import
         _import_tensorflow()
         from harness.inference.model_file import load_model
 
-        return load_model(self._directory)
+        return load_model(run)
 
     def predict(self, texts: str | Iterable[str]) -> "list[Prediction]":
         """Classify raw texts, or a single text.
@@ -115,9 +116,10 @@ class Run:
         is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
         given: Any = [texts] if is_one else [*texts]
         checked = check_texts(given)
-        self._directory.model_file()  # refuses an unfinished run at once
+        run = self._directory
+        run.model_file()  # refuses an unfinished run before the slow import
         _import_tensorflow()
-        return Classifier(self._directory).classify(checked)
+        return Classifier(run).classify(checked)
 
     @property
     def _directory(self) -> "RunDirectory":

@@ -334,8 +334,8 @@ class TrainConfig(ConfigSection):
     ema_momentum: Share = Field(
         0.99,
         description="decay of the exponential moving average (EMA) of the weights, which rises to "
-        "this value during the first steps; the averaged "
-        "weights are evaluated and saved; 0 = no EMA",
+        "this value during the first steps; the averaged weights are evaluated and saved; 0 = no "
+        "EMA",
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
         "",

@@ -50,8 +50,8 @@ Floats = NDArray[np.float64]
 Say = Callable[[str], None]
 
 # The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
-# text begins with the version of its model. NGRAM_RECIPE means the n-grams
-# that occur in at least two reviews.
+# text begins with the version of its model. NGRAM_RECIPE means the n-grams that occur in at least
+# two reviews.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused

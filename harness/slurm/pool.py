@@ -377,9 +377,8 @@ def _failure(process: ManagedProcess) -> str:
     if code == InputError.exit_code:
         raise InputError(f"{process.name}: {process.last_line()}")
     if code == Interrupted.exit_code:
-        reason = process.last_line().partition("; continue with")[
-            0
-        ]  # the caller's remedy is for all
+        # The caller's remedy is for all tasks, so leave out the remedy of this task.
+        reason, _, _ = process.last_line().partition("; continue with")
         raise Interrupted(f"{process.name} ({reason})")
     number = -code if code < 0 else code - 128  # srun's exit code is 128 + its task's signal
     ended = number in signal.valid_signals()

@@ -235,6 +235,11 @@ class RunStatus:
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {quoted(self.folder)}"
 
+    @property
+    def remedy(self) -> str:
+        """What the user of a lost or dead run can do."""
+        return self.resume if self.can_go_on else "the run never began; start it again"
+
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""
         hidden = {"is_own", "reported_job", "submission", "queued", "is_resubmitted"}

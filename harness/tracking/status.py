@@ -135,7 +135,6 @@ def was_out_of_memory(status: RunStatus) -> bool:
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
     """Return the state and note of a run whose last heartbeat shows that it was running."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
-    again = status.resume if status.can_go_on else "the run never began; start it again"
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
@@ -144,14 +143,14 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
                 return "lost", f"out of memory; {status.resume} --mem=…"
-            return "lost", "; ".join(filter(None, (why, last_log_line(status), again)))
+            return "lost", "; ".join(filter(None, (why, last_log_line(status), status.remedy)))
     elif (
         not status.reported_job
         and status.is_own
         and status.host == socket.gethostname()
         and (status.process is None or not is_run_alive(status.process, status.time_s))
     ):
-        return "dead", f"its process is gone; {again}"
+        return "dead", f"its process is gone; {status.remedy}"
     if age <= STALE_AFTER_S:
         started = "starting" if status.phase == "starting" else "running"
         return started, status.phase if status.phase in ("validating", "testing") else ""

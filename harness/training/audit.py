@@ -697,15 +697,16 @@ class Auditor:
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
         # How much one review changes a score. The F1 score of a class of n reviews changes by up to
         # 2 / n. If few reviews are predicted as a class, one review may change its precision by 1.
-        training, validation, smallest = (max(1, size) for size in self.sizes.values())
+        share = {name: 1 / max(1, size) for name, size in self.sizes.items()}
         by_one = {
-            "accuracy": 1 / training,
-            "val_accuracy": 1 / validation,
-            "val_top_5_accuracy": 1 / validation,
-            "val_f1_weighted": 4 / validation,
+            "accuracy": share["training"],
+            "val_accuracy": share["validation"],
+            "val_top_5_accuracy": share["validation"],
+            "val_f1_weighted": 4 * share["validation"],
             "val_precision": 1.0,
         }
-        return SUM_ROUNDING + MOVED * by_one.get(where.partition(", ")[2], 2 / smallest)
+        metric = where.partition(", ")[2]
+        return SUM_ROUNDING + MOVED * by_one.get(metric, 2 * share["smallest class"])
 
 
 def audit(

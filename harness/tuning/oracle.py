@@ -10,8 +10,8 @@ This module differs from KerasTuner 1.4.8 in five ways. Each item first says wha
   search space has too few untried settings left, this round can't be filled. The Hyperband of this
   module then shrinks the round.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
-  0.5. Here a range with a step becomes a list of its values, with the
-  maximum if it is a whole number of steps above the minimum.
+  0.5. Here a range with a step becomes a list of its values, with the maximum if it is a whole
+  number of steps above the minimum.
 - KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a
   `Boolean`, and a list of one boolean becomes a `Fixed`.
 """

@@ -4,11 +4,10 @@ When a trial drops out of the best trials, the search removes the trial's model,
 status files at once, because such a trial never becomes one of the best again. Hyperband and asha
 continue trials from checkpoints, so with these tuners a search removes those of finished trials
 only at its end. Of failed trials and superseded attempts, a search removes the checkpoints and
-models at once, and keeps the status files.
-If the user raises `search.trials` later, a new trial trains its parent's epochs again, with bitwise
-identical results. In a finished sweep, `harness prune` removes the models and checkpoints of all
-but the best trials; if such a trial did not fail, also its status files. In other finished runs,
-the command removes only the checkpoints.
+models at once, and keeps the status files. If the user raises `search.trials` later, a new trial
+trains its parent's epochs again, with bitwise identical results. In a finished sweep, `harness
+prune` removes the models and checkpoints of all but the best trials; if such a trial did not fail,
+also its status files. In other finished runs, the command removes only the checkpoints.
 
 A run always keeps its job, record, metrics, scores, predictions and curves. If the user trains a
 run's `job.toml` again, the new model and checkpoints are bitwise identical to the removed ones.

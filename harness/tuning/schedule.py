@@ -3,9 +3,9 @@
 A simulation with a virtual clock decides the order of the proposals and results. In each tick of
 the clock, each of a fixed number of simulated workers trains one epoch, or a whole trial if the
 oracle sets no epochs. The oracle proposes a trial when a simulated worker is free. The oracle
-receives a trial's result when the simulated worker ends the trial. So the oracle's state
-depends only on the results. Any process can compute the state again from the results, and an
-interrupted search promotes the same trials as an uninterrupted search.
+receives a trial's result when the simulated worker ends the trial. So the oracle's state depends
+only on the results. Any process can compute the state again from the results, and an interrupted
+search promotes the same trials as an uninterrupted search.
 """
 
 import heapq

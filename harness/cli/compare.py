@@ -77,15 +77,9 @@ def ensemble(
             help="ensemble to copy the weights from, if the runs have no validation reviews",
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="name of the ensemble; default: made from the names of the jobs"
-        ),
-    ] = None,
     run_id: Annotated[
         str | None,
-        typer.Option("--run-id", metavar="ID", help="id of the ensemble; its folder is NAME/ID"),
+        typer.Option("--run-id", metavar="ID", help="id of the ensemble, the name of its folder"),
     ] = None,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
@@ -107,7 +101,6 @@ def ensemble(
         ngrams=others is not None,
         weights_from=weights_from,
         data=data,
-        name=name,
         run_id=run_id,
     )
     echo(plain_table(cells))

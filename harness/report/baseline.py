@@ -41,7 +41,7 @@ from harness.job.keys import FORMAT_KEYS, KEYS, DataConfig
 from harness.report.collect import DatasetGroup
 from harness.system.files import atomic_write, cache_folder
 from harness.system.lenient_json import read_toml, table, text, whole
-from harness.tracking.run_dir import RECORD, RunDirectory, job_file
+from harness.tracking.run_dir import RECORD, RunDirectory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -466,7 +466,7 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     folders: dict[str, None] = {}
     for run in group.all_runs:
         with contextlib.suppress(ValidationError):  # an encoding may be unknown to this Python
-            job = read_toml(run.folder / job_file(run.folder))
+            job = read_toml(run.folder / "job.toml")
             config = DataConfig.model_validate(table(job, "data"))
             if config.source:
                 form = DataConfig(**config.model_dump(include={*FORMAT_KEYS}))

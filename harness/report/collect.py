@@ -34,7 +34,6 @@ from harness.tracking.run_dir import (
     find_runs,
     is_ensemble,
     is_whole,
-    job_file,
     weights_of,
 )
 
@@ -243,7 +242,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         return LeftOut(folder, "search", f"its {count} trials are not tested")
     try:
         # `finished` is called before the result is read, because the run may end in between.
-        toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
+        toml, is_finished = run.certain_toml("job.toml"), run.finished()
         result = run.certain_json(RESULT)
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:

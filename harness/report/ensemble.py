@@ -1,12 +1,10 @@
 """Makes ensembles, which average the probabilities of runs and of the linear model over n-grams.
 
-The folder of an ensemble contains `ensemble.toml`, copies of the files that the runs need to
-classify texts, and the linear model. So the original runs may be changed or removed later.
-`ensemble.toml` lists a checksum for each of these files.
+The folder of an ensemble contains `ensemble.toml` and the linear model. `ensemble.toml` names the
+folders of the runs, which must remain, and the checksums of their models.
 """
 
 import contextlib
-import hashlib
 import os
 import reprlib
 import shlex
@@ -26,7 +24,6 @@ from harness.data.ngrams import MAX_BYTES
 from harness.errors import DiskError, InputError
 from harness.inference.predict import Classifier, Prediction
 from harness.job.keys import FACTS, Job
-from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
 from harness.report.collect import DEFAULTS, LeftOut, ScoredRun, as_text, read_run
 from harness.report.statistics import BROKEN, read_arrays, read_own
@@ -46,7 +43,6 @@ from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
     MAKE_AGAIN,
     PREDICTIONS,
-    RATIOS_FILE,
     RECORD,
     RESULT,
     TIME,
@@ -67,7 +63,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
-MODEL_FILES = ("model.keras", "job.toml", RESULT, "vocabulary.txt")
 # With `--weights-from`, a new run takes over the weight of a run in another ensemble. The two runs
 # may differ in these settings.
 MAY_DIFFER = {k for k, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"}
@@ -87,14 +82,20 @@ class Member(BaseModel, frozen=True):
     weight: Annotated[float, Field(ge=0, le=1)]
 
 
+class MemberRun(Member, frozen=True):
+    """A run in an ensemble."""
+
+    folder: str  # the path from the ensemble to the run, so both can be moved together
+    model_checksum: str  # the sha256 of `model.keras`
+
+
 class Ensemble(BaseModel, frozen=True):
     """An ensemble with a valid `ensemble.toml`; `EnsembleClassifier` verifies the checksums."""
 
     folder: Path
     dataset_checksum: str
-    runs: Annotated[tuple[Member, ...], Field(min_length=1)]
+    runs: Annotated[tuple[MemberRun, ...], Field(min_length=1)]
     ngrams: Member | None = None  # the linear model
-    sha256: dict[str, str]  # the checksum of each file of a member, by its path in the folder
     settings: dict[str, Any]  # the settings of the runs (see `settings_of`)
 
     @classmethod
@@ -121,19 +122,21 @@ class Ensemble(BaseModel, frozen=True):
         """The weights of the runs, then the weight of the linear model if it is a member."""
         return [each.weight for each in (*self.runs, self.ngrams) if each]
 
-    @property
-    def copies(self) -> list[RunDirectory]:
-        """The copied runs, in the order of `runs`."""
-        numbers = range(1, len(self.runs) + 1)
-        return [RunDirectory(self.folder / f"members/{number}") for number in numbers]
+    def members(self) -> list[RunDirectory]:
+        """Return the runs.
+
+        Raises:
+            InputError: if a run is missing.
+        """
+        return [RunDirectory.open((self.folder / each.folder).resolve()) for each in self.runs]
 
     def job(self) -> Job:
         """Return the job of the first run.
 
         Raises:
-            InputError: if the job file is broken.
+            InputError: if the run is missing, or its job file is broken.
         """
-        return self.copies[0].job()
+        return self.members()[0].job()
 
 
 @contextlib.contextmanager
@@ -179,26 +182,24 @@ class EnsembleClassifier:
     """Classifies texts with the models of an ensemble; each text needs at least one word.
 
     Raises:
-        InputError: if a file of the ensemble is missing or has changed.
+        InputError: if a file of the ensemble is missing, or the model of a run has changed.
         DiskError: if the disk fails.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
-        whose = f"ensemble {ensemble.folder}"
-        for name, expected in ensemble.sha256.items():
-            path = ensemble.folder / name
+        whose, members = f"ensemble {ensemble.folder}", ensemble.members()
+        for run, member in zip(members, ensemble.runs, strict=True):
+            path = run.model_file()
             with _readable(whose, path, MAKE_AGAIN):
-                is_same = sha256_of(path) == expected
+                is_same = sha256_of(path) == member.model_checksum
             if not is_same:
-                raise InputError(
-                    f"{whose}: {path} has changed; restore it from a copy, or {MAKE_AGAIN}"
-                )
+                raise InputError(f"{whose}: {path} has changed; {MAKE_AGAIN}")
         self.weights, self.ngrams = ensemble.weights, None
         if ensemble.ngrams:
             path = ensemble.folder / NGRAMS_FILE
             with _readable(whose, path, MAKE_AGAIN):
                 self.ngrams = NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
-        self.runs = [Classifier(run) for run in ensemble.copies]
+        self.runs = [Classifier(run) for run in members]
         self.classes = self.runs[0].classes
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
@@ -251,14 +252,12 @@ class RunMember:
 
         The keys are the names that error messages use for the properties.
         """
-        labels = {name: labels for name, (labels, _) in self.predictions.items()}
-        together = np.concatenate([*labels.values()])
+        labels, _ = self.predictions.get(VALIDATION_PREDICTIONS, ((), None))
         return {
             "data": self.run.result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": self.run.result["classes"],
-            "validation reviews": len(labels.get(VALIDATION_PREDICTIONS, ())),
-            "labels of predictions": hashlib.sha256(together.tobytes()).hexdigest(),
+            "validation reviews": len(labels),
         }
 
 
@@ -266,22 +265,17 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     """Read the runs in some folders, in the order of the folders.
 
     Raises:
-        InputError: if a run can't be a member, is given twice, or does not match the first run.
+        InputError: if a run can't be a member, or does not match the first run.
     """
-    members: list[RunMember] = []
-    for folder in folders:
-        each = read_member(folder)
-        first = members[0] if members else each
-        remedy = "give runs with the same value"
-        check_equal(f"run {folder}", each.shared, f"{first.run.folder}", first.shared, remedy)
-        for other in members:
-            _, mine = each.predictions[PREDICTIONS]
-            if np.array_equal(mine, other.predictions[PREDICTIONS][1]):
-                raise InputError(
-                    f"run {folder}: has the same predictions as {other.run.folder}; name each run "
-                    "once"
-                )
-        members.append(each)
+    first, *others = members = [read_member(folder) for folder in folders]
+    for each in others:
+        check_equal(
+            f"run {each.run.folder}",
+            each.shared,
+            f"{first.run.folder}",
+            first.shared,
+            "give runs with the same value",
+        )
     return members
 
 
@@ -293,7 +287,7 @@ def check_equal(
     Raises:
         InputError: if a value differs; the message shows the first difference.
     """
-    for key in {**mine, **theirs}:
+    for key in {**theirs, **mine}:
         if mine.get(key) != theirs.get(key):
             values = reprlib.repr(mine.get(key)), reprlib.repr(theirs.get(key))
             raise InputError(f"{whose}: has {key} = {values[0]}, {other} has {values[1]}; {remedy}")
@@ -335,10 +329,9 @@ def make_ensemble(
     ngrams: bool = False,
     weights_from: Path | None = None,
     data: Path | None = None,
-    name: str | None = None,
     run_id: str | None = None,
 ) -> tuple[Path, dict[str, Any], "pandas.DataFrame"]:
-    """Make an ensemble in the folder `<runs>/<name>/<run-id>`.
+    """Make an ensemble in the folder `<runs>/ensemble_<jobs>[_ngrams]/<run-id>`.
 
     A member's weight is its share in the average of the members' probabilities. Without
     `weights_from`, the weights minimize the log loss on the validation reviews. With
@@ -353,7 +346,6 @@ def make_ensemble(
         ngrams: whether the linear model becomes a member.
         weights_from: the folder of an older ensemble.
         data: the folder of IMDB, if it has moved.
-        name: the ensemble's name; by default made from the names of the jobs.
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
@@ -371,7 +363,7 @@ def make_ensemble(
     members = read_members(folders)
     first = members[0]
     weights = _given_weights(members, weights_from, ngrams=ngrams)
-    folder = _new_folder(runs, members, name, run_id, ngrams=ngrams)
+    folder = _new_folder(runs, members, run_id, ngrams=ngrams)
     labels = {file: of_first for file, (of_first, _) in first.predictions.items()}
     found = {file: [each.predictions[file][1] for each in members] for file in labels}
     model = None
@@ -383,11 +375,9 @@ def make_ensemble(
     result = _result(folder, members, model, arrays)
     try:
         with atomic_directory(folder) as temporary:
-            for number, each in enumerate(members, 1):
-                copy_model(each.run.folder, temporary / f"members/{number}", each.job.code)
             if model:
                 atomic_write(temporary / NGRAMS_FILE, model.to_bytes())
-            content = content_of(temporary, members, model, weights, weights_from)
+            content = content_of(folder, members, model, weights, weights_from)
             atomic_write(temporary / ENSEMBLE_FILE, tomli_w.dumps(stamped(content)))
             for file, each_array in arrays.items():
                 atomic_write(temporary / file, partial(np.savez, **each_array))
@@ -404,21 +394,15 @@ def make_ensemble(
 
 
 def _new_folder(
-    runs: Path,
-    members: Sequence[RunMember],
-    name: str | None,
-    run_id: str | None,
-    *,
-    ngrams: bool,
+    runs: Path, members: Sequence[RunMember], run_id: str | None, *, ngrams: bool
 ) -> Path:
-    for option, given in (("--name", name), ("--run-id", run_id)):
-        if given is not None:
-            check_id(option, given)
+    if run_id is not None:
+        check_id("--run-id", run_id)
     jobs = dict.fromkeys(each.job.name for each in members)
-    usual = "_".join([ARCHITECTURE, *jobs, *(["ngrams"] if ngrams else [])])
+    name = "_".join([ARCHITECTURE, *jobs, *(["ngrams"] if ngrams else [])])
     seeds = "-".join(dict.fromkeys(str(each.job.train.seed) for each in members))
     begun = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seeds}"
-    folder = runs / (name or usual[:MAX_NAME]) / (run_id or begun[:MAX_NAME])
+    folder = runs / name[:MAX_NAME] / (run_id or begun[:MAX_NAME])
     if folder.exists():
         raise InputError(f"ensemble {folder}: exists already; choose another --run-id")
     return folder
@@ -440,13 +424,6 @@ def _linear_model(
         PREDICTIONS: dataset.test.take(limit or len(dataset.test)),
         VALIDATION_PREDICTIONS: train.between(cut, len(train)),
     }
-    for file, (labels, _) in member.predictions.items():
-        is_same = [*dataset.classes] == member.run.result["classes"]
-        if not is_same or not np.array_equal(splits[file].labels, labels):
-            raise InputError(
-                f"run {member.run.folder}: its predictions are not for the reviews of "
-                f"{dataset.title}; train it again"
-            )
     model = fitted_ngrams(dataset, share, say, limit=limit, option="--with")
     return model, {file: model.probabilities(splits[file]) for file in member.predictions}
 
@@ -530,8 +507,7 @@ def _given_weights(
     ensemble = Ensemble.open(weights_from, option="--weights-from")
     mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
     # An ensemble that is older than a job key has no setting for the key, so take the default.
-    theirs = {key: DEFAULTS.get(key) for key in mine}
-    theirs |= {"data": ensemble.dataset_checksum, **ensemble.settings}
+    theirs = {**DEFAULTS, "data": ensemble.dataset_checksum, **ensemble.settings}
     for key in MAY_DIFFER:
         mine.pop(key, None)
         theirs.pop(key, None)
@@ -543,22 +519,6 @@ def _given_weights(
 # The files of the new ensemble
 
 
-def copy_model(run: Path, to: Path, code: Mapping[str, str]) -> None:
-    """Copy into a new folder the files with which a finished run classifies texts.
-
-    Raises:
-        InputError: if a file is missing.
-        DiskError: if the disk fails.
-    """
-    to.mkdir(parents=True)
-    mode = mode_in(to, code)
-    has_ratios = os.path.lexists(run / RATIOS_FILE)
-    for name in (*MODEL_FILES, *([RATIOS_FILE] if has_ratios else [])):
-        with _readable(f"run {run}", run / name, "train a new run"):
-            content = read_plain_file(run / name, MAX_BYTES)
-        atomic_write(to / name, content, mode)
-
-
 def content_of(
     folder: Path,
     members: Sequence[RunMember],
@@ -566,30 +526,27 @@ def content_of(
     weights: Sequence[float],
     weights_from: Path | None,
 ) -> dict[str, Any]:
-    """Return the content of `ensemble.toml` for a folder with the files of all members."""
+    """Return the content of `ensemble.toml` for an ensemble in `folder`."""
     runs = [
-        {"name": _escaped(each.folder), "job": each.job, "seed": each.seed, "weight": weight}
+        {
+            "folder": printable(os.path.relpath(each.folder.resolve(), folder.resolve())),
+            "job": each.job,
+            "seed": each.seed,
+            "weight": weight,
+            "model_checksum": sha256_of(RunDirectory(each.folder).model_file()),
+        }
         for each, weight in zip([each.run for each in members], weights, strict=False)
     ]
     content = {
         "dataset_checksum": members[0].run.result["dataset_checksum"],
-        "weights_from": _escaped(weights_from) if weights_from else "",
+        "weights_from": printable(str(weights_from.absolute())) if weights_from else "",
         "runs": runs,
-        "sha256": {
-            str(path.relative_to(folder)): sha256_of(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
         "settings": settings_of(members, ngrams=model is not None),
     }
     if model:
         about = {"num_training": model.num_training, "C": model.strength, "weight": weights[-1]}
         content["ngrams"] = about
     return content
-
-
-def _escaped(folder: Path) -> str:
-    return printable(str(folder.absolute()))  # TOML must be UTF-8, but a path can contain any bytes
 
 
 def settings_of(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:

@@ -75,12 +75,6 @@ def is_ensemble(folder: Path) -> bool:
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113
 
 
-def job_file(folder: Path) -> str:
-    """Return the relative path of the job file of a run, or of an ensemble's first member."""
-    # All members of an ensemble have the same data.
-    return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
-
-
 def default_runs() -> Path:
     """Return the folder of all runs, which a command uses if `--runs` is not given."""
     return Path(os.environ.get("HARNESS_RUNS") or "runs")

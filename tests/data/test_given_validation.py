@@ -129,9 +129,9 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
     few = [write_finished(runs / f"s{n}", dataset, n, share) for n, share in enumerate(shares, 1)]
     every = write_finished(runs / "all", dataset, 7, "data.validation_split=0", "train.keep=last")
 
-    def of(folders: list[Path], name: str, weights_from: Path | None = None) -> object:
+    def of(folders: list[Path], run_id: str, weights_from: Path | None = None) -> object:
         folder, result, _ = make_ensemble(
-            folders, runs, print, ngrams=True, weights_from=weights_from, name=name, run_id="one"
+            folders, runs, print, ngrams=True, weights_from=weights_from, run_id=run_id
         )
         toml = tomllib.loads((folder / "ensemble.toml").read_text())
         return toml["ngrams"]["num_training"], result["num_validation"]
@@ -142,7 +142,7 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
         (folder / "job.toml").write_text(job.to_toml())
     assert of(few, "few") == (120, 40)
     assert of(few[:1], "part") == (120, 40)
-    assert of([every], "every", runs / "part" / "one") == (160, 0)
+    assert of([every], "every", runs / "ensemble_lstm_ngrams/part") == (160, 0)
 
 
 def test_a_retrained_trial_reads_all_reviews(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import DiskError, InputError
 from harness.inference.predict import Prediction, read_ratios, read_vocabulary
-from harness.report.ensemble import Ensemble, EnsembleClassifier, copy_model
+from harness.report.ensemble import Ensemble, EnsembleClassifier, Member
 from harness.system.files import MAX_RECORD_BYTES
 from harness.tracking.run_dir import RATIOS_FILE
 
@@ -43,8 +43,8 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
     run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
-    sums = {"sha256": {"ngrams.npz": "0"}}
-    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | sums)
+    members = {"runs": (), "ngrams": Member(weight=1)}
+    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | members)
     for name in ("harness.inference.predict", "harness.report.ensemble"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)
     monkeypatch.setattr("harness.system.files.open_plain_file", fail)
@@ -52,7 +52,6 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
         lambda: read_vocabulary(run),
         lambda: read_ratios(run),
         lambda: EnsembleClassifier(ensemble),
-        lambda: copy_model(tmp_path, tmp_path / "copy", {}),
     ):
         with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
             read()

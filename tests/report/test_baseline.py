@@ -25,7 +25,6 @@ from harness.job.keys import DataConfig
 from harness.report.baseline import (
     Baseline,
     baselines,
-    find_dataset,
     fit,
     fit_ngrams,
     score_ngrams,
@@ -35,7 +34,7 @@ from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.statistics import Predictions, verdict
 from harness.report.statistics import tests_against as against  # not collected by pytest
 from harness.tracking.run_dir import stamped
-from tests.made_up_runs import write_run, write_scored_run
+from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
 
 
@@ -251,18 +250,6 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
     assert len(own.runs) == 1  # the path of the texts is no setting
     *_, ngrams = baselines(own, None, print, ngrams=True)
     assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 1.0)
-
-
-def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> None:
-    """The ensemble itself has no job file that names the texts."""
-    dataset = open_source(write_texts(tmp_path / "a.csv", "text"))
-    write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
-    (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
-    (tmp_path / "e" / "members" / "1").mkdir(parents=True)
-    member = tmp_path / "e" / "members" / "1" / "job.toml"
-    member.write_text(f"[data]\nsource = '{tmp_path}/a.csv'\n")
-    ((group,), _) = group_runs(scored_runs([tmp_path / "e"])[0])
-    assert find_dataset(group, None).checksum == dataset.checksum
 
 
 # McNemar's test

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from harness.errors import InputError, RunError
-from harness.system.child import NO_LIMIT_S, ChildError, Ended, run_module
+from tests.child import NO_LIMIT_S, ChildError, Ended, run_module
 
 
 def ask(

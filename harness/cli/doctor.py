@@ -96,7 +96,7 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
             echo(f"{each.job}: {each.error}")
         else:
             figures = f"{each.reviews_per_s:,.0f}", each.first_step_s, f"{each.total_s:,.0f}"
-            echo(ROW.format(each.job, *figures, each.time_limit, f"{each.peak_memory_gb:.1f}"))
+            echo(ROW.format(each.job, *figures, each.time_limit, f"{each.memory_gb:.1f}"))
         known.append(each)
     good = [each for each in known if each.is_well]
     if good:

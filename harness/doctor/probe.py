@@ -9,6 +9,8 @@ To import TensorFlow, `harness doctor` runs this module in a child process.
 import json
 import logging
 import math
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,10 +26,10 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import WARNING_S
 from harness.system import gpu
-from harness.system.child import Ended, run_module
-from harness.system.console import echo, log
+from harness.system.console import echo, log, strip_prefix
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json, read_json_lines
+from harness.system.processes import own_code_first
 from harness.tracking.run_dir import RECORD, RESULT, last_start
 
 ARCHITECTURES = tuple(BUILDERS)
@@ -59,7 +61,7 @@ class Estimate:
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
-    peak_memory_gb: float = 0.0
+    memory_gb: float = 0.0
     gpu_gb: float | None = None  # GPU memory that the run takes; None on CPUs
     error: str = ""
 
@@ -82,26 +84,45 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
         RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
-        output = _run_module(MODULE, devices or "", timeout_s=timeout_s).output
+        output = _run_module(MODULE, devices or "", timeout_s=timeout_s)
     except RunError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def _run_module(module: str, *args: str | Path, timeout_s: float) -> Ended:
-    """Run a Python module of this project in a child process.
+def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
+    """Run a Python module of this project in a child process; return its standard output.
 
     Raises:
         InputError: if the child refuses its input.
         RunError: if the child fails, dies or takes longer than `timeout_s`. The message lacks its
             subject, such as `a short run`, which the caller puts in front.
     """
-    ended = run_module(module, *args, timeout_s=timeout_s)
-    if ended.code == InputError.exit_code:
-        raise InputError(ended.last_line)
-    if ended.code:
-        raise RunError(str(ended))
-    return ended
+    try:
+        done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
+            # -P: the current folder may contain another package named harness.
+            [sys.executable, "-P", "-m", module, *args],
+            # Offline: a download would distort the measured times.
+            env={**own_code_first(), "HARNESS_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"took over {timeout_s:.0f} s and was killed") from None
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in f"{done.stdout}{done.stderr}".splitlines() if line.strip()]
+    last = strip_prefix(lines[-1]) if lines else "it printed nothing"
+    if done.returncode == InputError.exit_code:
+        raise InputError(last)
+    how = f"ended with code {done.returncode}"
+    if done.returncode < 0:
+        how = f"died of {signal.Signals(-done.returncode).name}"
+    raise RunError(f"{how} ({last[:300]})")
 
 
 # The estimate
@@ -143,15 +164,16 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
         began_s = time.perf_counter()
         try:
             limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-            ended = _run_module("harness", *args, timeout_s=limit_s)
+            _run_module("harness", *args, timeout_s=limit_s)
         except RunError as error:
             raise RunError(f"a short run {error}") from None
         wall_s = time.perf_counter() - began_s
         run = next(folder.glob("*/probe"))
         result, record = read_json(run / RESULT), read_json(run / RECORD)
+        memory_gb = read_json(run / "state.json")["device"]["memory_gb"]
         last = list(read_json_lines(run / "timings.jsonl"))[-1]
     job = load_job(JOBS / f"{name}.toml")
-    return estimate(job, result, record, last, wall_s, ended.peak_memory_gb)
+    return estimate(job, result, record, last, wall_s, memory_gb)
 
 
 def estimate(
@@ -160,7 +182,7 @@ def estimate(
     record: dict[str, Any],
     last: dict[str, Any],
     wall_s: float,
-    peak_memory_gb: float,
+    memory_gb: float,
 ) -> Estimate:
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
@@ -168,7 +190,7 @@ def estimate(
         result, record: the contents of the short run's `result.json` and `provenance.json`.
         last: the times of the last epoch, because those of the first epoch include compilation.
         wall_s: how long the process of the short run took.
-        peak_memory_gb: the peak memory of that process.
+        memory_gb: the memory that this process used during training.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
@@ -192,7 +214,7 @@ def estimate(
         first_step_s=round(result["first_step_s"], 1),
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
-        peak_memory_gb=round(peak_memory_gb, 2),
+        memory_gb=round(memory_gb, 2),
         gpu_gb=start.get("gpu_gb"),
     )
 

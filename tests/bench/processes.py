@@ -16,11 +16,10 @@ from harness.data.sources import open_dataset
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import visible_gpus
-from harness.system import child
-from harness.system.child import Ended
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from tests import asked_child
+from tests import asked_child, child
+from tests.child import Ended
 
 Arg = str | Path
 Way = Callable[[], dict[str, float]]  # measures once; returns the value of each quantity

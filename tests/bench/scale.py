@@ -21,10 +21,10 @@ from harness.data.sources import open_dataset
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.report.html import REPORT
-from harness.system import child
-from harness.system.child import Ended
+from tests import child
 from tests.bench.measured import Measured
 from tests.bench.processes import Arg, Bench
+from tests.child import Ended
 from tests.made_up_runs import write_run, write_scored_run
 
 SIZES = (10, 100, 1_000, 10_000)

@@ -28,20 +28,18 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
     start = {"devices": [{"device": "gpu:0", "name": "A100"}] * 2, "gpu_gb": 1.5}
     last = {"epoch_s": 2.0, "validation_s": 0.5, "reviews_per_s": 2000.0}
     record = {"starts": [start]}
-    made = probe.estimate(job, result, record, last, wall_s=12.5, peak_memory_gb=1.0)
+    made = probe.estimate(job, result, record, last, wall_s=12.5, memory_gb=1.0)
     # 20,000 reviews train in 10 s, 5,000 validate in 2.5 s, 25,000 test in 12.5 s.
     assert made.total_s == 12.5 - 2.5 + 4 * (10 + 2.5) + 12.5
     assert (made.devices, made.step_s) == ("2 x A100", 0.01)
-    assert (made.peak_memory_gb, made.gpu_gb) == (1.0, 1.5)
+    assert (made.memory_gb, made.gpu_gb) == (1.0, 1.5)
 
 
-def test_a_child_is_measured_at_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that the child has freed counts; a child that takes too long is killed."""
+def test_a_child_that_takes_too_long_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says how the child ended; the caller adds a subject."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "large.py").write_text("len(b'x' * 400_000_000)\nprint('done')\n")
-    ended = probe._run_module("large", timeout_s=60)
-    assert ended.output == "done\n"
-    assert 0.4 < ended.peak_memory_gb < 4
     (tmp_path / "endless.py").write_text("while True: pass\n")
     with pytest.raises(RunError, match=r"took over 0 s and was killed"):
         probe._run_module("endless", timeout_s=0.1)
@@ -62,7 +60,7 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     (lstm,) = probe.probe("cpu", None)
     assert (lstm.error, lstm.is_well, lstm.on_gpu) == ("", True, False)
     assert (lstm.job, lstm.devices) == ("lstm", "1 x cpu")
-    assert min(lstm.reviews_per_s, lstm.peak_memory_gb) > 0
+    assert min(lstm.reviews_per_s, lstm.memory_gb) > 0
     assert lstm.total_s > lstm.first_step_s > 0
     with pytest.raises(InputError, match="nowhere"):
         next(probe.probe("cpu", Path("nowhere")))

@@ -14,9 +14,9 @@ from harness.doctor.probe import ARCHITECTURES, JOBS, START_S
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
-from harness.system import child
 from harness.system.processes import nvidia_driver
 from harness.tracking.run_dir import last_start
+from tests import child
 from tests.gpu.runs import ALONE, RUN_S, Checks, Runs, SmallRun, judge
 
 AT_ONCE = 4  # runs at a time on a GPU
@@ -184,7 +184,7 @@ def _speed(speed: dict[str, Any]) -> str:
     """Return an estimate of `harness doctor --probe` as text."""
     return speed["error"] or (
         f"{speed['reviews_per_s']:,.0f} reviews/s, {speed['step_s'] * 1000:.1f} ms a step, "
-        f"{speed['peak_memory_gb']:.1f} GB"
+        f"{speed['memory_gb']:.1f} GB"
         + (f", {speed['gpu_gb']:.2f} GB of the GPU" if speed["gpu_gb"] is not None else "")
     )
 

@@ -14,9 +14,9 @@ from harness.doctor.finding import Finding
 from harness.doctor.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.system import child
 from harness.system.lenient_json import read_json
 from harness.tracking.run_dir import untimed
+from tests import child
 
 # Limits of the difference between losses on two devices: rounding stays below the first, mistakes
 # exceed the second (16 wrong bits of a mask or weight change a loss of 0.69 by at least 0.01).

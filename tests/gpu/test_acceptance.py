@@ -17,7 +17,8 @@ import pytest
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import Estimate
 from harness.slurm.snapshot import take_snapshot
-from harness.system import child, gpu
+from harness.system import gpu
+from tests import child
 from tests.conftest import PROJECT, Harness
 from tests.gpu import __main__ as acceptance
 from tests.gpu.checks import check_speed

@@ -1,4 +1,4 @@
-"""Runs child processes that may import TensorFlow and crash; measures their time and memory."""
+"""Run child processes that may import TensorFlow and crash; measures their time and memory."""
 
 import os
 import signal
@@ -103,7 +103,7 @@ def start(
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
     """Start a command with empty standard input; `variables` are added to the environment."""
-    return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+    return subprocess.Popen(
         list(map(str, args)),
         # Offline: a download would distort the measured times.
         env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},

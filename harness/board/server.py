@@ -6,7 +6,6 @@ import io
 import os
 import socket
 import sys
-import threading
 import types
 import warnings
 import zipfile
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from harness.errors import InputError
 from harness.system.console import echo
 from harness.system.files import foreign_link
 
@@ -34,67 +32,6 @@ POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
 
-class Newcomers:
-    """Open connections that have not sent the secret.
-
-    If too many connections are open, the oldest one is closed. Other users therefore can't block
-    the server with idle connections. The browser of the server's owner sends the secret within
-    milliseconds, long before the browser's connection could become the oldest and be closed.
-    """
-
-    def __init__(self) -> None:
-        self._connections: dict[socket.socket, None] = {}  # the oldest connection first
-        self._lock = threading.Lock()
-
-    def add(self, connection: socket.socket) -> None:
-        """Add a new connection, and close the oldest if there are too many."""
-        with self._lock:
-            if len(self._connections) >= MAX_NEWCOMERS:
-                oldest = next(iter(self._connections))
-                del self._connections[oldest]
-                with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads the socket
-            self._connections[connection] = None
-
-    def remove(self, connection: socket.socket) -> None:
-        """Remove a connection from the open connections that have not sent the secret.
-
-        The server calls this method when the connection sends the secret or ends.
-        """
-        with self._lock:
-            self._connections.pop(connection, None)
-
-
-class Guard:
-    """WSGI middleware: a request without the secret gets a 404 that reveals nothing."""
-
-    def __init__(self, app: "WSGIApplication", secret: str, used: Callable[[], object]) -> None:
-        self.app = app
-        self.prefix = f"/{secret}".encode()
-        self.used = used
-        self.newcomers = Newcomers()
-
-    def __call__(
-        self, environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
-        """Answer a request."""
-        first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
-        # The duration of `==` would reveal how much of a guessed secret is correct.
-        if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
-            body = b"Not found\n"
-            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
-            start_response("404 Not Found", headers)
-            return [body]
-        self.newcomers.remove(environ["werkzeug.socket"])
-        self.used()
-
-        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-            # A link from the page to another site must not reveal the secret.
-            return start_response(status, [*headers, ("Referrer-Policy", "no-referrer")], *error)
-
-        return self.app(environ, start)
-
-
 class Handler(WSGIRequestHandler):
     """Serves one connection."""
 
@@ -106,23 +43,58 @@ class Handler(WSGIRequestHandler):
 
 
 class Server(ThreadedWSGIServer):
-    """Serves TensorBoard on a socket that already listens."""
+    """Serves TensorBoard on a socket that already listens, only to requests with the secret."""
 
-    def __init__(self, app: Guard, listener: socket.socket, secret: str) -> None:
+    def __init__(
+        self,
+        app: "WSGIApplication",
+        listener: socket.socket,
+        secret: str,
+        used: Callable[[], object],
+    ) -> None:
         host = listener.getsockname()[0]
-        super().__init__(host, 0, app, Handler, fd=listener.fileno())
+        super().__init__(host, 0, self.answer, Handler, fd=listener.fileno())
         listener.close()  # the server has a copy of the socket
-        self._secret, self._newcomers = secret, app.newcomers
+        self._board, self._secret, self._used = app, secret, used
+        # Open connections that have not sent the secret, the oldest first. If too many are open,
+        # the oldest is closed. Other users therefore can't block the server with idle connections.
+        # The owner's browser sends the secret within milliseconds, long before its connection could
+        # become the oldest.
+        self._newcomers: dict[socket.socket, None] = {}
+
+    def answer(self, environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
+        """Answer a request; a request without the secret gets a 404 that reveals nothing."""
+        first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
+        # The duration of `==` would reveal how much of a guessed secret is correct.
+        prefix = f"/{self._secret}".encode()
+        if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), prefix):
+            body = b"Not found\n"
+            start("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "10")])
+            return [body]
+        self._newcomers.pop(environ["werkzeug.socket"], None)
+        self._used()
+
+        def start_private(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            # A link from the page to another site must not reveal the secret.
+            return start(status, [*headers, ("Referrer-Policy", "no-referrer")], *error)
+
+        return self._board(environ, start_private)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept every connection; `Guard` later checks the secret in each request."""
+        """Accept every connection; `answer` later checks the secret in each request."""
         del client_address
-        self._newcomers.add(request)
+        # Other threads remove connections; each operation on the dictionary is atomic.
+        self._newcomers[request] = None
+        newcomers = list(self._newcomers)
+        if len(newcomers) > MAX_NEWCOMERS:
+            self._newcomers.pop(newcomers[0], None)
+            with contextlib.suppress(OSError):
+                newcomers[0].shutdown(socket.SHUT_RDWR)  # wakes the thread that reads the socket
         return True
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection."""
-        self._newcomers.remove(request)
+        self._newcomers.pop(request, None)
         super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
@@ -136,23 +108,6 @@ class Server(ThreadedWSGIServer):
     def get_url(self) -> str:
         """Return an empty address; TensorBoard requires this method."""
         return ""
-
-
-def listen(port: int | None) -> socket.socket:
-    """Return a socket that listens only on the loopback address, by default on a free port.
-
-    Raises:
-        InputError: if the port is taken.
-    """
-    try:
-        # `create_server` sets SO_REUSEADDR, so a port can be used again although connections of an
-        # earlier server are still closing.
-        return socket.create_server(("127.0.0.1", port or 0), backlog=128)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)  # Python's own message repeats the address
-        raise InputError(
-            f"--port {port}: {reason}; choose another port, or omit --port for a free port"
-        ) from None
 
 
 def start_tensorboard(
@@ -187,7 +142,7 @@ def start_tensorboard(
     board = program.TensorBoard(
         plugins=default.get_plugins(),
         assets_zip_provider=_live_assets,
-        server_class=lambda app, flags: Server(Guard(app, secret, used), listener, secret),
+        server_class=lambda app, flags: Server(app, listener, secret, used),
     )
     board.configure(
         logdir=str(folder),

@@ -7,30 +7,30 @@ log contains the secret.
 """
 
 import contextlib
-import getpass
+import logging
 import os
 import secrets
 import shlex
 import signal
 import socket
-import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NoReturn
+from typing import NoReturn
 
-from harness.board.server import RELOAD_S, listen, start_tensorboard
+from harness.board.server import RELOAD_S, start_tensorboard
 from harness.errors import InputError, RunError
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import quoted
+from harness.system.console import log, quoted
 from harness.system.files import (
     atomic_write,
     cache_folder,
     foreign_link,
+    owner_name,
     scratch_directory,
     write_refusal,
 )
@@ -187,18 +187,11 @@ class Endpoint:
         forward = f"{self.port}:127.0.0.1:{self.port}"
         args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
         args += ["-J", self.login] if self.login else []
-        return shlex.join([*args, f"{_user()}@{self.host}"])
+        return shlex.join([*args, f"{owner_name(os.getuid())}@{self.host}"])
 
     def text(self) -> str:
         """Return two lines: the command for the tunnel, and the address."""
         return f"on your laptop:  {self.tunnel}\nthen open:       {self.address}\n"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # for example, a container without a list of users
-        return str(os.getuid())
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
@@ -210,17 +203,7 @@ def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | N
         return login
     submitted_at = allocation.submit_host
     elsewhere = submitted_at not in ("", socket.gethostname())
-    return f"{_user()}@{submitted_at}" if elsewhere else None
-
-
-def is_private(file: IO[Any]) -> bool:
-    """Whether an output is a terminal, or a file that only the user can read."""
-    try:
-        about = os.fstat(file.fileno())
-    except (OSError, ValueError):
-        return False
-    is_own = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
-    return file.isatty() or (is_own and not about.st_mode & 0o077)
+    return f"{owner_name(os.getuid())}@{submitted_at}" if elsewhere else None
 
 
 def write_connection(endpoint: Endpoint) -> Path:
@@ -300,15 +283,7 @@ class Watch:
         return None
 
 
-def serve(
-    roots: Sequence[Path],
-    runs: Path,
-    watch: Watch,
-    *,
-    port: int | None,
-    login: str | None,
-    say: Callable[[str], object],
-) -> NoReturn:
+def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None) -> NoReturn:
     """Show runs in TensorBoard until `watch` has a reason to end; then exit with code 0.
 
     At the end, the file with the address and the folder of links to the runs are removed.
@@ -317,12 +292,9 @@ def serve(
         roots: runs, or folders of runs, to show; if empty, the newest runs below `runs`.
         runs: the folder that contains all runs.
         watch: the object that decides when to end.
-        port: the port of the server; by default a free one.
         login: the login node for the tunnel; by default the host where the job was submitted.
-        say: the function that prints a line.
 
     Raises:
-        InputError: if the port is taken.
         RunError: if the file with the address can't be written.
     """
     os.umask(0o077)
@@ -331,7 +303,7 @@ def serve(
     with contextlib.suppress(Signalled), scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
-        listener = listen(port)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         endpoint = Endpoint(
             port=listener.getsockname()[1],
             secret=secrets.token_urlsafe(32),
@@ -348,41 +320,43 @@ def serve(
         )
         connection = write_connection(endpoint)
         try:
-            _announce(endpoint, shown, connection, say=say)
-            say(watch.text(in_job=allocation is not None))
+            _announce(endpoint, shown, connection)
+            _say(watch.text(in_job=allocation is not None))
             watch.used()  # the idle time begins now
-            _wait(watch, shown, say=say)
+            _wait(watch, shown)
         finally:
             connection.unlink(missing_ok=True)
-    say(f"ended: {watch.reason()}")
+    _say(f"ended: {watch.reason()}")
     leave(0)  # an ordinary exit would free the points of all runs one by one
 
 
-def _announce(
-    endpoint: Endpoint, shown: Shown, connection: Path, *, say: Callable[[str], object]
-) -> None:
+def _say(text: str) -> None:
+    if text:
+        log(logging.INFO, text)
+
+
+def _announce(endpoint: Endpoint, shown: Shown, connection: Path) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
-    say(f"TensorBoard on port {endpoint.port} of {endpoint.host} shows {num} in {where}")
-    for line in filter(None, (shown.left_out, shown.refusals())):
-        say(line)
-    say("a run appears in TensorBoard when it begins to log")
-    if is_private(sys.stdout):
-        say(endpoint.text().rstrip())
+    _say(f"TensorBoard on port {endpoint.port} of {endpoint.host} shows {num} in {where}")
+    _say(shown.left_out)
+    _say(shown.refusals())
+    _say("a run appears in TensorBoard when it begins to log")
+    if sys.stdout.isatty():
+        _say(endpoint.text().rstrip())
     else:
-        say("Others may be able to read this output, so the address is in a file:")
-        say(f"  cat {quoted(connection)}")
+        _say("Others may be able to read this output, so the address is in a file:")
+        _say(f"  cat {quoted(connection)}")
 
 
-def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
+def _wait(watch: Watch, shown: Shown) -> None:
     """Search for new runs again and again until there is a reason to end."""
     refresh_s = time.monotonic() + RELOAD_S
     while not watch.reason():
         time.sleep(POLL_S)
         if (began_s := time.monotonic()) >= refresh_s:
             shown.refresh()
-            if refusals := shown.refusals():
-                say(refusals)
+            _say(shown.refusals())
             # A search through thousands of runs takes seconds; meanwhile the page gets no answer.
             took_s = time.monotonic() - began_s
             refresh_s = time.monotonic() + max(RELOAD_S, SEARCH_SHARE * took_s)

@@ -1,14 +1,11 @@
 """`tensorboard`: shows runs in a browser on this or another machine."""
 
-import logging
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import RunsFolder
-from harness.system.console import log
 
 app = typer.Typer()
 
@@ -23,10 +20,6 @@ def tensorboard(
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),
-    port: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1024, max=65535, help="port; default: a free one"),
-    ] = None,
     login: Annotated[
         str | None,
         typer.Option(
@@ -55,11 +48,4 @@ def tensorboard(
     """
     from harness.board.tensorboard import Watch, check_roots, serve
 
-    serve(
-        check_roots(folders or [], runs),
-        runs,
-        Watch(hours, idle_min),
-        port=port,
-        login=login,
-        say=partial(log, logging.INFO),
-    )
+    serve(check_roots(folders or [], runs), runs, Watch(hours, idle_min), login=login)

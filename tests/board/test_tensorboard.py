@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.tensorboard import Endpoint, Signalled, Watch, is_private, jump_host
+from harness.board.tensorboard import Endpoint, Signalled, Watch, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, sizes, write_steps
@@ -149,22 +149,6 @@ def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
     assert sorted(harness.runs.rglob("*")) == before
 
 
-def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
-    """A terminal and a file of mode 0600 are private; others may read a pipe or a group's file."""
-    terminal, other_end = pty.openpty()
-    reader, writer = os.pipe()
-    with open(other_end, "w") as screen, open(writer, "w") as pipe:  # noqa: PTH123 - descriptors
-        assert is_private(screen)
-        assert not is_private(pipe)
-    for end in (terminal, reader):
-        os.close(end)
-    for mode in (0o600, 0o640):
-        path = tmp_path / str(mode)
-        path.touch(mode)
-        with path.open("w") as log:
-            assert is_private(log) == (mode == 0o600)
-
-
 def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:
     """Command and address are one line each, even if the terminal is narrow; SIGHUP ends it."""
     make_run(harness.runs / "lstm" / "a")
@@ -179,18 +163,6 @@ def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:
     port = board.target.rpartition(":")[2]
     assert f"ssh -N -o ExitOnForwardFailure=yes -L {port}:127.0.0.1:{port} " in shown
     assert f"{board.address}\r\n" in shown
-
-
-def test_a_port_in_use_is_one_line_and_exit_code_2(harness: Harness) -> None:
-    """The line names the remedy; no file is left."""
-    harness.runs.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = harness.run_here("tensorboard", "--port", taken.getsockname()[1])
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "in use" in done.stderr
-    assert "choose another" in done.stderr
-    assert list(harness.folder.iterdir()) == [harness.runs]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Harness) -> None:
@@ -218,7 +190,7 @@ def test_the_tunnel_goes_through_the_login_node(
     login: str | None, environment: dict[str, str], jump: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The login node is HARNESS_LOGIN, or else the host on which the job was submitted."""
-    monkeypatch.setenv("LOGNAME", "ME")
+    monkeypatch.setattr("harness.board.tensorboard.owner_name", lambda _: "ME")
     host = jump_host(login, SlurmEnvironment.from_environment(environment))
     endpoint = Endpoint(4000, "secret", "node1", host)
     options = "-N -o ExitOnForwardFailure=yes -L 4000:127.0.0.1:4000"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.server import MAX_NEWCOMERS, Guard
+from harness.board.server import MAX_NEWCOMERS, Server
 from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import Harness
 
@@ -85,13 +85,14 @@ def test_newcomers_close_no_connection_with_the_secret(
     Only requests with the secret keep TensorBoard alive.
     """
     used: list[int] = []
-    guard = Guard(lambda _environ, _start: [], "secret", used=lambda: used.append(1))
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Server(lambda _environ, _start: [], listener, "secret", lambda: used.append(1))
     monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
     ours, theirs = socket.socketpair()
-    with ours, theirs, socket.socket() as stranger:
-        guard.newcomers.add(ours)
-        guard({"PATH_INFO": path, "werkzeug.socket": ours}, lambda *_: bool)
-        guard.newcomers.add(stranger)
+    with server, ours, theirs, socket.socket() as stranger:
+        server.verify_request(ours, None)
+        server.answer({"PATH_INFO": path, "werkzeug.socket": ours}, lambda *_: bool)
+        server.verify_request(stranger, None)
         theirs.setblocking(False)
         expected = contextlib.nullcontext() if is_cut_off else pytest.raises(BlockingIOError)
         with expected:

@@ -63,47 +63,28 @@ class Parameter:
 
     def examples(self) -> tuple[Value, ...]:
         """Return all choices, or the two ends of the range."""
-        if self.choices:
-            return self.choices
-        return (int(self.low), int(self.high)) if self.is_whole else (self.low, self.high)
+        return self.choices or (self.low, self.high)
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """Return the parameters of `search.space`, each after the parameter in its condition `when`.
+    """Return the parameters of `search.space`; those with a condition `when` come last.
 
     Raises:
         InputError: if a key is refused; the message states key, value, rule and remedy.
     """
-    waiting = [*_parameters(raw, path)]
-    known = {parameter.key: parameter for parameter in waiting}
-    ordered: list[Parameter] = []
-    while waiting:
-        ready = [d for d in waiting if d.parent is None or known.get(d.parent) in ordered]
-        if not ready:
-            first = next((d for d in waiting if d.parent not in known), waiting[0])
-            raise InputError(
-                f"job {path}: search.space.{first.key}.when: {first.parent} should have a list of "
-                f"values in search.space, and should not itself depend on {first.key}"
-            )
-        for parameter in ready:
-            parent = known.get(parameter.parent or "")
-            strange = [v for v in parameter.parent_choices if parent and v not in parent.choices]
-            if strange:
-                raise InputError(
-                    f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
-                    f"search.space.{parameter.parent} should list this value"
-                )
-            if parent:
-                # `when` may contain the integer 1 where the other key's list contains the float
-                # 1.0. KerasTuner needs the value from the list, 1.0.
-                same = tuple(v for v in parent.choices if v in parameter.parent_choices)
-                known[parameter.key] = replace(parameter, parent_choices=same)
-            ordered.append(known[parameter.key])
-            waiting.remove(parameter)
-    return ordered
+    free: dict[str, Parameter] = {}
+    conditions: list[tuple[Parameter, object]] = []
+    for key, value in _settings(raw, path):
+        settings = {"values": value} if isinstance(value, list) else value
+        parameter = _parameter(key, settings, f"job {path}: search.space.{key}")
+        if "when" in settings:
+            conditions.append((parameter, settings["when"]))
+        else:
+            free[key] = parameter
+    return [*free.values(), *(_dependent(*each, free, path) for each in conditions)]
 
 
-def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
+def _settings(raw: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     for table, keys in raw.items():
         if table not in TABLES or not isinstance(keys, dict):
             raise InputError(
@@ -118,7 +99,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
                 )
             if (facts := FACTS.get(key)) and (why := facts.not_searched):
                 raise InputError(f"job {path}: search.space.{key} can't be searched: {why}")
-            yield _parameter(key, value, path)
+            yield key, value
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -134,86 +115,67 @@ def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _parameter(key: str, raw: object, path: Path) -> Parameter:
-    where = f"job {path}: search.space.{key}"
-    if isinstance(raw, list):
-        raw = {"values": raw}
+def _parameter(key: str, raw: object, where: str) -> Parameter:
+    """Return a parameter without its condition; `_broken_rule` checks its values later."""
     if not isinstance(raw, dict):
         raise InputError(
             f"{where} = {raw!r}: should be a list such as [32, 64], or a range such as "
             "{ min = 0.1, max = 0.5, step = 0.1 }"
         )
-    unknown = sorted(set(raw) - {"values", "min", "max", "step", "log", "when"})
-    if unknown:
+    known = ("values", "when") if "values" in raw else ("min", "max", "step", "log", "when")
+    if unknown := sorted(set(raw) - {*known}):
+        raise InputError(f"{where}.{unknown[0]} is unknown here; known: {', '.join(known)}")
+    declared = KEYS[key].annotation if key in KEYS else None  # options have no declared type
+    if "values" in raw:
+        return Parameter(key, _choices(raw["values"], where, is_float=declared is float))
+    values: list[Any] = [raw.get(name) for name in ("min", "max", "step", "log")]
+    low, high, step, log = values
+    numbers = [low, high] if step is None else [low, high, step]
+    kinds = {*map(type, numbers)}
+    if (
+        not kinds <= ({int} if declared is int else {int, float})
+        or not all(map(math.isfinite, numbers))
+        or not low < high
+        or not (step is None or 0 < step <= high - low)
+        or not (log in (None, False) or (log is True and low > 0 and step is None))
+    ):
         raise InputError(
-            f"{where}.{unknown[0]} is unknown; known: values, min, max, step, log, when"
+            f"{where} = {shown(raw)}: a range needs numbers (integers for {key} if it is an "
+            "integer), with min below max, step above 0 and at most max - min; log = true needs "
+            "a min above 0 and no step"
         )
-    parent, parent_choices = _condition(raw.get("when"), where)
-    if "values" not in raw:
-        parameter = _range(key, raw, where)
-    elif set(raw) - {"values", "when"}:
-        raise InputError(f"{where}: has values and a range; remove one of the two")
-    else:
-        parameter = Parameter(key, _choices(key, raw["values"], where))
-    return replace(parameter, parent=parent, parent_choices=parent_choices)
+    is_whole = declared is int or (key not in KEYS and kinds == {int})
+    return Parameter(key, (), low, high, step, log is True, is_whole=is_whole)
 
 
-def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
-    if not isinstance(values, list) or not values or {*map(type, values)} & {dict, list}:
-        raise InputError(f"{where} = {values!r}: should be a list of plain values")
-    if _kind(key, values) is float:  # for example, [1, 0.5] becomes [1.0, 0.5]
-        values = [float(v) if type(v) is int else v for v in values]
-    if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
-        raise InputError(f"{where} = {values!r}: should list different values of one type")
+def _choices(values: Any, where: str, *, is_float: bool) -> tuple[Value, ...]:
+    kinds = {*map(type, values)} if isinstance(values, list) else set()
+    if kinds <= {int, float} and (is_float or len(kinds) > 1):  # [1, 0.5] becomes [1.0, 0.5]
+        values, kinds = [*map(float, values)], {float}
+    if len(kinds) != 1 or not kinds <= {bool, int, float, str} or len({*values}) < len(values):
+        raise InputError(f"{where} = {shown(values)}: should list different values of one type")
     return tuple(values)
 
 
-def _range(key: str, raw: Mapping[str, Any], where: str) -> Parameter:
-    log, step = raw.get("log", False), raw.get("step")
-    kind = _kind(key, [raw.get(name) for name in ("min", "max", "step") if name in raw])
-    if kind not in (int, float):
-        raise InputError(f"{where}: is not a number, so it can't have a range; list its values")
-    for name in ("min", "max", *(["step"] if step is not None else [])):
-        value: Any = raw.get(name)
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{where}.{name} = {value!r}: a range needs numbers")
-        if kind is int and type(value) is not int:
-            raise InputError(f"{where}.{name} = {value!r}: should be an integer, as {key} is")
-    low, high = raw["min"], raw["max"]
-    if low >= high:
-        raise InputError(f"{where}: min = {low} should be below max = {high}; swap the two values")
-    if not isinstance(log, bool):
-        raise InputError(f"{where}.log = {log!r}: should be true or false")
-    if log and low <= 0:
-        raise InputError(f"{where}: min = {low}: a log range should begin above 0")
-    if step is not None and (log or not 0 < step <= high - low):
-        rule = "a log range has no step" if log else f"should be above 0, up to {high - low}"
-        raise InputError(f"{where}.step = {step}: {rule}")
-    return Parameter(key, (), low, high, step, log, is_whole=kind is int)
-
-
-def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # the keys in a table of options have no declared types
-        kinds = {type(value) for value in values}
-        if not kinds or (float in kinds and kinds <= {int, float}):
-            return float  # `_range` refuses a range without ends
-        return kinds.pop()
-    annotation = KEYS[key].annotation
-    return annotation if isinstance(annotation, type) else str
-
-
-def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
-    if raw is None:
-        return None, ()
-    items = raw.items() if isinstance(raw, dict) else ()
-    named = [setting for key, value in items for setting in flat(key, value)]
-    if len(named) != 1 or named[0][1] == []:
+def _dependent(
+    parameter: Parameter, when: object, free: Mapping[str, Parameter], path: Path
+) -> Parameter:
+    """Return the parameter with its condition, one key of `free` and some of its values."""
+    items = when.items() if isinstance(when, dict) else ()
+    settings = [setting for name, value in items for setting in flat(name, value)]
+    parent, values = settings[0] if len(settings) == 1 else ("", [])
+    values = values if isinstance(values, list) else [values]
+    known = free[parent].choices if parent in free else ()
+    if not values or not all(value in known for value in values):
         raise InputError(
-            f"{where}.when = {raw!r}: should have one key with its values, such as "
-            '{ model.architecture = ["stacked_lstm"] }'
+            f"job {path}: search.space.{parameter.key}.when = {shown(when)}: should have one key "
+            "that has a list in search.space and no condition itself, with some values of this "
+            'list, such as { model.architecture = ["stacked_lstm"] }'
         )
-    key, values = named[0]
-    return key, tuple(values) if isinstance(values, list) else (values,)
+    # `when` may contain the integer 1 where the other key's list contains the float 1.0. KerasTuner
+    # needs the value from the list, 1.0.
+    same = tuple(value for value in known if value in values)
+    return replace(parameter, parent=parent, parent_choices=same)
 
 
 SEARCH_FILE = "search.toml"  # the file in a sweep's folder that contains the search
@@ -296,12 +258,18 @@ class SearchSpec:
     job: Job  # the settings that all trials share
     table: SearchConfig
     space: tuple[Parameter, ...]  # the searched keys; a key follows the key in its `when`
-    content: dict[str, Any]  # the content of the search file, with the defaults
+    raw_space: Mapping[str, Any]  # `space` as in the search file
 
     @property
     def name(self) -> str:
         """The job's name."""
         return self.job.name
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The content of a search file for `harness tune`."""
+        search = {**self.table.model_dump(), "space": self.raw_space}
+        return {**self.job.model_dump(), "search": search}
 
     @property
     def best_name(self) -> str:
@@ -390,8 +358,7 @@ class SearchSpec:
 
     def with_table(self, **changes: int) -> "SearchSpec":
         """Return a copy of the search in which some keys of `[search]` have new values."""
-        content = {**self.content, "search": {**self.content["search"], **changes}}
-        return replace(self, table=self.table.model_copy(update=changes), content=content)
+        return replace(self, table=self.table.model_copy(update=changes))
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """Yield a text such as `train.epochs was 6 and is 8` for each key that differs in `other`.
@@ -428,19 +395,6 @@ def is_search(path: Path) -> bool:
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is the folder of a sweep."""
     return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - `Path.is_file` may raise an error
-
-
-def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result was computed with the current value of `search.trials`.
-
-    If a later command has raised `search.trials`, the result is outdated.
-
-    Args:
-        result: the content of the sweep's `result.json`.
-        search: the current content of the sweep's search file.
-    """
-    of_search = search.get("search")
-    return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
@@ -485,8 +439,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
                 f"{option}: the search varies {parameter.key}; remove the option, or remove "
                 f"{parameter.key} from search.space in {path}"
             )
-    content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
-    search = SearchSpec(job, file.search, tuple(space), content)
+    search = SearchSpec(job, file.search, tuple(space), raw_space)
     if rule := _broken_rule(search):
         raise InputError(f"job {path}: {rule}")
     return search
@@ -524,21 +477,13 @@ def _broken_rule(search: SearchSpec) -> str:
             f"search.space.train.epochs: the {table.tuner} tuner chooses the number of epochs "
             "itself, at most train.epochs; remove train.epochs from search.space"
         )
-    # If a key has a `when`, the search varies the key only for some values of another key, which
-    # may also have a `when`. `needed` maps each searched key to one combination of the other keys'
-    # values for which the search varies the key.
-    needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
             where = f"search.space.{parameter.key}"
             return f"{where}: the grid tuner needs a list, or a range with a step"
-        parents: list[Values] = [
-            {**needed[parameter.parent], parameter.parent: choice}
-            for choice in parameter.parent_choices
-            if parameter.parent
-        ] or [{}]
-        needed[parameter.key] = parents[0]
+        parent = parameter.parent
+        parents = [{parent: each} for each in parameter.parent_choices] if parent else [{}]
         for given, value in itertools.product(parents, parameter.examples()):
             try:
                 search.job_of({**given, parameter.key: value}, seed=search.seeds()[-1])

@@ -38,19 +38,14 @@ conditions.print = lambda *_: None
 def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
     """Return the search space as KerasTuner's hyperparameters, whose names are the job's keys."""
     space = kt.HyperParameters()
-    conditions_of: dict[str | None, list[tuple[str, list[Value]]]] = {None: []}  # outermost first
     for parameter in search.space:
-        above = conditions_of[parameter.key] = [*conditions_of[parameter.parent]]
-        if parameter.parent:
-            above.append((parameter.parent, list(parameter.parent_choices)))
         choices: Sequence[Value] = parameter.choices
         if parameter.step is not None:
             low, step, kind = parameter.low, parameter.step, int if parameter.is_whole else float
             num_steps = math.floor((parameter.high - low) / step + 1e-9)  # 4.9999999999 is 5
             choices = [kind(low + i * step) for i in range(num_steps + 1)]
-        with contextlib.ExitStack() as scopes:
-            for condition in above:
-                scopes.enter_context(space.conditional_scope(*condition))
+        parent, values = parameter.parent, list(parameter.parent_choices)
+        with space.conditional_scope(parent, values) if parent else contextlib.nullcontext():
             if choices and isinstance(choices[0], bool):
                 if len(choices) > 1:
                     space.Boolean(parameter.key, default=choices[0])

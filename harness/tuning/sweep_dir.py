@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 from harness.errors import DiskError, InputError
 from harness.job.own_code import mode_in
-from harness.job.search import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
+from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import resume_command
 from harness.system.files import owner_name, raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
-from harness.system.lenient_json import read_toml
+from harness.system.lenient_json import read_toml, table
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import (
     RECORD,
@@ -151,10 +151,11 @@ class SweepDirectory(LeasedDirectory):
             )
 
     def finished(self) -> bool:
-        """Whether `result.json` exists and belongs to the current content of `search.toml`."""
-        is_there = self.path(RESULT).is_file()
-        search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
-        return is_there and is_of_search(self.read_json(RESULT), search)
+        """Whether `result.json` exists and was computed with the current `search.trials`."""
+        if not self.path(RESULT).is_file():
+            return False
+        search = table(read_toml(self.path(SEARCH_FILE)), "search")
+        return "trials" in search and search["trials"] == self.read_json(RESULT).get("trials")
 
     def search(self) -> SearchSpec:
         """Read the search from its file.

@@ -3,16 +3,16 @@
 If a worker ends with an error after the command has seen it begin a trial, the pool restarts the
 worker at once and counts no failure, because the protocol limits the number of attempts at a trial.
 If a process ends with an error before that, the pool counts a failure of this process. A command
-fails after 25 consecutive failures of one process. The command also fails after three failures of
-one process in which harness itself raised an error that the disk did not cause. When a trial of any
-worker is accepted, the pool resets the failure counts of all processes to 0.
+fails after 25 consecutive failures of one process, or after three if harness itself raised the last
+error and the disk did not cause it. When a trial of any worker is accepted, the pool resets the
+failure counts of all processes to 0.
 """
 
 import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +29,9 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# A command fails after this number of consecutive failures of one process: MAX_ERRORS counts the
-# errors that harness itself raised, MAX_FAILURES counts all errors.
-# Slurm's controller or the disk with the Python environment may be unavailable for minutes; 25
-# pauses add up to ten minutes.
+# A command fails after this number of consecutive failures of one process: MAX_ERRORS if harness
+# itself raised the last error, else MAX_FAILURES. Slurm's controller or the disk with the Python
+# environment may be unavailable for minutes; 25 pauses add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 
@@ -53,8 +52,7 @@ class WorkerProcess(ManagedProcess):
 
     uuid: str = ""  # unique id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
-    # For each consecutive failure: whether it was an error that harness itself raised
-    failures: list[bool] = field(default_factory=list)
+    num_failures: int = 0  # the number of consecutive failures
     num_done: int = 0  # the number of accepted trials at the last failure
     not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 
@@ -129,23 +127,22 @@ class WorkerPool(ProcessPool):
                 continue
             if worker.not_before_s is None:
                 self._note_end(worker, num_done)
-                worker.not_before_s = now_s + PAUSE_S * len(worker.failures)
+                worker.not_before_s = now_s + PAUSE_S * worker.num_failures
             if now_s >= worker.not_before_s:
                 self.start_one(worker)
 
     def _note_end(self, worker: WorkerProcess, num_done: int) -> None:
         code, line = worker.code or 0, worker.last_line()
         is_outage = code == DISK_CODE or line.startswith("srun: error") or is_said_of_disk(line)
-        is_error = code in ERRORS and not is_outage
+        limit = MAX_ERRORS if code in ERRORS and not is_outage else MAX_FAILURES
         if worker.has_begun or num_done > worker.num_done:
-            worker.failures.clear()
+            worker.num_failures = 0
         worker.num_done = num_done
-        if not worker.has_begun:
-            worker.failures.append(is_error)
+        worker.num_failures += not worker.has_begun
         if code not in ERRORS:
             line = f"exit code {code}; last line: {line}"
-        if sum(worker.failures) >= MAX_ERRORS or len(worker.failures) >= MAX_FAILURES:
-            message = f"worker {worker.name} failed {len(worker.failures)} times: {line}"
+        if worker.num_failures >= limit:
+            message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
             raise ERRORS.get(code, RunError)(message)
         self.console.warning(
             f"harness restarts worker {worker.name}, which ended unexpectedly: {line}"

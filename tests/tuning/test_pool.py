@@ -73,13 +73,13 @@ def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int
         ([FAILED] * MAX_ERRORS, "", RunError),
         ([NODE_FAULT_CODE] * MAX_ERRORS, "", NodeFault),
         ([InputError.exit_code] * MAX_ERRORS, "", InputError),
-        ([DISK_CODE] * MAX_ERRORS + [FAILED] * MAX_ERRORS, "", RunError),
+        ([DISK_CODE] * MAX_ERRORS + [FAILED], "", RunError),
     ],
 )
 def test_failures_in_a_row_end_the_command(
     tmp_path: Path, codes: list[int], line: str, error: type[Exception]
 ) -> None:
-    """The third error in a row ends the command, or the 25th signal or outage."""
+    """An error ends the command if it is at least the third failure; so does the 25th outage."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
@@ -99,7 +99,7 @@ def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
         pool.proposer.popen = SimpleNamespace(poll=lambda: FAILED)  # type: ignore[assignment]
         pool.proposer.not_before_s = None
         pool.tend(num_done, set())
-        assert [len(each.failures) for each in pool.everybody] == [1, 1]
+        assert [each.num_failures for each in pool.everybody] == [1, 1]
 
 
 def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
-import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,10 +153,7 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     from harness.tuning.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
-    toml = best_trial_toml(SweepDirectory.open(folder))
-    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
-        sys.stdout.reconfigure(encoding="utf-8")  # job files are UTF-8 in every locale
-    echo(toml, end="")
+    echo(best_trial_toml(SweepDirectory.open(folder)), end="")
 
 
 @sweep_app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")

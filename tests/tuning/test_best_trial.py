@@ -40,16 +40,6 @@ def test_the_best_trial_is_a_job(tmp_path: Path) -> None:
         assert words in comments
 
 
-def test_the_job_is_printed_as_utf8(harness: Harness) -> None:
-    """The locale is ignored, because a job file is UTF-8."""
-    toml = RANDOM.replace("[train]", "[data]\nsource = '/d/gr\u00fcn.csv'\n[train]")
-    make_sweep(harness.folder / "s", toml, trial(0, 0.8, values=VALUES))
-    harness.environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
-    done = harness.succeed("sweep", "best", "s")
-    (harness.folder / "mine.toml").write_text(done.stdout, encoding="utf-8")
-    assert load_job(harness.folder / "mine.toml").data.source == "/d/gr\u00fcn.csv"
-
-
 def test_the_best_trial_of_hyperband_keeps_its_epochs(tmp_path: Path) -> None:
     """A key that the trial did not have keeps the value of the job."""
     values = {"model.architecture": "gru", "model.dropout": 0.3}

@@ -231,36 +231,6 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 
 @functools.cache
-def process_space() -> str:
-    """Return an id of the boot and container in which process ids are valid; empty if unknown."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return ""
-
-
-def has_died(process: int, space: str) -> bool:
-    """Whether a process is known to have ended; False if it belongs to another `process_space`.
-
-    Args:
-        process: the process id.
-        space: the `process_space` of the process.
-    """
-    if not space or space != process_space() or process <= 0:
-        return False
-    import psutil
-
-    try:
-        os.kill(process, 0)
-        # A zombie has ended, but its parent has not waited for it.
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError, psutil.Error):  # for example, another user's process
-        return False
-
-
 def _cgroup_gb(name: str) -> list[float]:
     """Read a control file in this process's cgroup (v2) and in all cgroups above that cgroup.
 

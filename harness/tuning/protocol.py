@@ -27,7 +27,7 @@ into an attempt's folder, so a worker that is presumed dead does no harm if it c
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from harness.errors import Interrupted
@@ -89,8 +89,6 @@ class Attempt(Record):
 
     worker: str  # uuid of the worker's process
     name: str = ""  # name of the worker in messages and logs
-    process: int = 0  # process id
-    space: str = ""  # boot and container in which the process id is valid, see `process_space`
     saved: int = 0  # largest number of steps that an earlier attempt has saved
     num_stuck: int = 0  # number of consecutive earlier attempts without a newer checkpoint
 
@@ -374,19 +372,19 @@ async def follow(view: View, now_s: float) -> list[Trial]:
     return [trial for n, trial in view.accepted.items() if n not in before]
 
 
-async def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> set[str]:
+async def tell_gone(view: View, ended: Collection[str]) -> set[str]:
     """Write a `Gone` for each ended or silent worker; return the uuids of the silent workers.
 
     A silent worker has sent no heartbeat for LOST_S.
 
     Args:
         view: the state of the search as the command has read it so far.
-        has_ended: the function that tells whether the worker of an attempt has ended.
+        ended: the uuids of workers that are known to have ended.
     """
     silent = set[str]()
     for n, heard in view.open.items():
         is_silent = heard.silent_s > LOST_S
-        if (worker := heard.worker) and (is_silent or has_ended(worker)):
+        if (worker := heard.worker) and (is_silent or worker.worker in ended):
             gone = Gone(has_left=False)
             await view.disk.write(gone_file(n, heard.k), gone)
             heard.gone = gone

@@ -35,7 +35,6 @@ from harness.tracking.run_dir import (
     RunDirectory,
     check_id,
     check_record,
-    reserve_id,
     stamped,
 )
 from harness.tuning.disk import Disk, execute, make_once
@@ -51,7 +50,6 @@ class SweepDirectory(LeasedDirectory):
     """Reads and writes the folder of one sweep."""
 
     kind = "sweep"
-    _is_new = False  # whether `begin` must choose a folder that does not exist yet
 
     def check_lease(self) -> None:
         """Do nothing: a sweep has no lease, so all its commands can write the same files."""
@@ -66,10 +64,7 @@ class SweepDirectory(LeasedDirectory):
             InputError: if `sweep_id` can't be the name of a folder, or if the folder belongs to a
                 run or to another search.
         """
-        if sweep_id is None:
-            sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
-            sweep._is_new = True
-            return sweep
+        sweep_id = sweep_id or time.strftime("%Y%m%d-%H%M%S")
         check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():
@@ -104,11 +99,8 @@ class SweepDirectory(LeasedDirectory):
             SEARCH_FILE: search.to_toml().encode(),
             RECORD: to_json(stamped(record)).encode(),
         }
-        job = self.folder.parent
         try:
-            job.mkdir(parents=True, exist_ok=True)
-            if self._is_new:  # another command may begin a sweep in the same second
-                self.folder = job / reserve_id(job.parent, [(job.name, "")])
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             if not is_sweep(self.folder) and make_once(self.folder, files):
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_a
 from harness.slurm.pool import allocate_slots
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
-from harness.system.processes import StopRequest, has_died
+from harness.system.processes import StopRequest
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, RESULT, stamped, take_back_cancel
@@ -38,7 +38,7 @@ from harness.tuning.leaderboard import (
     same_failure,
 )
 from harness.tuning.pool import WorkerPool, WorkerRequest
-from harness.tuning.protocol import Attempt, View, change_stop, follow, running, shown, tell_gone
+from harness.tuning.protocol import View, change_stop, follow, running, shown, tell_gone
 from harness.tuning.prune_runs import KeptTrials, Pruned
 from harness.tuning.sweep_dir import SweepDirectory, stop_now
 
@@ -90,23 +90,17 @@ def tune(
     sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
     asked, search = search, sweep.search()
-    is_raised = asked.trial_limit > search.trial_limit
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = f"sweep {sweep.folder} was begun with other code, so scores may not be comparable"
         if not resumes:
-            anyway = f", or continue anyway with: {resume_command(sweep.folder)}"
             raise InputError(
-                f"{line}; use that code, or begin another sweep{'' if is_raised else anyway}"
+                f"{line}; use that code, or begin another sweep, or continue anyway with: "
+                f"{resume_command(sweep.folder)}"
             )
         console.warning(line)
-    if is_raised:
+    if asked.trial_limit > search.trial_limit:
         search = search.with_table(trials=asked.table.trials)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
-    elif asked.trial_limit < search.trial_limit:  # for example, a requeued job's old command
-        console.warning(
-            f"search.trials = {asked.table.trials} has no effect: the search already has "
-            f"{search.table.trials or 'all'} trials"
-        )
     if allocation:  # for `submit --resume`
         starts = [{"slurm_asked": asked_of(allocation)}]
         sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
@@ -220,7 +214,7 @@ class Command:
         return result
 
     def _tend(self) -> None:
-        silent = execute(tell_gone(self.view, self._has_ended))
+        silent = execute(tell_gone(self.view, self.pool.ended))
         self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
         workers = {attempt.worker for attempt in running(self.view).values()}
         self.pool.tend(len(self.view.accepted), workers)
@@ -284,10 +278,6 @@ class Command:
         total = max(self.search.table.trials, len(trials))
         self.console.advance("trials", num_ended, total, figures=figures)
 
-    def _has_ended(self, attempt: Attempt) -> bool:
-        """Whether a worker has ended; False for workers of other commands on other machines."""
-        return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
-
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end, and record the interruption.
 
@@ -301,7 +291,7 @@ class Command:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
-                execute(tell_gone(self.view, self._has_ended))
+                execute(tell_gone(self.view, self.pool.ended))
 
     def _progress(self) -> dict[str, Any]:
         """Return the progress for the heartbeat in the sweep's `state.json`."""

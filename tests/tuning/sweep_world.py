@@ -325,7 +325,7 @@ class World:
                     if self.chance.random() < 0.2:  # pruned or removed by a user
                         self.server.pop(checkpoint(trial.n, trial.attempt), None)
                 if "gone" not in self.without:
-                    await tell_gone(view, lambda attempt: attempt.worker in p.ended)
+                    await tell_gone(view, p.ended)
                 if await view.is_stopped():
                     return
                 if await view.is_over(0):

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from harness.cli.tune import run_sweep
-from harness.data.sources import open_sample
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
-from harness.job.search import load_search
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.tracking.run_dir import CANCEL, ask_to_cancel
@@ -122,24 +120,6 @@ def test_an_interruption_is_recorded(command: Command) -> None:
     with pytest.raises(Interrupted):
         command.run(resumes=False)
     assert command.sweep.read_json("state.json")["phase"] == "interrupted"
-
-
-def test_the_message_of_an_interruption_names_the_folder_that_was_chosen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another command has begun a sweep in the same second, so this sweep has another name."""
-    (tmp_path / "tune.toml").write_text(RANDOM)
-    search = load_search(tmp_path / "tune.toml")
-    sweep = SweepDirectory.new(tmp_path / "runs", search, None)
-    sweep.folder.mkdir(parents=True)
-    monkeypatch.setattr("harness.tuning.tune.dataset_of", lambda *_, **__: open_sample())
-    monkeypatch.setattr(StopRequest, "listen", lambda _: None)
-    monkeypatch.setattr(Command, "_run", lambda _: (_ for _ in ()).throw(Interrupted("SIGINT")))
-    with pytest.raises(Interrupted) as interrupted:
-        run_sweep(sweep, search, WorkerRequest(num_workers=1))
-    assert sweep.path("search.toml").is_file()
-    line = f"interrupted by SIGINT; trials saved; continue with: harness resume {sweep.folder}"
-    assert str(interrupted.value) == line
 
 
 def gone(command: Command) -> list[str]:

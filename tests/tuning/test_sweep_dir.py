@@ -29,12 +29,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
     [(2, 2, 2), (2, 3, 3), (2, 0, 0), (0, 0, 0), (3, 2, 3), (0, 8, 0)],
 )
 def test_a_command_never_lowers_the_number_of_trials(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    before: int,
-    now: int,
-    then: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int, then: int
 ) -> None:
     """`search.trials = 0` means all trials. A requeued job may ask for the number of its start."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
@@ -48,8 +43,6 @@ def test_a_command_never_lowers_the_number_of_trials(
     with pytest.raises(pytest.fail.Exception, match="begun"):
         tune.tune(sweep, search, request, console=Console(), full=False, resumes=False)
     assert sweep.search().table.trials == then
-    line = f"search.trials = {now} has no effect: the search already has {before or 'all'} trials"
-    assert (line in capfd.readouterr().err) is (now != then)
 
 
 def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
@@ -267,9 +260,6 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     refusal = r"^sweep .* was begun with other code, .* another sweep, .*: harness resume '.*sweep'"
     with pytest.raises(InputError, match=refusal):
         tune.tune(sweep, search, request, console=console, full=False, resumes=False)
-    more = search.with_table(trials=48)  # `harness resume` would not raise the number of trials
-    with pytest.raises(InputError, match=r"; use that code, or begin another sweep$"):
-        tune.tune(sweep, more, request, console=console, full=False, resumes=False)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     with pytest.raises(pytest.fail.Exception, match="begun"):
         tune.tune(sweep, search, request, console=console, full=False, resumes=True)

@@ -6,7 +6,7 @@ Keras is imported inside the functions, because jobs are checked without it.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -271,6 +271,9 @@ MAX_DIM = 4096  # largest dimension of the word vectors
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
+    # Whether reviews are padded at their ends, so that the network must ignore the padding.
+    right_padded: ClassVar[bool] = False
+
     architecture: Annotated[str, Facts(choices=tuple(BUILDERS), is_function=True)] = Field(
         description="network; a custom network is `file.py:function` or `package.module:function`"
     )
@@ -328,16 +331,8 @@ class ModelConfig(ConfigSection):
         """Whether the network is custom, not one of the five built-in ones."""
         return self.architecture not in BUILDERS
 
-    @property
-    def right_padded(self) -> bool:
-        """Whether reviews are padded at their ends, so that the network must ignore the padding."""
-        return False
-
 
 class RightPaddedModel(ModelConfig):
     """The `[model]` table of a job with `data.bucket`, which pads reviews at their ends."""
 
-    @property
-    def right_padded(self) -> bool:
-        """True: reviews are padded at their ends."""
-        return True
+    right_padded: ClassVar[bool] = True

@@ -87,8 +87,6 @@ class Facts:
         for_all_reviews: whether the key may have different values in two runs of which the second
             gets the ensemble weight of the first (`--weights-from`). The first run has validation
             reviews, on which its weight was chosen; the second was trained on all reviews.
-        is_decided: whether the value 0 means that the harness chooses the key's value when a search
-            starts.
     """
 
     choices: tuple[str, ...] = ()
@@ -101,7 +99,6 @@ class Facts:
     check: Callable[[Any], str] | None = None
     unvalidated: object = None
     for_all_reviews: bool = False
-    is_decided: bool = False
 
 
 def facts_of(info: FieldInfo) -> Facts:
@@ -213,21 +210,13 @@ def toml_value(value: object) -> str:
         return str(value)
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """Return the text of a job file. Sources of functions come last, as readable text."""
-    tables = {name: table for name, table in content.items() if name != "code"}
-    for name, table in tables.items():
-        if isinstance(table, dict):  # leave out empty free tables
-            tables[name] = {key: value for key, value in table.items() if value != {}}
-    text = tomli_w.dumps(tables)
-    if code := content.get("code"):
-        text += "\n[code]\n"
-    for path, source in (code or {}).items():
-        # A literal string of TOML has no escapes, so it can't contain ''' or control characters.
-        plain = "'''" not in source and not CONTROL.search(source)
-        value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
-        text += f'"{path}" = {value}\n'
-    return text
+    """Return the text of a job file, without empty tables; sources of functions have many lines."""
+    tables = {
+        name: {key: value for key, value in table.items() if value != {}}
+        if isinstance(table, dict)
+        else table
+        for name, table in content.items()
+        if table != {}
+    }
+    return tomli_w.dumps(tables, multiline_strings=True)

@@ -246,8 +246,5 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert line == "data.delimiter has no effect without data.source"
     search = load_search(JOBS / "tune_best.toml")
     assert not list(search.without_effect()), "the search varies model.architecture"
-    text = "[search]\ntrials = 2\n[search.space]\nmodel.train_embeddings = [true, false]\n"
-    random = load_search(write(tmp_path, f"{LEAST}train_embeddings = false\n{text}"))
-    assert not list(random.without_effect())
     (line,) = replace(search, space=()).without_effect()
     assert "model.reset_after" in line

@@ -52,16 +52,17 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
             f"job {path}: contains a [search] table; run the search with: harness tune "
             f"{quoted(path)}"
         )
-    origins = put_overrides(content, overrides, path)
+    origins = put_overrides(content, overrides)
     if seed is not None:
-        origins["train.seed"] = f"--seed {seed}"
-        _put(content, "train", "seed", value=seed, path=path)
-    resolve_source(content, path, origins)
-    return with_code(check_job(content, path, origins), path, origins)
+        origins |= put_overrides(content, [f"train.seed={seed}"])
+    return complete(check_job(content, path, origins), path, origins)
 
 
-def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """Return the job with the sources of all its custom functions. No user code is run.
+def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
+    """Return the job with absolute paths and the sources of its custom functions. Run no user code.
+
+    Paths in the file are relative to the folder of the file. Paths in `--set` are relative to the
+    working folder. `~` is the home folder.
 
     Args:
         job: the job.
@@ -74,25 +75,18 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     if job.code:
         check_trusted(path, f"job {path}: [code]")
     content, code = job.model_dump(), dict(job.code)
-    for key in (key for key, facts in FACTS.items() if facts.is_function):
+    for key, facts in FACTS.items():
         base = Path.cwd() if key in origins else path.absolute().parent
         value = job.value(key)
-        names = value if isinstance(value, list) else [value]
-        if key in origins:
-            names = [_of_file(str(name)) for name in names]
-        kept = [*kept_names(names, code, f"job {path}: {key}", base=base).values()]
-        put_value(content, key, kept if isinstance(value, list) else kept[0])
+        if facts.is_path and value:
+            # Not `Path.expanduser`, which may raise an error.
+            put_value(content, key, os.path.normpath(base / os.path.expanduser(value)))  # noqa: PTH111
+        if facts.is_function:
+            names = value if isinstance(value, list) else [value]
+            kept = [*kept_names(names, code, f"job {path}: {key}", base=base).values()]
+            put_value(content, key, kept if isinstance(value, list) else kept[0])
     content["code"] = code
     return check_job(content, path, origins)
-
-
-def _of_file(name: str) -> str:
-    """Put `./` before a function reference from an option if the referenced file exists.
-
-    The harness then reads this file, even if `[code]` contains a source with the same path.
-    """
-    is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
-    return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
 
 
 def kept_names(
@@ -121,45 +115,19 @@ def kept_names(
     }
 
 
-def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make the paths in a job absolute, so that the paths are also valid in copies of the job.
-
-    Paths in the file are relative to the folder of the file. Paths in `--set` are relative to the
-    working folder. `~` is the home folder.
-
-    Args:
-        content: the content of the file.
-        path: the file.
-        origins: the keys that options such as `--set` have set, each with its option.
-    """
-    for dotted in (key for key, facts in FACTS.items() if facts.is_path):
-        table, _, key = dotted.partition(".")
-        inner = content.get(table)
-        named = inner.get(key) if isinstance(inner, dict) else None
-        if inner and isinstance(named, str) and named:
-            base = Path.cwd() if dotted in origins else path.absolute().parent
-            # Not `Path.expanduser`, which may raise an error.
-            expanded = os.path.expanduser(named)  # noqa: PTH111
-            inner[key] = os.path.normpath(base / expanded)
-
-
 def data_settings(overrides: Sequence[str]) -> DataConfig:
     """Return a `[data]` table that `--set` overrides have set.
 
     Raises:
         InputError: if a key does not describe the format of texts, or if a value is wrong.
     """
-    content: dict[str, Any] = {}
-    origins = put_overrides(content, overrides, Path("data"))
+    content: dict[str, Any] = {"name": "data", "model": {"architecture": "lstm"}}
+    origins = put_overrides(content, overrides)
     known = [f"data.{key}" for key in FORMAT_KEYS]
     for key, option in origins.items():
         if key not in known:
             raise InputError(f"{option}: should set one of the keys {', '.join(known)}")
-    try:
-        return DataConfig.model_validate(content.get("data", {}))
-    except ValidationError as error:
-        inner = {key.removeprefix("data."): option for key, option in origins.items()}
-        raise InputError(explain(error, Path("data"), inner)) from None
+    return check_job(content, Path("data"), origins).data
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
@@ -185,7 +153,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 
 
 def put_overrides(
-    content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
+    content: dict[str, Any], overrides: Sequence[str], *, tables: Tables = TABLES
 ) -> dict[str, str]:
     """Write `--set` overrides into the content of a file; return each key with its option.
 
@@ -194,9 +162,9 @@ def put_overrides(
     """
     origins = {}
     for override in overrides:
-        table, key, value = _parse_override(override, tables)
-        origins[f"{table}.{key}"] = f"--set {override}"
-        _put(content, table, key, value=value, path=path)
+        key, value = _parse_override(override, tables)
+        origins[key] = f"--set {override}"
+        put_value(content, key, value)
     return origins
 
 
@@ -231,61 +199,47 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 
 
-def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
+def _parse_override(text: str, tables: Tables) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    table, dot, key = name.strip().partition(".")
-    if not equals or not dot or not table or not key:
-        near = _same_key(name, tables) or ", such as train.epochs=8"
+    key = name.strip()
+    if not equals or not all(key.partition(".")):
+        near = _same_key(key, tables) or ", such as train.epochs=8"
         raise InputError(f"--set {text}: is not table.key=value{near}")
-    if table not in tables or not is_key(table, key, tables):
-        near = suggest_key(name, tables)
-        raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
+    if not is_key(key, tables):
+        raise InputError(f"--set {text}: a job has no key {key}{suggest_key(key, tables)}")
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
     # A value that is not TOML, such as gru or a tab, is used as a string.
-    return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
+    return key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
-def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, such as `units`, or `options.NAME` for a NAME without a dot."""
-    outer, dot, inner = key.partition(".")
-    if dot:
-        info = tables[table].model_fields.get(outer)
-        return bool(info and is_free(info) and inner) and "." not in inner
-    return key in tables[table].model_fields
+def is_key(key: str, tables: Tables = TABLES) -> bool:
+    """Whether a job has a key, such as `model.units`, or `model.options.NAME` for any NAME."""
+    declared = keys_of(tables)
+    table, _, name = key.rpartition(".")
+    return key in declared or (bool(name) and table in declared and is_free(declared[table]))
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
     """Set a key such as `model.units` or `model.options.filters` in the content of a job."""
-    table, _, name = key.partition(".")
-    outer, dot, inner = name.partition(".")
-    if dot:
-        content[table].setdefault(outer, {})[inner] = value
-    else:
-        content[table][name] = value
-
-
-def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: Path) -> None:
-    inner = content.setdefault(table, {})
-    if not isinstance(inner, dict):
-        raise InputError(f"job {path}: {table} = {inner!r} is not a table; write [{table}]")
-    outer, dot, _ = key.partition(".")
-    if dot and not isinstance(inner.get(outer, {}), dict):
-        where = f"{table}.{outer}"
-        raise InputError(f"job {path}: {where} = {inner[outer]!r} is not a table; write [{where}]")
-    put_value(content, f"{table}.{key}", value)
+    *tables, name = key.split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            return  # `check_job` will refuse this table
+    content[name] = value
 
 
 def suggest_key(name: str, tables: Tables = TABLES) -> str:
     """Return `; did you mean train.epochs?`, or a list of all keys if no key is similar."""
-    return _same_key(name, tables) or suggest(name.strip(), [*keys_of(tables)])
+    return _same_key(name, tables) or suggest(name, [*keys_of(tables)])
 
 
 def _same_key(name: str, tables: Tables) -> str:
     """Return `; did you mean TABLE.KEY?` if a table has the key that `name` ends with, else ""."""
-    key = name.strip().rpartition(".")[2]
+    key = name.rpartition(".")[2]
     found = (known for known in keys_of(tables) if known.partition(".")[2] == key)
     return next((f"; did you mean {known}?" for known in found), "")
 

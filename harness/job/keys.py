@@ -517,12 +517,6 @@ class Job(ConfigSection):
         for key, needed in self.unused_keys():
             if not {*FACTS[key].only_with} & {*searched}:
                 yield f"{key} has no effect without {needed}"
-        is_searched = "model.train_embeddings" in searched
-        if not self.model.train_embeddings and not self.model.embeddings and not is_searched:
-            yield (
-                "model.train_embeddings = false leaves the word vectors random, because "
-                "model.embeddings is empty"
-            )
 
 
 TABLES: dict[str, type[ConfigSection]] = {

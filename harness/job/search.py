@@ -19,25 +19,22 @@ from harness.config import (
     Facts,
     Tables,
     dump_toml,
-    facts_of,
     flat,
     is_free,
-    keys_of,
     without_effect,
 )
 from harness.errors import InputError
 from harness.job.job_file import (
     check_job,
+    complete,
     explain,
     is_key,
     kept_names,
     put_overrides,
     put_value,
     read_toml_file,
-    resolve_source,
     shown,
     suggest_key,
-    with_code,
 )
 from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 from harness.job.own_code import source_digest
@@ -93,7 +90,7 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
             )
         for name, value in _by_key(table, keys):
             key = f"{table}.{name}"
-            if not is_key(table, name):
+            if not is_key(key):
                 raise InputError(
                     f"job {path}: search.space.{key} is not a key of a job{suggest_key(key)}"
                 )
@@ -221,7 +218,7 @@ class SearchConfig(ConfigSection):
         le=10,
         description="the best 1/`factor` of the trials continue, for `factor` times the epochs",
     )
-    parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED}, is_decided=True)] = Field(
+    parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED})] = Field(
         0,
         ge=0,
         le=MAX_PARALLEL,
@@ -237,8 +234,6 @@ class SearchFile(Job):
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-# The keys whose value is chosen at the start of the sweep if the search file sets them to 0.
-DECIDED = {key for key, info in keys_of(SEARCH_TABLES).items() if facts_of(info).is_decided}
 
 
 @dataclass(frozen=True)
@@ -363,8 +358,8 @@ class SearchSpec:
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """Yield a text such as `train.epochs was 6 and is 8` for each key that differs in `other`.
 
-        Some changes are left out: every change of `search.trials`; and, for a key in `DECIDED`, a
-        change from 0 or to 0, since 0 lets the search choose the value.
+        Every change of `search.trials` is left out, and a change of `search.parallel` from 0 or to
+        0, since 0 lets the search choose the value.
         """
         known, asked = (
             {key: value for top in each.content.items() for key, value in flat(*top)}
@@ -372,7 +367,7 @@ class SearchSpec:
         )
         for key in {**known, **asked}:
             was, now = known.get(key), asked.get(key)
-            is_open = key == "search.trials" or (key in DECIDED and not (was and now))
+            is_open = key == "search.trials" or (key == "search.parallel" and not (was and now))
             if was != now and not is_open:
                 is_code = key.startswith("code.") and was and now
                 show: Callable[[Any], str] = source_digest if is_code else shown
@@ -406,7 +401,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
-    origins = put_overrides(content, overrides, path, tables=SEARCH_TABLES)
+    origins = put_overrides(content, overrides, tables=SEARCH_TABLES)
     table = content.get("search")
     if not isinstance(table, dict):
         raise InputError(
@@ -418,8 +413,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     except ValidationError as error:
         raise InputError(explain(error, path, origins, tables=SEARCH_TABLES)) from None
     del content["search"]
-    resolve_source(content, path, origins)
-    job = with_code(check_job(content, path, origins), path, origins)
+    job = complete(check_job(content, path, origins), path, origins)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(
             f"job {path}: search.space is empty; add a key with a list or a range of values, such "

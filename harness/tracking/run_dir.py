@@ -287,16 +287,12 @@ class RunDirectory(LeasedDirectory):
         check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
         if run.exists() and (old := run.job()).identity() != job.identity():
-            key = old.first_change(job)
-            what = " with other [code]"
-            if key:
-                what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})"
-            named = quoted(run.folder)
-            remedy = f", or continue the run: harness resume {named}"
-            if run.finished():
-                remedy = f", and add --from {named} to begin with the weights of this run"
+            what = "other [code]"
+            if key := old.first_change(job):
+                what = f"{key} = {shown(old.value(key))}, not {shown(job.value(key))}"
             raise InputError(
-                f"run {run.folder}: contains another job{what}; choose another --run-id{remedy}"
+                f"run {run.folder}: contains another job ({what}); choose another --run-id, or "
+                f"continue the run: harness resume {quoted(run.folder)}"
             )
         return run
 
@@ -411,27 +407,11 @@ class RunDirectory(LeasedDirectory):
 
 def _why_no_run(folder: Path) -> str:
     """Return why a folder is not the folder of a run, and the remedy."""
-    all_runs = "harness status --all lists all runs"
-    if os.path.isfile(folder):  # noqa: PTH113 - `Path.is_file` may raise an error
-        run = f" {folder.parent}" if RunDirectory(folder.parent).exists() else ""
-        return f"is a file; name the run's folder{run}"
-    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` may raise an error
-        every = [run.path for run in find_runs([default_runs()], foreign_links=False)]
-        found = [run for run in every if str(folder) in (run.name, f"{run.parent.name}/{run.name}")]
-        return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"
-    if is_ensemble(folder):
-        return "is an ensemble, which only harness compare and predict accept; name a run"
-    below = [run.path for run in find_runs([folder], in_sweeps=("trials",))]
-    runs = [run for run in below if RunDirectory(run).exists()]
-    such_as = f", such as {runs[0]}" if runs else ""
     if is_sweep(folder):
-        return (
-            f"is a search; name one of its runs{such_as}, or train its best trial: harness sweep "
-            f"retrain {quoted(folder)}"
-        )
-    if runs:
-        return f"contains runs; name one of them{such_as}"
-    return f"is not a run's folder, because it contains no job.toml; {all_runs}"
+        return f"is a search; train its best trial: harness sweep retrain {quoted(folder)}"
+    is_there = os.path.isdir(folder)  # noqa: PTH112 - `Path.is_dir` may raise an error
+    no_run = "is not a run's folder, because it contains no job.toml"
+    return f"{no_run if is_there else 'no such folder'}; harness status --all lists all runs"
 
 
 def ask_to_cancel(folder: Path) -> None:

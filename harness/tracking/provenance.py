@@ -123,16 +123,29 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
         return ["the code's commit was {} and is now {}".format(*commits)]
-    if before["diff_sha256"] != now["diff_sha256"]:
-        return ["the uncommitted changes of the code differ"]
-    if before["sources_sha256"] != now["sources_sha256"]:
-        return ["the Python files of the package differ"]
-    return []
+    return [] if before == now else ["the uncommitted changes of the code differ"]
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Return this process's packages, processor and devices, with the keys of a start's record."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
+
+
+def package_changes(
+    record: dict[str, Any], packages: Mapping[str, str | None] | None = None
+) -> list[str]:
+    """List the packages whose versions differ from those in a record.
+
+    Args:
+        record: the record of a run or of a start.
+        packages: the versions to compare with; by default those of this process.
+    """
+    known = table(record, "packages")
+    return [
+        f"{name} was {known.get(name)} and is now {version}"
+        for name, version in (packages or _packages()).items()
+        if known.get(name) != version
+    ]
 
 
 def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[str]:
@@ -142,13 +155,10 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
         start: the record of the start.
         machine: the result of `this_machine`, or the record of another start.
     """
-    known, changes = table(start, "packages"), []
-    for name, version in machine["packages"].items():
-        if (was := known.get(name)) != version:
-            changes.append(f"{name} was {was} and is now {version}")
-    was, now_on = (_kinds(each.get("devices") or ()) for each in (start, machine))
-    if was and was != now_on:
-        changes.append(f"the devices were {was} and are now {now_on}")
+    changes = package_changes(start, machine["packages"])
+    before, now = (_kinds(each.get("devices") or ()) for each in (start, machine))
+    if before and before != now:
+        changes.append(f"the devices were {before} and are now {now}")
     was = start.get("processor")
     uses_cpus = not any(device.get("name") for device in machine["devices"])
     if uses_cpus and was and was != machine["processor"]:

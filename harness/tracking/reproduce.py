@@ -1,18 +1,16 @@
 """`harness reproduce`: restores the code and the job of a run in a new folder."""
 
-import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.data.dataset_folder import save_folder
-from harness.data.sources import open_dataset, open_sample
+from harness.data.sources import open_sample
 from harness.errors import InputError, RunError
-from harness.slurm.environment import given_cpus
 from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import (
@@ -24,9 +22,8 @@ from harness.system.git import (
     write_version,
 )
 from harness.system.lenient_json import path, table, text
-from harness.system.processes import installed_version
-from harness.tracking.provenance import PACKAGES, sources_checksum
-from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
+from harness.tracking.provenance import package_changes, sources_checksum
+from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 
 JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 
@@ -68,7 +65,7 @@ def reproduce(
     named = path(record.get("snapshot"))
     snapshot = Path(named) if named and is_snapshot(Path(named)) else None
     read = [run.folder, run.path(RECORD), run.path("job.toml"), *filter(None, [snapshot])]
-    warnings = [*_distrusted(read, trust_code), *_other_packages(record), *_numbers(record)]
+    warnings = [*_distrusted(read, trust_code), *package_changes(record)]
     sources = record.get("sources_sha256")
     try:
         with atomic_directory(folder) as temporary:
@@ -88,7 +85,7 @@ def reproduce(
             if not snapshot:
                 source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
             replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
-            data = _put_data(record, temporary, warnings)
+            data = _put_data(record, temporary)
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
     return Reproduced(source, _command(record, folder, data), warnings)
@@ -140,53 +137,19 @@ def _put_commit(
     return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
-def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the packaged sample into the folder if the run used the sample.
+def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
+    """Return the options that make `harness train` use the data of the run.
 
-    Without this copy, `harness train` might use the full data.
-
-    Returns:
-        The options that make `harness train` use the data of the run.
+    If the run used the packaged sample, write the sample into the folder; otherwise `harness train`
+    might use the full data.
     """
     data = table(record, "dataset")
     if data.get("is_sample"):
-        sample = open_sample()
-        save_folder(sample, folder / SAMPLE_FOLDER)
-        if sample.checksum != data.get("checksum"):
-            warnings.append("the run's sample differs from the sample in this version of harness")
+        save_folder(open_sample(), folder / SAMPLE_FOLDER)
         return ["--data", SAMPLE_FOLDER]
-    if data.get("is_own"):  # the job file contains the path of the user's texts
-        return []
-    checksum, where = data.get("checksum"), text(data.get("folder"))
-    # The folder that the record names may not exist on this machine.
-    with contextlib.suppress(InputError, RunError, OSError):
-        if where and open_dataset(Path(where)).checksum == checksum:
-            return ["--data", where]
-    warnings.append(
-        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which now contains other "
-        "data or none; check with harness data verify"
-    )
-    return []
-
-
-def _other_packages(record: dict[str, Any]) -> Iterator[str]:
-    packages = table(record, "packages")
-    for name in PACKAGES:
-        recorded, installed = packages.get(name), installed_version(name)
-        if recorded != installed:
-            yield f"{name} was {recorded} in the run and is {installed} here"
-
-
-def _numbers(record: dict[str, Any]) -> Iterator[str]:
-    known, threads = first_start(record).get("devices"), table(record, "plan").get("threads")
-    devices = known if isinstance(known, list) else []
-    has_threads = "gpu" in str(devices) or threads in (None, given_cpus(None))
-    is_open = (len(devices) > 1 or "gpu" in str(devices)) and not record.get("devices_asked")
-    if not has_threads or is_open:
-        yield (
-            f"devices of the run: {len(devices)}, threads: {threads}; with other numbers the "
-            "results are not bitwise equal; set the numbers with --devices and HARNESS_CPUS"
-        )
+    where = text(data.get("folder"))
+    # For a user's own texts, the job file contains the path.
+    return ["--data", where] if where and not data.get("is_own") else []
 
 
 def _command(record: dict[str, Any], folder: Path, data: Sequence[str]) -> str:

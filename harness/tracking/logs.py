@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
-from harness.job.search import is_sweep
-from harness.system.console import quoted
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
@@ -36,18 +34,11 @@ def log_of(status: RunStatus) -> Path:
 
 
 def _without_log(status: RunStatus) -> InputError:
+    why = "it printed to a terminal or a pipe"
     if status.log or status.phase is None:
-        note = f" ({status.note})" if status.note else ""
-        return InputError(
-            f"run {status.run}: its log ({status.log or 'path unknown'}) does not exist; "
-            f"the run is {status.state}{note}"
-        )
-    look = f"its metrics are in {status.folder / 'metrics.jsonl'}"
-    if is_sweep(status.folder):
-        look = f"harness sweep show {quoted(status.folder)} shows its trials"
-    return InputError(
-        f"run {status.run}: has no log because it printed to a terminal or a pipe; {look}"
-    )
+        why = f"{status.log or 'path unknown'} does not exist"
+    note = f" ({status.note})" if status.note else ""
+    return InputError(f"run {status.run}: has no log: {why}; the run is {status.state}{note}")
 
 
 def clean(line: bytes) -> str:

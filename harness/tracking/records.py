@@ -23,7 +23,6 @@ from harness.system.lenient_json import (
     numbers,
     parse_json,
     path,
-    read_json,
     table,
     text,
     whole,
@@ -333,8 +332,6 @@ def observe(
     # A sweep keeps its old result while its search continues with more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None
-        if not heartbeat:
-            _add_result(status)
     if submission:
         _add_submission(status, submission)
     status.job = status.job or folder.parent.name
@@ -362,15 +359,6 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
         if getattr(status, name) is None:
             setattr(status, name, getattr(submission, name))
     status.time_s = status.time_s or submission.time_s
-
-
-def _add_result(status: RunStatus) -> None:
-    """Fill the status of an ensemble, which has no heartbeat, from its result."""
-    result = read_json(status.folder / RESULT)
-    status.job, status.architecture = text(result.get("job")), text(result.get("architecture"))
-    status.seed = whole(result.get("seed"))
-    status.val_accuracy = number(result.get("val_accuracy"))
-    status.test_accuracy = number(result.get("accuracy"))
 
 
 def _trials(state: dict[str, Any]) -> dict[str, Any]:

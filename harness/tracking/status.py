@@ -11,7 +11,6 @@ from harness import PROJECT
 from harness.errors import InputError, did_you_mean
 from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
-from harness.system.lenient_json import read_toml, table, text
 from harness.system.processes import in_threads, is_run_alive
 from harness.tracking.records import (
     ALIVE,
@@ -115,13 +114,9 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         return state, line if line and state == "failed" else f"Slurm says {ended}"
     if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
-    folder = re.escape(str(status.submission.folder if status.submission else status.folder))
-    if re.search(rf"records +{folder}$", log_end(status), re.MULTILINE):
-        return "gone", "finished; its folder was removed or moved"
     if not answered:
         return "submitted", "no answer from the scheduler"
-    line = last_log_line(status)
-    return ("failed", line) if line else ("gone", "the job left the queue before the run began")
+    return "gone", last_log_line(status) or "the job left the queue before the run began"
 
 
 def was_out_of_memory(status: RunStatus) -> bool:
@@ -231,18 +226,16 @@ def _unrecorded(
         if name == "tune":  # all tasks of an array work on the same search
             file = Path(project, *[word for word in words if word.endswith(".toml")][:1])
             job_id = queued.id.partition("_")[0]
-        job = read_toml(file) if project in own else {}
-        job_name = text(job.get("name")) or file.stem
-        run = f"{job_name}/slurm-{job_id}"
-        if not job or queued.id in taken or queued.ended or run in names:
+        run = f"{file.stem}/slurm-{job_id}"
+        is_job = project in own and file.is_file()
+        if not is_job or queued.id in taken or queued.ended or run in names:
             continue
         names.add(run)
         task = job_id.partition("_")[2]
         status = RunStatus(
             run=run,
             folder=runs / run,
-            job=job_name,
-            architecture=text(table(job, "model").get("architecture")),
+            job=file.stem,
             seed=int(task) if task.isdigit() else None,
             slurm_job=queued.id,
             time_s=now,

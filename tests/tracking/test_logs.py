@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.job.search import SEARCH_FILE
 from harness.tracking import logs
 from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
@@ -53,19 +52,12 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
 
 
 def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
-    """The line says that the run printed to a terminal, or has not begun.
-
-    For a sweep, the line names the command that shows the trials.
-    """
+    """The line says that the run printed to a terminal, or has not begun."""
     site.run("a", "finished")
     site.submission("12", [1])
-    sweep = site.run("s1", "finished").folder
-    sweep = sweep.rename(sweep.with_name("s 1"))
-    (sweep / "job.toml").rename(sweep / SEARCH_FILE)
     for name, said in (
-        ("a", "has no log because it printed to a terminal or a pipe; its metrics"),
-        ("12", "slurm-12.out) does not exist; the run is submitted"),
-        ("s 1", f"a pipe; harness sweep show '{sweep}' shows its trials"),
+        ("a", "has no log: it printed to a terminal or a pipe; the run is finished"),
+        ("12", "slurm-12.out does not exist; the run is submitted"),
     ):
         done = harness.run_here("logs", name)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

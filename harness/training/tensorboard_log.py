@@ -49,7 +49,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from harness.errors import DiskError
 from harness.job.search import TrialRow
 from harness.system.files import atomic_write, sync
-from harness.training.step_report import StepResults
 
 # TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")
@@ -106,15 +105,21 @@ class TensorBoardLog:
             self._write(key, Event(file_version="brain.Event:2"))
         self.flush()
 
-    def steps(self, results: StepResults, measured: Mapping[str, float]) -> None:
+    def steps(
+        self,
+        first_step: int,
+        losses: np.ndarray,
+        accuracies: np.ndarray,
+        measured: Mapping[str, float],
+    ) -> None:
         """Log n training steps.
 
         Args:
-            results: the results of the steps.
+            first_step: the number of the first step, counted from 1 over the whole run.
+            losses: each step's mean loss over the global batch, `[n]`.
+            accuracies: each step's share of correct predictions, `[n]`.
             measured: tag -> value at the last of the n steps; logged about 100 times at most.
         """
-        first_step, losses = results.first_step, results.losses.astype(np.float32)
-        accuracies = results.accuracies.astype(np.float32)
         self._start("train", first_step)
         # One event object for all steps is 100 times as fast as tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})

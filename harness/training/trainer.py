@@ -30,7 +30,6 @@ from harness.training.callbacks import RunCallbacks
 from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.progress import exported_epoch, score_to_keep
-from harness.training.step_report import StepResults, report_steps
 from harness.training.tensorboard_log import TensorBoardLog
 
 # After every execution that passes a multiple of this number of steps, the workers agree whether
@@ -198,8 +197,7 @@ class Trainer:
                 self._drain()
                 self.stop.agree(self._votes)
             elif watchdog.current.asks:
-                self._pending[-1].numpy()  # waits for the steps; if they hang, the watchdog acts
-                watchdog.current.progress()
+                self._drain()  # waits for the steps; if they hang, the watchdog acts
             if time.perf_counter() - self._saved_s >= train.checkpoint_every_s:
                 self._drain()
                 self._save()
@@ -220,41 +218,53 @@ class Trainer:
         watchdog.current.progress()
         now_s = time.perf_counter()
         took_s, self._drained_s = now_s - self._drained_s, now_s
-        results = self._results(sums, took_s)
+        batch_size = self.job.train.batch_size
+        sizes = np.full(len(sums), float(batch_size))
+        if self.progress.step + len(sums) == self.steps_per_epoch:  # the last batch may be smaller
+            sizes[-1] = self.num_reviews - batch_size * (self.steps_per_epoch - 1)
+        first_step, losses = self._num_steps_done() + 1, sums[:, 0] / sizes
+        if not np.isfinite(losses).all():
+            raise RunError(
+                f"the loss is not finite at step {first_step + np.isfinite(losses).argmin()} "
+                f"(epoch {self.progress.epoch + 1}); lower train.learning_rate or set "
+                "train.clipnorm, and start a new run"
+            )
         self.progress.add_steps(sums, took_s)
         # With several workers, a third column counts the replicas that ask to stop.
         self._votes += float(sums[:, 2:].sum())
-        measured = report_steps(
-            results,
-            self.progress,
-            self.observers,
-            self.heartbeat,
-            num_epochs=self.job.train.epochs,
-            steps_per_epoch=self.steps_per_epoch,
-        )
-        self.log.steps(results, measured)
+        measured = self._report(losses[-1], took_s / len(sums), sizes.sum() / took_s)
+        self.log.steps(first_step, losses, sums[:, 1] / sizes, measured)
 
-    def _results(self, sums: np.ndarray, took_s: float) -> StepResults:
-        progress, batch_size = self.progress, self.job.train.batch_size
-        sizes = np.full(len(sums), float(batch_size))
-        if progress.step + len(sums) == self.steps_per_epoch:  # the last batch may be smaller
-            sizes[-1] = self.num_reviews - batch_size * (self.steps_per_epoch - 1)
-        results = StepResults(
-            first_step=self._num_steps_done() + 1,
-            losses=sums[:, 0] / sizes,
-            accuracies=sums[:, 1] / sizes,
-            learning_rate=self._learning_rate(),
-            num_reviews=int(sizes.sum()),
-            took_s=took_s,
+    def _report(self, loss: float, step_s: float, reviews_per_s: float) -> dict[str, float]:
+        """Show the progress on the console and in `state.json`.
+
+        Returns:
+            Tags and values for TensorBoard: the learning rate, the speed, and the machine's load.
+        """
+        progress, num_epochs = self.progress, self.job.train.epochs
+        step, num_steps = self._num_steps_done(), num_epochs * self.steps_per_epoch
+        measured = {
+            "step/learning_rate": self._learning_rate(),
+            "step/reviews_per_s": reviews_per_s,
+            "step/duration_ms": 1e3 * step_s,
+        }
+        if device := self.observers.monitor.sample():
+            self.heartbeat.note(device=device)
+            measured |= {f"device/{name}": value for name, value in device.items()}
+        self.heartbeat.beat(
+            "training",
+            epoch=progress.epoch + 1,
+            num_epochs=num_epochs,
+            step=step,
+            num_steps=num_steps,
+            step_ms=round(1e3 * step_s, 3),
+            reviews_per_s=round(reviews_per_s, 1),
+            eta_s=round((num_steps - step) * progress.training_s / step, 1),
         )
-        is_finite = np.isfinite(results.losses)
-        if not is_finite.all():
-            step = results.first_step + int(np.argmin(is_finite))
-            raise RunError(
-                f"the loss is not finite at step {step} (epoch {progress.epoch + 1}); lower "
-                "train.learning_rate or set train.clipnorm, and start a new run"
-            )
-        return results
+        figures = f"loss {loss:.4f}  {reviews_per_s:.0f} reviews/s"
+        epoch = f"epoch {progress.epoch + 1}/{num_epochs}"
+        self.console.advance(epoch, step, num_steps, figures=figures)
+        return measured
 
     def _validate(self, validation: Reviews) -> dict[str, float]:
         began = time.perf_counter()

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.training.step_report import StepResults
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness, wait_for
 from tests.preloaded import SHARED
@@ -19,7 +18,7 @@ from tests.preloaded import SHARED
 
 def write_steps(log: TensorBoardLog, first: int, num: int) -> None:
     values = np.full(num, 0.5)
-    log.steps(StepResults(first, values, values, learning_rate=0.1, num_reviews=9, took_s=1), {})
+    log.steps(first, values, values, {})
 
 
 def make_run(folder: Path) -> Path:

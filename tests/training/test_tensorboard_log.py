@@ -19,7 +19,6 @@ from harness.errors import RunError
 from harness.job.search import TrialRow
 from harness.training.metrics import test_scores as scores_of
 from harness.training.pictures import confusion_picture
-from harness.training.step_report import StepResults
 from harness.training.tensorboard_log import TensorBoardLog
 
 LABELS = [0, 0, 1, 1]
@@ -42,16 +41,12 @@ def points(folder: Path) -> list[Point]:
     return found
 
 
-def results_of(first_step: int, losses: np.ndarray, accuracies: np.ndarray) -> StepResults:
-    return StepResults(first_step, losses, accuracies, learning_rate=0.1, num_reviews=7, took_s=1)
-
-
 def write_steps(log: TensorBoardLog, first: int, last: int) -> None:
     """Write some steps, ten at a time; all values are functions of the step's number."""
     for start in range(first, last + 1, 10):
         steps = np.arange(start, min(start + 10, last + 1))
         measured = {"step/reviews_per_s": 7.0, "device/cpu_share": 0.5}
-        log.steps(results_of(start, 1 / steps, 1 - 1 / steps), measured)
+        log.steps(start, 1 / steps, 1 - 1 / steps, measured)
 
 
 @pytest.mark.parametrize("num_steps", [400, 500, 501, 123_456])
@@ -140,7 +135,7 @@ def test_a_full_disk_is_one_line_with_the_name_of_the_file(tmp_path: Path) -> No
     def write_more_than_fits() -> None:
         with TensorBoardLog(tmp_path) as log:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-            log.steps(results_of(1, values, values), {})
+            log.steps(1, values, values, {})
 
     try:
         with pytest.raises(RunError, match=r"^[^\n]*/train/[^\n]*can't be written[^\n]*$"):

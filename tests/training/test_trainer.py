@@ -171,6 +171,8 @@ def test_measured_times_are_in_timings_jsonl(
     timings = map(json.loads, run.path("timings.jsonl").read_text().splitlines())
     times = {"epoch", "epoch_s", "reviews_per_s", "validation_s"}
     assert [(set(line), line["epoch"]) for line in timings] == [(times, 1), (times, 2)]
+    state = json.loads(run.path("state.json").read_text())
+    assert [state[name] for name in ("step", "num_steps", "eta_s")] == [12, 12, 0.0]
 
 
 @pytest.mark.full

@@ -61,8 +61,8 @@ REMEDY = "free up space on this disk, then resume the run"
 class TensorBoardLog:
     """Writes a `tensorboard/` folder. At the end of a `with` block the log closes its files.
 
-    All methods flush before they return, so a running TensorBoard shows the events, and a killed
-    process loses none. All methods raise DiskError if the disk can't be written.
+    All methods hand their events to the operating system, so a running TensorBoard shows them, and
+    a killed process loses none. All methods raise DiskError if the disk can't be written.
     """
 
     def __init__(
@@ -103,7 +103,6 @@ class TensorBoardLog:
             }
         for key in FOLDERS:
             self._write(key, Event(file_version="brain.Event:2"))
-        self.flush()
 
     def steps(
         self,
@@ -121,21 +120,20 @@ class TensorBoardLog:
             measured: tag -> value at the last of the n steps; logged about 100 times at most.
         """
         self._start("train", first_step)
-        # One event object for all steps is 100 times as fast as tf.summary.scalar.
-        event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
-        loss, accuracy = (value.tensor.float_val for value in event.summary.value)
-        for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
-            event.step = first_step + i
-            loss[0], accuracy[0] = pair
-            if event.step % self._every == 0 or event.step == 1:
-                self._write("train", event)
-        self._measured |= measured
         last_step = first_step + len(losses) - 1
+        events = [
+            _scalar_event({"step/loss": loss, "step/accuracy": accuracy}, step)
+            for step, (loss, accuracy) in enumerate(
+                zip(losses, accuracies, strict=True), first_step
+            )
+            if step % self._every == 0 or step == 1
+        ]
+        self._measured |= measured
         every = self._measured_every
         if last_step // every > (first_step - 1) // every:
-            self._write("train", _scalar_event(self._measured, last_step))
+            events.append(_scalar_event(self._measured, last_step))
             self._measured = {}
-        self.flush()
+        self._write("train", *events)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch.
@@ -147,19 +145,17 @@ class TensorBoardLog:
             line: the epoch's line in `metrics.jsonl`, with its measured times.
         """
         epoch, tags = line["epoch"], ("loss", "accuracy", "learning_rate", "reviews_per_s")
-        train = {tag: line[tag] for tag in tags if tag in line}
-        validation = {tag: line[f"val_{tag}"] for tag in tags if f"val_{tag}" in line}
-        self._write("train", _scalar_event(_tagged("epoch", train), epoch))
+        train = {f"epoch/{tag}": line[tag] for tag in tags if tag in line}
+        validation = {f"epoch/{tag}": line[f"val_{tag}"] for tag in tags if f"val_{tag}" in line}
+        self._write("train", _scalar_event(train, epoch))
         if validation:
             self._start("validation", epoch)
-            self._write("validation", _scalar_event(_tagged("epoch", validation), epoch))
-        self.flush()
+            self._write("validation", _scalar_event(validation, epoch))
 
     def scores(self, group: str, scores: Mapping[str, object]) -> None:
         """Log the scores that are numbers; a tag is group and name, such as `test/accuracy`."""
-        numbers = {name: n for name, n in scores.items() if isinstance(n, int | float)}
-        self._write(".", _scalar_event(_tagged(group, numbers)))
-        self.flush()
+        numbers = {f"{group}/{name}": n for name, n in scores.items() if isinstance(n, int | float)}
+        self._write(".", _scalar_event(numbers))
 
     def text(self, tag: str, markdown: str) -> None:
         """Log a text in Markdown, such as the model's summary."""
@@ -176,12 +172,10 @@ class TensorBoardLog:
         tensor = make_tensor_proto(content, dtype=np.object_)
         summary = Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
         self._write(".", Event(summary=summary))
-        self.flush()
 
     def graph(self, graph: tf.Graph) -> None:
         """Log a graph of operations, such as `step.get_concrete_function(...).graph`."""
         self._write(".", Event(graph_def=graph.as_graph_def().SerializeToString()))
-        self.flush()
 
     def hyperparameters(self, row: TrialRow) -> None:
         """Log a row of the HParams page, and which metrics the page shows.
@@ -210,13 +204,11 @@ class TensorBoardLog:
         )
         session = hp.hparams_pb(dict(row.values), trial_id=row.name, start_time_secs=now_s)
         # TensorFlow has its own class for `experiment`, but `Event` needs TensorBoard's class.
-        self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
-        self._write(".", Event(summary=session))
-        self.flush()
+        summary = Summary.FromString(experiment.SerializeToString())
+        self._write(".", Event(summary=summary), Event(summary=session))
 
     def mark(self) -> dict[str, int]:
         """Sync the event files. Return a mapping of relative path -> size in bytes."""
-        self.flush()
         with _one_line(self._folder):
             for path in self._paths.values():
                 sync(path)
@@ -225,20 +217,10 @@ class TensorBoardLog:
                 for path in _event_files(self._folder)
             }
 
-    def flush(self) -> None:
-        """Hand all events to the operating system."""
-        for key, writer in self._writers.items():
-            with _one_line(self._paths[key]):
-                writer.flush()
-
     def close(self) -> None:
-        """Flush and close the files. A second call does nothing."""
-        if self._writers:
-            # Flushed first, because `writer.close` doesn't report data that it can't write.
-            self.flush()
+        """Close the files."""
         for writer in self._writers.values():
             writer.close()
-        self._writers = {}
 
     def __enter__(self) -> Self:
         return self
@@ -246,10 +228,12 @@ class TensorBoardLog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _write(self, key: str, event: Any) -> None:
-        event.wall_time = self._clock()
+    def _write(self, key: str, *events: Any) -> None:
         with _one_line(self._paths[key]):
-            self._writers[key].write(event.SerializeToString())
+            for event in events:
+                event.wall_time = self._clock()
+                self._writers[key].write(event.SerializeToString())
+            self._writers[key].flush()
 
     def _start(self, key: str, step: int) -> None:
         """Make a running TensorBoard forget all events from `step` on.
@@ -259,10 +243,6 @@ class TensorBoardLog:
         if key not in self._started:
             self._started.add(key)
             self._write(key, Event(step=step, session_log=SessionLog(status=SessionLog.START)))
-
-
-def _tagged(group: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{group}/{name}": value for name, value in values.items()}
 
 
 def _scalar_event(values: Mapping[str, float], step: int = 0) -> Any:

@@ -122,7 +122,7 @@ def adopt(
         conditions that the arguments `of`, `sha256` and `max_epochs` set.
 
     Raises:
-        DiskError: if `of` or `sha256` is set and the disk can't be read.
+        DiskError: if the disk can't be read; the checkpoint may be intact.
         RunError: if the new run can't be written.
     """
     try:
@@ -132,12 +132,10 @@ def adopt(
             return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
+    except MemoryError:
+        raise
     except Exception as error:  # a broken file raises errors of many types
-        # If the file may be intact, raise an error: after false, the caller would use an older
-        # checkpoint or train again.
-        if (of or sha256) and isinstance(error, MemoryError):
-            raise
-        if (of or sha256) and (refusal := disk_error_in(error)):
+        if refusal := disk_error_in(error):
             raise_unless_missing(refusal, source)
         return False
     if of and meta.get("identity") != of:
@@ -163,8 +161,6 @@ def _newest(
         try:
             arrays = _load(open_plain_file(path))
             progress = _progress(arrays, f"checkpoint {path}")
-            if progress.identity == identity:
-                _check(arrays, train_step)
         except (InputError, MemoryError):  # the checkpoint may be intact
             raise
         except Exception as error:  # a broken file raises errors of many types
@@ -186,7 +182,8 @@ def _newest(
         if progress.identity != identity:
             raise RunError(
                 f"{path}: this checkpoint was written for another job or other data; restore "
-                f"{run.path('job.toml')} as it was when the run began, or start a new run"
+                f"{run.path('job.toml')} and the file of model.embeddings as they were when the "
+                "run began, or start a new run"
             )
         _assign(arrays, train_step)
         return progress, path, skipped
@@ -240,12 +237,3 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
         **{key: value for key, value in meta.items() if key in known},
         best_weights=[arrays[f"best/{i}"] for i in range(num)],
     )
-
-
-def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # Called before `_assign`, so that a checkpoint that doesn't fit changes no variable.
-    for name, variables in _variables(train_step).items():
-        for i, variable in enumerate(variables):
-            shape = arrays[f"{name}/{i}"].shape
-            if shape != tuple(variable.shape):
-                raise ValueError(f"{name}/{i} has shape {shape}, should be {tuple(variable.shape)}")

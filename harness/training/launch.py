@@ -268,22 +268,13 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     """Print a summary of the run, and warn of settings that may surprise the user.
 
     Raises:
-        InputError: if there are more replicas than reviews in a global batch, or if a score in the
-            job needs more classes than the data have.
+        InputError: if there are more replicas than reviews in a global batch.
     """
-    from harness.training.metrics import CLASSES_FOR_TOP
-
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
             f"train.batch_size = {job.train.batch_size}: is the global batch, and should be at "
             f"least {num_replicas}, the number of replicas; raise it, or request fewer devices"
-        )
-    watched = {job.train.monitor, job.train.keep} & {"val_top_5_accuracy"}
-    if watched and len(dataset.classes) <= CLASSES_FOR_TOP:
-        raise InputError(
-            "train.monitor or train.keep = 'val_top_5_accuracy': needs more than "
-            f"{CLASSES_FOR_TOP} classes, the data have {len(dataset.classes)}; use val_accuracy"
         )
     for line in job.without_effect():
         console.warning(line)
@@ -292,15 +283,6 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             "train.deterministic = false: another run of this job, or a resumed one, gives a "
             "different result"
         )
-    vocab_size = len(dataset.vocab) + 4  # the first word has index 4
-    # No warning for the sample: the shipped jobs set the vocabulary size for all of IMDB.
-    if not dataset.is_sample and job.data.vocab_size > vocab_size:
-        console.warning(
-            f"data.vocab_size = {job.data.vocab_size}: the training reviews contain "
-            f"{len(dataset.vocab):,} words, so a size above {vocab_size} has no effect"
-        )
-    if line := given_validation(job, dataset):
-        console.info(line)
     if dataset.introduction:
         console.info(dataset.introduction)
     if context.vectors:
@@ -359,38 +341,19 @@ def warn_of_changes(
         console.warning(f"changed since the run began: {change}; this may change the run's result")
 
 
-def given_validation(job: Job, dataset: Dataset) -> str:
-    """Return a message about the validation split in the user's texts; "" if there is no split."""
-    if not dataset.num_validation:
-        return ""
-    if job.data.validation_split == 0:
-        return "data.validation_split = 0: the texts' validation split is used for training"
-    return (
-        f"data.validation_split = {job.data.validation_split:g} has no effect: the texts' own "
-        "validation split is used"
-    )
-
-
 def dataset_of(
     begun: LeasedDirectory, job: Job, data: Path | None, *, full: bool = False
 ) -> Dataset:
     """Open the data that the record of a run or sweep names; without a record, the job's data.
 
     Raises:
-        InputError: if the data have changed or are missing, or are the packaged sample despite
-            `full`.
+        InputError: if the data have changed or are missing.
         DiskError: if the disk fails while the record is read.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:
         return open_data(job, data, full=full)
-    whose = f"{begun.kind} {begun.folder}"
-    if full and recorded.get("is_sample"):
-        raise InputError(
-            f"{whose}: began with the packaged SAMPLE of IMDB; leave --full out, or begin "
-            f"another {begun.kind}"
-        )
-    return reopen_data(recorded, job, data, whose=whose)
+    return reopen_data(recorded, job, data, whose=f"{begun.kind} {begun.folder}")
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import make_ensemble
 from harness.tracking.run_dir import stamped
-from harness.training.launch import given_validation
 from harness.tuning.best_trial import retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -89,23 +88,17 @@ def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("limit", "share", "counts", "said"),
-    [
-        (0, 0.5, (120, 40), "data.validation_split = 0.5 has no effect"),
-        (100, 0.2, (100, 40), "data.validation_split = 0.2 has no effect"),
-        (30, 0, (60, 0), "data.validation_split = 0: "),
-        (500, 0.2, (120, 40), "data.validation_split = 0.2 has no effect"),
-    ],
+    ("limit", "share", "counts"),
+    [(0, 0.5, (120, 40)), (100, 0.2, (100, 40)), (30, 0, (60, 0)), (500, 0.2, (120, 40))],
 )
 def test_a_limit_takes_the_first_reviews_of_each_split(
-    dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int], said: str
+    dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int]
 ) -> None:
     """If `data.validation_split` is 0, the validation reviews become training reviews."""
     parts = [dataset.parts()[name].take(limit or 1000) for name in ("train", "validation")]
     tokens = [encode_split(part, 8000)[0] for part in parts]
     settings = (f"data.limit={limit}", f"data.validation_split={share}", "train.keep=last")
     job = job_of(tmp_path / "mine.csv", *settings)
-    assert said in given_validation(job, dataset)
     training, validation, _ = training_reviews(job, open_data(job, None))
     assert (len(training.labels), len(validation.labels)) == counts
     found = np.concatenate([training.tokens, validation.tokens])
@@ -167,7 +160,6 @@ def test_a_run_on_a_users_texts(harness: Harness) -> None:
     words = itertools.chain.from_iterable(("--set", each) for each in changes)
     done = harness.succeed("train", "mine/mine.toml", "--run-id", "own", *words)
     assert f"texts {path}: 120 training, 40 validation and 40 test reviews" in done.stdout
-    assert "data.vocab_size = 8000: the training reviews contain" in done.stderr
     assert "tested on 40 reviews of reviews.csv (120 + 40 + 40 reviews)" in done.stdout
     run = harness.runs / "mine" / "own"
     result = json.loads((run / "result.json").read_text())

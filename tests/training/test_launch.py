@@ -1,7 +1,6 @@
 """Before a run starts: the choice of its devices, and errors of its record."""
 
 import errno
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
-from harness.tracking.run_dir import RunDirectory, stamped
+from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
 from harness.training.launch import (
     LaunchOptions,
@@ -58,16 +56,6 @@ def test_a_run_with_a_parent_is_guarded_whatever_the_site_uses(
     job, options = load_job(JOBS / "lstm.toml"), LaunchOptions(parent=parent)
     with pytest.raises(InputError, match="asked"):
         launch(RunDirectory(tmp_path / "new"), job, options=options, console=Console())
-
-
-def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:
-    """`--full` promises the full data."""
-    run, job = RunDirectory(tmp_path), load_job(JOBS / "lstm.toml")
-    record = {"dataset": open_sample().record()}
-    run.path("provenance.json").write_text(json.dumps(stamped(record)))
-    assert dataset_of(run, job, None).is_sample
-    with pytest.raises(InputError, match=r"began with the packaged SAMPLE .*; leave --full out"):
-        dataset_of(run, job, None, full=True)
 
 
 @pytest.mark.parametrize(

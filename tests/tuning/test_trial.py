@@ -232,8 +232,6 @@ def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
         raise error
 
     monkeypatch.setattr(checkpoint, "open_plain_file", fail)
-    run = trials.sweep.trial_run(1, 1, 1)
-    assert not checkpoint.adopt(run.path("checkpoints", "step-000000003.npz"), run, "mine")
     found = {"seed1/checkpoints/step-3.npz": "0" * 64}
     scores = {"val_accuracy": 0.5}
     accept(trials.sweep, dropout(0, attempt=1, scores=scores, checkpoints=found))

@@ -7,24 +7,21 @@ both cases the new run writes a checkpoint before its first step, and from then 
 parent.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.job.keys import DECAYS, FACTS, Job
 from harness.system.console import quoted
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
 from harness.tracking.run_dir import (
-    RATIOS_FILE,
     RECORD,
     RunDirectory,
     first_start,
-    remove_empty,
     weights_of,
 )
 from harness.training.context import RunContext
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
     import keras
 
     from harness.compute.train_step import TrainStep
-
-# The files that a new run writes before `begin_with`, in the order of removal: the lease last.
-WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
 @dataclass(frozen=True)
@@ -172,25 +166,6 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     return lines
 
 
-@contextlib.contextmanager
-def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove the files of a new run if the run can't begin with its parent.
-
-    Otherwise the run's record would still name the parent, so the next start would fail again.
-    """
-    is_first = not run.exists()
-    try:
-        yield
-    except InputError:
-        if parent and is_first:
-            with contextlib.suppress(OSError, RunError):
-                run.check_lease()
-                for name in WRITTEN:
-                    run.path(name).unlink(missing_ok=True)
-                remove_empty([run.folder])
-        raise
-
-
 def _take_weights(
     parent: RunDirectory, context: RunContext, train_step: "TrainStep"
 ) -> Iterator[str]:
@@ -226,7 +201,8 @@ def _take_weights(
             taken += 1
     if not taken:
         raise InputError(
-            f"--from {parent.folder}: no layer of its model fits this job; leave --from out"
+            f"--from {parent.folder}: no layer of its model fits this job; train a new run "
+            "without --from"
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
     optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)

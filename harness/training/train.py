@@ -17,7 +17,7 @@ from harness.training import record
 from harness.training.callbacks import own_callbacks
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.failures import recorded_failures, watching
-from harness.training.parent import Parent, begin_with, nothing_left_if_refused
+from harness.training.parent import Parent, begin_with
 from harness.training.trainer import Trainer
 
 
@@ -62,7 +62,6 @@ def train(
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (
-        nothing_left_if_refused(run, parent),
         recorded_failures(heartbeat, compute.worker_group),
         watching(context, compute, heartbeat, steps_per_epoch),
     ):

@@ -26,16 +26,15 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     `precision`, `recall` and `f1` are means over the classes that occur or are predicted.
     `f1_macro` is the mean of F1 over the classes that occur or are predicted, even for two classes.
     A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean over the
-    classes, each against the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason`
-    says why. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
-    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
+    classes, each against the rest; it is None if all labels are equal. `confusion_matrix`, for at
+    most 100 classes, has a row per label; for two classes it is [[tn, fp], [fn, tp]].
+    `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the index of each example's true class, `[n]`.
         probabilities: the probability of label 1 `[n]`, or of each class `[n, num_classes]`.
 
     Raises:
-        ValueError: if the shapes differ, n is 0, or a label is out of range.
         RunError: if a probability is not finite.
     """
     truth, found = checked(labels, probabilities)
@@ -52,7 +51,6 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     def one(each: NDArray[np.float64]) -> float:
         return float(each[1] if num_classes == 2 else each[is_seen].mean())
 
-    reason = _roc_reason(truth)
     scores = {
         "accuracy": accuracy,
         "balanced_accuracy": float(recalls[support > 0].mean()),
@@ -61,8 +59,7 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
         "f1": one(f1s),
         "f1_macro": float(f1s[is_seen].mean()),
         "f1_weighted": float(f1s @ support / len(truth)),
-        "roc_auc": None if reason else _roc_auc(truth, found),
-        "roc_auc_reason": reason,
+        "roc_auc": _roc_auc(truth, found),
         "log_loss": loss,
         "precision_by_class": precisions.tolist(),
         "recall_by_class": recalls.tolist(),
@@ -102,39 +99,25 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
 def checked(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Check labels and probabilities. Return labels `[n]` and probabilities `[n, num_classes]`.
+    """Return labels `[n]` and the probability of each class, `[n, num_classes]`.
 
     The arguments and errors are the same as for `test_scores`.
     """
-    truth, given = np.asarray(labels), np.asarray(probabilities, np.float64)
-    if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given) or not len(truth):
-        raise ValueError(
-            f"labels {list(truth.shape)} and probabilities {list(given.shape)}: labels should have "
-            "the shape [n], and probabilities [n] or [n, num_classes], with n at least 1"
-        )
-    found = by_class(given)
-    if not np.isin(truth, np.arange(found.shape[1])).all():
-        raise ValueError(
-            f"labels: contain {np.unique(truth)[:5].tolist()}; should be 0 to {found.shape[1] - 1}"
-        )
+    given = np.asarray(probabilities, np.float64)
     broken = int((~np.isfinite(given)).sum())
     if broken:
         raise RunError(
             f"probabilities: {broken:,} of {given.size:,} are not finite, so the model has "
             "diverged; train again with a lower train.learning_rate"
         )
-    return truth.astype(np.int64), found
+    return np.asarray(labels, np.int64), by_class(given)
 
 
-def _roc_reason(truth: NDArray[np.int64]) -> str | None:
-    if truth.min() != truth.max():
-        return None
-    return f"all {len(truth):,} reviews are of class {truth[0]}"
-
-
-def _roc_auc(truth: NDArray[np.int64], found: NDArray[np.float64]) -> float:
+def _roc_auc(truth: NDArray[np.int64], found: NDArray[np.float64]) -> float | None:
     from sklearn.metrics import roc_auc_score
 
+    if truth.min() == truth.max():
+        return None
     labels = [1] if found.shape[1] == 2 else np.unique(truth)
     return float(np.mean([roc_auc_score(truth == label, found[:, label]) for label in labels]))
 

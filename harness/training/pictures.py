@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.data.dataset import CLASSES
@@ -14,46 +13,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COUNTS = 12  # the maximum number of classes for which the confusion matrix shows numbers
-MOST_NAMES = 30  # the maximum number of classes for which the confusion matrix shows class names
+MOST_SHARES = 12  # the maximum number of classes for which the confusion matrix shows numbers
 MAX_NAME = 24  # the maximum length of a class name in a picture; longer names are cut
 
 
 def confusion_picture(
     labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str] = CLASSES
 ) -> bytes:
-    """Draw the confusion matrix as a PNG of 640 x 480, with each row's counts and percentages.
+    """Draw the confusion matrix as a PNG of 640 x 480, with the percentages of each row.
 
     For more than 12 classes, colours show the percentages, and the picture contains no numbers.
     `classes` are the names of the labels. The other arguments and the errors are the same as for
     `harness.training.metrics.test_scores`.
     """
     truth, found = checked(labels, probabilities)
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+    from sklearn.metrics import ConfusionMatrixDisplay
 
-    num_classes = found.shape[1]
-    counts = confusion_matrix(truth, found.argmax(axis=1), labels=range(num_classes))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    num_classes, predicted = found.shape[1], found.argmax(axis=1)
     # Matplotlib reads text between dollar signs as mathematics.
     names = [" ".join(name.split())[:MAX_NAME].replace("$", r"\$") for name in classes]
     figure, axes = new_figure()
-    display = ConfusionMatrixDisplay(shares, display_labels=names)
-    display.plot(
+    ConfusionMatrixDisplay.from_predictions(
+        truth,
+        predicted,
+        labels=range(num_classes),
+        display_labels=names,
+        normalize="true",
         ax=axes,
         cmap="Blues",
         colorbar=False,
-        include_values=num_classes <= MOST_COUNTS,
+        include_values=num_classes <= MOST_SHARES,
         values_format=".1%",
         xticks_rotation="horizontal" if num_classes == 2 else "vertical",
         im_kw={"vmin": 0, "vmax": 1, "aspect": "auto"},
         text_kw={"fontsize": min(20, max(6, 66 // num_classes))},
     )
-    if display.text_ is not None:
-        for text, count in zip(display.text_.ravel(), counts.ravel(), strict=True):
-            text.set_text(f"{count:,}\n{text.get_text()}")
-    if num_classes > MOST_NAMES:
-        axes.set(xticks=[], yticks=[])
-    accuracy = np.trace(counts) / len(truth)
+    accuracy = (predicted == truth).mean()
     axes.set(
         xlabel="predicted label",
         ylabel="true label (each row adds up to 100 %)",

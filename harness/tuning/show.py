@@ -10,7 +10,7 @@ import numpy as np
 from rich.text import Text
 
 from harness.errors import RunError
-from harness.job.search import Parameter, SearchSpec, short_names
+from harness.job.search import SearchSpec, short_names
 from harness.report.text_tables import plain_table
 from harness.system.console import log, quoted, rich_console
 from harness.system.files import atomic_write
@@ -163,44 +163,31 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     rows, best = [], max if search.goal == "max" else min
     for parameter in search.space:
         having = trials.dropna(subset=parameter.key)
-        scores = having["score"]
-        groups = [*scores.groupby(_ends(parameter, having[parameter.key]))]
-        if len(having) < MIN_TRIALS or len(groups) < 2:
+        scores, values = having["score"], having[parameter.key]
+        groups = values
+        if not parameter.choices and values.nunique() > NUM_BINS:
+            groups = pandas.qcut(values.astype(float), NUM_BINS, duplicates="drop")
+        parts = [part for _, part in having.groupby(groups, observed=True)]
+        if len(having) < MIN_TRIALS or len(parts) < 2:
             continue
-        between = sum(len(inside) * (inside.mean() - scores.mean()) ** 2 for _, inside in groups)
+        between = sum(len(x) * (x["score"].mean() - scores.mean()) ** 2 for x in parts)
         share = between / (scores.var(ddof=0) * len(scores)) if scores.nunique() > 1 else 0.0
-        rows += [
-            {
+        for part in parts:
+            inside = part[parameter.key]
+            ends = [inside.iloc[0]] if parameter.choices else [inside.min(), inside.max()]
+            row = {
                 "key": parameter.key,
                 "explains": share,
-                "by chance": (len(groups) - 1) / (len(having) - 1),
+                "by chance": (len(parts) - 1) / (len(having) - 1),
                 "value": " to ".join(
                     dict.fromkeys(str(x) if parameter.choices else f"{x:.4g}" for x in ends)
                 ),
-                "n": len(inside),
-                "mean": inside.mean(),
-                "best": best(inside),
+                "n": len(part),
+                "mean": part["score"].mean(),
+                "best": best(part["score"]),
             }
-            for ends, inside in groups
-        ]
+            rows.append(row)
     return pandas.DataFrame(sorted(rows, key=lambda row: -row["explains"]))
-
-
-def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return the columns by which `effects` groups the trials.
-
-    If the key is searched over a list, the only column contains each trial's value. If the key is
-    searched over a range, two columns contain the lowest and the highest value of each trial's
-    group. A group is a third of all values, or one value if there are at most three.
-    """
-    if parameter.choices:
-        return [values]
-    numbers = values.astype(float)
-    bins = numbers.rank(method="dense")
-    if bins.max() > NUM_BINS:  # equal values have the same rank, so the same bin
-        bins = NUM_BINS * (numbers.rank() - 0.5) // len(numbers)
-    groups = numbers.groupby(bins)
-    return [groups.transform("min"), groups.transform("max")]
 
 
 def importance(

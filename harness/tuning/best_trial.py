@@ -1,8 +1,7 @@
 """Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
 `<sweep>/winner/` contains the retrained runs `<job>/trial<n>-seed<N>/`, their `logs/` and, in
-`.submissions/`, temporary job files. If the sweep used the packaged sample, `<sweep>/winner/data/`
-is a copy of the sample.
+`.submissions/`, temporary job files.
 """
 
 import math
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.memory import reckoned_gb
-from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
 from harness.job.keys import DECAYS, FACTS, KEYS, Job
@@ -39,10 +37,9 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
     trials = ranked(sweep.trials(), search)
     best = best_of(sweep, trials)
     finished = sum(each.status == "finished" for each in trials)
-    so_far = "" if sweep.finished() else " so far"
     comments = (
         f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
-        f"{_scored(best, search)}, the best of {finished} finished trials{so_far}",
+        f"{_scored(best, search)}, the best of {finished} finished trials",
         f"data: {data_of(sweep, search)}",
     )
     lines = "".join(f"# {' '.join(line.split())}\n" for line in comments)
@@ -152,9 +149,15 @@ def retrain(
     console.info(
         f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"
     )
-    folder = sweep_data(sweep, search, data)
+    dataset = dataset_of(sweep, search.job, data)
+    # Runs of a job with own texts find the texts by `data.source`, and the sample by themselves.
+    is_imdb = not dataset.is_own and not dataset.is_sample
+    folder = dataset.folder.absolute() if dataset.folder and is_imdb else None
     request = BatchRequest(
-        jobs=tuple(job_with_seed(job, seed) for seed in seeds),
+        jobs=tuple(
+            job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})
+            for seed in seeds
+        ),
         runs=sweep.path("winner"),
         run_id=f"trial{best.n}",
         train_args=(
@@ -170,25 +173,3 @@ def retrain(
         ),
     )
     print_runs(train_batch(request, console))
-
-
-def job_with_seed(job: Job, seed: int) -> Job:
-    """Return the same job with another seed."""
-    return job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})
-
-
-def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """Return the folder of a sweep's data; None if the job names the data in `data.source`.
-
-    Raises:
-        InputError: if the data have changed.
-        RunError: if the copy of the packaged sample can't be written.
-    """
-    dataset = dataset_of(sweep, search.job, data)
-    if dataset.is_own:
-        return None
-    if dataset.folder and not dataset.is_sample:
-        return dataset.folder.absolute()
-    folder = sweep.path("winner", "data")  # without this copy, a run would use the full data
-    save_folder(dataset, folder)
-    return folder.absolute()

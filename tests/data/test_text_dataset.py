@@ -19,7 +19,7 @@ from harness.job.job_file import load_job
 from harness.job.keys import DataConfig, Job
 from harness.tracking.run_dir import run_identity
 from harness.training.launch import dataset_of
-from harness.tuning.best_trial import data_of, sweep_data
+from harness.tuning.best_trial import data_of
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
@@ -274,7 +274,6 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     sweep = SweepDirectory(tmp_path / "begun")
     sweep.begin(search, dataset)
     assert dataset_of(sweep, search.job, None).is_own
-    assert sweep_data(sweep, search, None) is None
     assert data_of(sweep, search).startswith("a.csv (checksum ")
     write_csv(path, ROWS[1:])
     with pytest.raises(InputError, match=r"sweep .*: data\.source .* has changed since the start"):

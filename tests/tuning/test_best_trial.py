@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import tune as commands
+from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.pool import Slot, Task
@@ -124,7 +125,7 @@ def test_an_interrupted_retraining_is_continued_with_the_new_folder_of_the_data(
     requests: list[BatchRequest] = []
     monkeypatch.setattr(best_trial, "train_batch", lambda request, _: requests.append(request))
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
-    monkeypatch.setattr(best_trial, "sweep_data", lambda *_: None)
+    monkeypatch.setattr(best_trial, "dataset_of", lambda *_: open_sample())
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
     for data in (None, Path("my data")):
         retrain(sweep, (1, 2), data=data, workers=1, console=Console())
@@ -144,11 +145,7 @@ log_every_steps = 3
 
 @pytest.mark.full
 def test_a_killed_retraining_continues(harness: Harness) -> None:
-    """If the command is killed, its run ends. A second command continues the run.
-
-    The run uses the sweep's packaged sample, although HARNESS_DATA now names another folder.
-    """
-    harness.environment["HARNESS_DATA"] = str(harness.folder / "elsewhere")
+    """If the command is killed, its run ends. A second command continues the run."""
     best = trial(0, 0.8, values=VALUES, kept_epoch=25.0)
     toml = RANDOM.replace("[train]\n", SMALL)
     sweep = make_sweep(harness.runs / "tune_lstm/s", toml, best, finished=True)

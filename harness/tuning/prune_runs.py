@@ -1,25 +1,22 @@
-"""Removes the models and checkpoints of all but a sweep's best trials; all scores remain.
+"""Removes the models and checkpoints of all but a sweep's best trials; all other files remain.
 
-When a trial drops out of the best trials, the search removes the trial's model, checkpoints and
-status files at once, because such a trial never becomes one of the best again. Hyperband and asha
-continue trials from checkpoints, so with these tuners a search removes those of finished trials
-only at its end. Of failed trials and superseded attempts, a search removes the checkpoints and
-models at once, and keeps the status files. If the user raises `search.trials` later, a new trial
-trains its parent's epochs again, with bitwise identical results. In a finished sweep, `harness
-prune` removes the models and checkpoints of all but the best trials; if such a trial did not fail,
-also its status files. In other finished runs, the command removes only the checkpoints.
+When a trial drops out of the best trials, the search removes the trial's model and checkpoints at
+once, because such a trial never becomes one of the best again. Hyperband and asha continue trials
+from checkpoints, so with these tuners a search removes those of finished trials only at its end. Of
+failed trials and superseded attempts, a search removes the files at once. If the user raises
+`search.trials` later, a new trial trains its parent's epochs again, with bitwise identical results.
+In other finished runs, `harness prune` removes only the checkpoints.
 
-A run always keeps its job, record, metrics, scores, predictions and curves. If the user trains a
-run's `job.toml` again, the new model and checkpoints are bitwise identical to the removed ones.
-This module removes no file of another user and follows no symbolic link. A run remains valid even
-if only some of its removable files are gone, so it does no harm to kill a process that removes
-files.
+If the user trains a run's `job.toml` again, the new model and checkpoints are bitwise identical to
+the removed ones. This module removes no file of another user and follows no symbolic link. A run
+remains valid even if only some of its removable files are gone, so it does no harm to kill a
+process that removes files.
 """
 
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,33 +33,30 @@ NUM_KEPT = 5  # number of best trials that keep their files
 # Patterns of files in the folder of a run
 CHECKPOINTS = ("checkpoints/*",)
 MODEL = ("model.keras", "vocabulary.txt")
-STATE = ("state.json", "timings.jsonl", "lease.json")  # `accepted/trial.json` replaces them
 
 
 @dataclass
 class Pruned:
-    """Counts the files that were removed or, with `really=False`, would be removed."""
+    """Removes files of runs and counts them; with `really=False`, only counts them."""
 
+    really: bool = True
     num_files: int = 0
     num_bytes: int = 0
     num_runs: int = 0  # number of runs that were checked
     left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
-    def prune(self, folder: Path, top: Path, patterns: Sequence[str], *, really: bool) -> None:
-        """Remove and count files of a run below `top`; `really=False` only counts them."""
+    def prune(self, folder: Path, top: Path, patterns: Sequence[str]) -> None:
+        """Remove this user's regular files in a run's folder; follow no link below `top`."""
         self.num_runs += 1
-        for file, size in _own_files(folder, top, patterns):
-            if really:
-                try:
-                    file.unlink()
-                except OSError:  # already removed, or not removable
-                    continue
-            self.num_files += 1
-            self.num_bytes += size
-        checkpoints = folder / "checkpoints"
-        if really and _has_no_link(checkpoints, top):
-            with contextlib.suppress(OSError):  # the folder still contains files
-                checkpoints.rmdir()
+        for file in (each for pattern in patterns for each in folder.glob(pattern)):
+            with contextlib.suppress(OSError):  # already removed, or not removable
+                about, parent = file.lstat(), file.parent
+                is_below = parent.resolve() == top.resolve() / parent.relative_to(top)
+                if is_below and stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
+                    if self.really:
+                        file.unlink()
+                    self.num_files += 1
+                    self.num_bytes += about.st_size
 
 
 def refusal(folder: Path) -> str:
@@ -84,31 +78,15 @@ def refusal(folder: Path) -> str:
     return "has a broken result.json"
 
 
-def _own_files(folder: Path, top: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    """Yield this user's regular files that match a pattern, with their sizes in bytes."""
-    for file in (each for pattern in patterns for each in sorted(folder.glob(pattern))):
-        if not _has_no_link(file.parent, top):
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            about = file.lstat()
-            if stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
-                yield file, about.st_size
-
-
-def _has_no_link(folder: Path, top: Path) -> bool:
-    """Whether the path from `top` to a folder contains no symbolic link."""
-    return folder.resolve() == top.resolve() / folder.relative_to(top)
-
-
 class KeptTrials:
     """Decides which files of trials a sweep keeps, and removes the others."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
-        """Set the sweep whose files are removed, and the `Pruned` that counts these files."""
+        """Set the sweep whose files are removed, and the `Pruned` that removes these files."""
         self.sweep, self.search, self.pruned = sweep, search, pruned
         self._done: set[tuple[int, bool, bool]] = set()
 
-    def trim(self, trials: Sequence[Trial], *, is_over: bool, really: bool = True) -> None:
+    def trim(self, trials: Sequence[Trial], *, is_over: bool) -> None:
         """Remove files that the sweep does not keep; skip files that can't be removed.
 
         `trim` skips a trial if an earlier call of `trim` has removed the same files of this trial.
@@ -117,7 +95,6 @@ class KeptTrials:
             trials: all trials of the sweep.
             is_over: whether the search is over; before its end, a later trial may need the
                 checkpoint of an ended trial.
-            really: whether to remove the files instead of only counting them.
         """
         may_continue = self.search.continues_trials and not is_over
         ended = [each for each in ranked(trials, self.search) if each.attempt]
@@ -128,12 +105,12 @@ class KeptTrials:
                 continue
             self._done.add(how)
             accepted = self.sweep.path(attempt_folder(each.n, each.attempt))
-            patterns: tuple[str, ...] = () if is_best or may_continue else CHECKPOINTS
-            patterns += () if is_best else MODEL + STATE
-            for folder, *_ in find_runs([self.sweep.path(trial_folder(each.n))]):
+            for folder in self.sweep.path(trial_folder(each.n)).glob("*/seed*"):
                 is_useless = folder.parent != accepted or each.error
-                removed = CHECKPOINTS + MODEL if is_useless else patterns
-                self.pruned.prune(folder, self.sweep.folder, removed, really=really)
+                patterns: tuple[str, ...] = MODEL if is_useless or not is_best else ()
+                if is_useless or not (is_best or may_continue):
+                    patterns += CHECKPOINTS
+                self.pruned.prune(folder, self.sweep.folder, patterns)
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
@@ -146,19 +123,16 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
         tops: runs, sweeps, or folders that contain runs or sweeps.
         really: whether to remove the files instead of only counting them.
     """
-    done = Pruned()
+    done = Pruned(really)
     for folder, *_ in find_runs(tops, in_sweeps=("winner",)):
         try:
             if why := refusal(folder):
                 done.left.append((folder, why))
             elif is_sweep(folder):
                 sweep = SweepDirectory(folder)
-                kept = KeptTrials(sweep, sweep.search(), done)
-                kept.trim(sweep.trials(), is_over=True, really=really)
+                KeptTrials(sweep, sweep.search(), done).trim(sweep.trials(), is_over=True)
             else:
-                done.prune(folder, folder, CHECKPOINTS, really=really)
-        except FileNotFoundError:  # removed meanwhile
-            continue
+                done.prune(folder, folder, CHECKPOINTS)
         except (OSError, DiskError, InputError) as error:  # other folders may be readable
             done.left.append((folder, f"can't be read: {getattr(error, 'strerror', error)}"))
     return done

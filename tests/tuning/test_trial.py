@@ -161,13 +161,13 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
         file.write(b"changed")
     train(rungs, 3, limit=3, parent=0)
     before = num_graphs()
-    Pruned().prune(parent.folder, parent.folder, CHECKPOINTS, really=True)
+    Pruned().prune(parent.folder, parent.folder, CHECKPOINTS)
     train(rungs, 4, limit=3, parent=0)
     assert num_graphs() == before
     assert model(rungs, 3) == model(rungs, 4) == model(rungs, 1)
     assert warnings == ["trial 0: its checkpoint is missing; its epochs are trained again"] * 2
     last = rungs.sweep.trial_run(4, 1, 1)
-    Pruned().prune(last.folder, last.folder, MODEL, really=True)
+    Pruned().prune(last.folder, last.folder, MODEL)
     with pytest.raises(InputError, match=r"model was removed.*again with: harness train .*4/1/"):
         load_model(last)
 

@@ -1,7 +1,6 @@
 """Handles signals and threads, and describes this machine's processes and hardware."""
 
 import contextlib
-import functools
 import itertools
 import os
 import signal
@@ -10,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -129,9 +128,6 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     os._exit(code)
 
 
-WORKER = "harness.tuning.worker"  # the module of a sweep's workers
-PROGRAMS = {"harness", "__main__.py"}
-TRAINING = {"train", "resume", "tune", "join"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
 MAX_THREADS = 32
 # The smallest number of items per thread, because starting a thread takes longer than a call to a
@@ -214,23 +210,18 @@ def end_with_parent() -> None:
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at `heartbeat_time_s` is still alive.
 
-    Another process may have the same id now, so its command and its start time are checked.
+    Another process may have the same id now, so the process's start time is checked.
     """
     import psutil  # imported here, because `harness --help` does not need it
 
-    if process <= 0:
-        return False
     try:
-        found = psutil.Process(process).as_dict(["cmdline", "create_time"])
-    except psutil.NoSuchProcess:
+        found = psutil.Process(process)
+        is_writer = found.create_time() <= heartbeat_time_s + CLOCK_SLACK_S
+        return is_writer and found.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError):  # ValueError: a broken record
         return False
-    names = {PurePath(arg).name for arg in found["cmdline"] or ()}  # a zombie's command is None
-    if WORKER not in names and not (PROGRAMS & names and TRAINING & names):
-        return False
-    return found["create_time"] is None or found["create_time"] <= heartbeat_time_s + CLOCK_SLACK_S
 
 
-@functools.cache
 def _cgroup_gb(name: str) -> list[float]:
     """Read a control file in this process's cgroup (v2) and in all cgroups above that cgroup.
 

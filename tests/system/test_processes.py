@@ -34,22 +34,6 @@ def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
-@pytest.mark.parametrize(
-    ("args", "alive"),
-    [
-        (["/venv/bin/harness", "train", "jobs/lstm.toml"], True),
-        (["/venv/bin/harness", "sweep", "join", "runs/tune_lstm/a"], True),
-        (["-m", "harness.tuning.worker", "sweep"], True),
-        (["/venv/bin/harness", "status"], False),
-        (["vim", "train"], False),
-    ],
-)
-def test_a_run_is_known_by_its_command(args: list[str], alive: bool) -> None:
-    """Only a command that trains or searches writes heartbeats."""
-    with started(*args) as process:
-        assert is_run_alive(process.pid, time.time()) == alive
-
-
 def test_a_reused_process_id_is_not_the_run() -> None:
     """A process that started after the heartbeat did not write it; a zombie is not alive."""
     with started("harness", "train") as process:

@@ -465,30 +465,3 @@ def turn_at(path: Path) -> Iterator[None]:
 def cache_folder() -> Path:
     """Return the cache folder, for example for datasets. Users may delete the folder anytime."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
-
-
-def private_cache(name: str) -> Path | None:
-    """Return a cache folder for executable code; None if others could read or replace it."""
-    folder = (cache_folder() / name).absolute()
-    try:
-        for each in (*reversed(folder.parents), folder):
-            each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # made with a lax umask
-            folder.parent.chmod(0o700)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
-            return None
-    except OSError:
-        return None
-    return folder
-
-
-def _can_be_replaced(folder: Path) -> bool:
-    """Whether other users could replace a folder, because they can write to a folder above it."""
-    for above in reversed(folder.parents):
-        status = above.stat()
-        if others_can_write(status):
-            return True
-        if status.st_uid == os.getuid() and not status.st_mode & 0o011:
-            return False  # others can't enter this folder, so they can't replace what is inside
-    return False

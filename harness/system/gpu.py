@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.system.files import private_cache
+from harness.system.files import cache_folder, others_can_write
 
 # TensorFlow 2.21 opens these libraries by name (dso_loader) and registers no GPU if one is missing.
 # Each library comes after the libraries that it needs.
@@ -192,11 +192,23 @@ def keep_compiled_kernels() -> None:
 
 
 def kernel_cache() -> Path | None:
-    """Return the folder where compiled kernels are cached; None if they are not cached."""
+    """Return the folder where compiled kernels are cached; None if they are not cached.
+
+    The folder contains code, so it is not used if other users could read or replace it.
+    """
     if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None
-    named = os.environ.get("CUDA_CACHE_PATH")
-    return Path(named) if named else private_cache("cuda")
+    if named := os.environ.get("CUDA_CACHE_PATH"):
+        return Path(named)
+    folder = cache_folder() / "cuda"
+    with contextlib.suppress(OSError):
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+        if is_private and not others_can_write(folder.parent.stat()):
+            return folder
+    return None
 
 
 def unknown_names(names: Sequence[str]) -> list[str]:

@@ -1,8 +1,5 @@
 """The folders in which the harness looks for IMDB, and the user's cache."""
 
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ from harness.data.locations import missing_in
 from harness.data.sources import open_dataset, reopen_data
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.system.files import cache_folder, private_cache
+from harness.system.files import cache_folder
 from tests.conftest import JOBS
 from tests.report.small_data import small_data
 
@@ -55,43 +52,6 @@ def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyP
     assert open_dataset(full=True).checksum == dataset.checksum
     with pytest.raises(InputError, match=r"x: contains neither imdb\.npz"):
         open_dataset(closed)
-
-
-@pytest.fixture
-def open_home() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's `tmp_path`."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@pytest.mark.parametrize(("mode", "is_refused"), [(0o700, False), (0o755, False), (0o777, True)])
-def test_the_cache_of_code_is_refused_if_others_could_replace_it(
-    open_home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
-) -> None:
-    """The harness makes its cache private, and refuses it if others can write to a folder above."""
-    caches = open_home / "caches"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
-    (caches / "harness").mkdir(parents=True)
-    (caches / "harness").chmod(0o777)  # the mode that a umask of 0 gives
-    caches.chmod(mode)
-    assert (private_cache("xla") is None) == is_refused
-    assert (caches / "harness").stat().st_mode & 0o077 == 0
-    open_home.chmod(0o700)
-    assert private_cache("xla") == caches / "harness/xla"
-
-
-def test_new_folders_above_a_private_cache_are_private(
-    open_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a umask of 002, members of the group could otherwise replace the cache."""
-    monkeypatch.setenv("HOME", str(open_home))
-    before = os.umask(0o002)
-    try:
-        assert private_cache("xla") == open_home / ".cache/harness/xla"
-    finally:
-        os.umask(before)
-    assert (open_home / ".cache").stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("was", ["gone", "emptied", "x" * 300])

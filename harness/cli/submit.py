@@ -81,9 +81,9 @@ def submit(
 
     Later edits do not affect the job. The job requeues itself before its time limit and continues.
     """
-    from harness.slurm.resources import VARIABLES, Resources
+    from harness.slurm.resources import Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request
-    from harness.system.site_settings import SETTINGS, not_sourced
+    from harness.system.site_settings import not_sourced
 
     sbatch_flags = list(flags or ())
     names: list[str] = []
@@ -118,7 +118,7 @@ def submit(
             seeds=seeds,
             pack=pack,
         )
-    if hint := not_sourced([*VARIABLES, *SETTINGS]):
+    if hint := not_sourced():
         log(logging.WARNING, hint)
     for line in doubts(request):
         log(logging.WARNING, line)

@@ -11,7 +11,6 @@ from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
-    VARIABLES,
     Rules,
     compose,
     option_name,
@@ -19,7 +18,7 @@ from harness.slurm.resources import (
     words_in,
 )
 from harness.slurm.script import read_header
-from harness.system.site_settings import ALWAYS, NEVER, SETTINGS, SITE, not_sourced
+from harness.system.site_settings import ALWAYS, NEVER, SITE, not_sourced
 
 TIMEOUT_S = 10
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
@@ -122,7 +121,7 @@ def _check_by_rules(rules: Rules) -> Finding:
 def check_site_file() -> Finding:
     """Check that slurm/site.sh exists and that this shell has sourced it."""
     if (PROJECT / SITE).is_file():
-        if hint := not_sourced([*VARIABLES, *SETTINGS]):
+        if hint := not_sourced():
             found, _, remedy = hint.rpartition(": ")
             return Finding("yellow", "site", found, remedy)
         return Finding("green", "site", f"{SITE} exists, and this shell has its settings")

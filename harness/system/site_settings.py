@@ -30,27 +30,22 @@ REMEDY = (
     f"{TRUSTED_NETWORK}=1 in slurm/site.sh and source that file"
 )
 
-# The settings of harness that site.sh exports, besides sbatch's own variables.
-SETTINGS = (
-    "HARNESS_DATA", "HARNESS_DATA_OWNERS", "HARNESS_DEVICES", "HARNESS_EXTRA", "HARNESS_INTERFACE",
-    "HARNESS_JOBS_ONLY", "HARNESS_LOGIN", "HARNESS_MAX_REQUEUES", "HARNESS_PYTHON", "HARNESS_RUNS",
-    "HARNESS_STALL_MIN", "HARNESS_STOP_S", "HARNESS_VENV", TRUST, TRUSTED_NETWORK, NEVER, ALWAYS,
-)  # fmt: skip
-
 
 def not_sourced(
-    names: Iterable[str], project: Path = PROJECT, environment: Mapping[str, str] = os.environ
+    names: Iterable[str] = (), project: Path = PROJECT, environment: Mapping[str, str] = os.environ
 ) -> str:
     """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
 
     Args:
-        names: the names of the settings that are needed.
+        names: the names of the settings that are needed; by default all that the file exports.
     """
     try:
         text = (project / SITE).read_text(errors="replace")
     except OSError:
         return ""
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    exports = "\n".join(re.findall(r"\bexport (.*)", code))
+    names = names or dict.fromkeys(re.findall(r"\b((?:HARNESS|SBATCH)_\w+)=", exports))
     found = [n for n in names if n not in environment and re.search(rf"\b{n}=", code)]
     if not found:
         return ""

@@ -71,4 +71,5 @@ def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:
     assert "HARNESS_TRUSTED_NETWORK" in line
     assert not any(name in line for name in names[1:])
     assert "SBATCH_QOS" in not_sourced(names[1:], tmp_path, {})
+    assert "HARNESS_TRUSTED_NETWORK, SBATCH_QOS, which" in not_sourced((), tmp_path, {})
     assert not_sourced(names, tmp_path / "none", {}) == ""

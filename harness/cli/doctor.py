@@ -86,8 +86,6 @@ def _print_findings(findings: "Iterable[Finding]") -> bool:
 
 def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
     """Print each job's estimate as soon as it is measured; return whether all succeeded."""
-    from harness.slurm.client import has_client
-
     known: list[Estimate] = []
     for each in estimates:
         if not known:
@@ -102,7 +100,4 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
     if good:
         echo(f"Measured on {good[0].devices} with {good[0].data}.")
         echo("Column 'whole job s': estimated seconds for all of IMDB, 25,000 reviews per split.")
-        if not good[0].on_gpu and has_client("srun"):
-            echo("Other machines have other speeds. To measure a GPU node:")
-            echo(f"{ON_GPU} harness doctor --probe")
     return len(good) == len(known)

@@ -3,7 +3,6 @@
 A child process imports TensorFlow, so that a crash of TensorFlow becomes a finding too.
 """
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -20,21 +19,18 @@ from packaging.version import Version
 
 from harness import PROJECT
 from harness.compute.gpus import IN_A_CONTAINER
-from harness.data.locations import fetched_folder
 from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import START_S, ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.pool import usable_memory_gb
 from harness.system.gpu import CUDNN_DROPS, FIRST_OF_CUDNN, LAST_TRUSTED, NVML, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-# A finding is yellow if an import takes longer than SLOW_IMPORT_S, if less memory than LITTLE_GB is
-# available, or if less disk space than LITTLE_DISK_GB is free.
+# A finding is yellow if an import takes longer than SLOW_IMPORT_S, or if less disk space than
+# LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
-LITTLE_GB = 3.0  # a run takes about 1.5 GB of memory
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
 
 
@@ -44,7 +40,6 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, devices),
-        "memory": partial(check_memory, allocation),
         "slurm": partial(check_slurm, allocation),
         "data": partial(check_data, data),
         "runs": partial(check_runs, runs),
@@ -58,20 +53,13 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
 
 def check_packages() -> Iterator[Finding]:
     """Check that the packages' versions are in the supported ranges."""
-    if wrong := list(_wrong(_dependencies())):
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    if wrong := list(_wrong(project["dependencies"])):
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
         return
     ours = ", ".join(f"{name} {installed_version(name)}" for name in ("tensorflow", "keras"))
     ours = f"Python {platform.python_version()}, {ours}"
     yield Finding("green", "packages", f"{ours}, all in the supported ranges")
-
-
-def _dependencies() -> list[str]:
-    project = PROJECT / "pyproject.toml"
-    if not project.is_file():
-        return importlib.metadata.requires("harness") or []
-    dependencies: list[str] = tomllib.loads(project.read_text())["project"]["dependencies"]
-    return dependencies
 
 
 def _wrong(requirements: list[str]) -> Iterator[str]:
@@ -201,20 +189,6 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         )
 
 
-# The machine
-
-
-def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Check how much memory this process may use."""
-    usable_gb = usable_memory_gb(allocation)
-    found = f"{usable_gb:,.1f} GB usable, a run takes about 1.5 GB"
-    if usable_gb < LITTLE_GB:
-        remedy = "sbatch --mem=16G" if allocation else "close other programs"
-        yield Finding("yellow", "memory", found, remedy)
-    else:
-        yield Finding("green", "memory", found)
-
-
 # The disks
 
 
@@ -222,11 +196,8 @@ def check_data(data: Path | None) -> Iterator[Finding]:
     """Check which reviews are on this machine, and that they are intact; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
-    remedy = "on a machine with internet access, run harness data fetch"
-    if dataset.folder == fetched_folder():  # harness data fetch would keep the dataset
-        remedy = f"move {dataset.folder} away, and {remedy}"
-    elif dataset.folder:
-        remedy = f"{'leave --data out' if data else 'unset HARNESS_DATA'}, and {remedy}"
+    other = "leave out --data, unset HARNESS_DATA, and " if dataset.folder else ""
+    remedy = f"{other}on a machine with internet access, run harness data fetch"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return

@@ -70,11 +70,6 @@ class Estimate:
         """Whether the short run succeeded."""
         return not self.error
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the job was measured on a GPU."""
-        return bool(self.devices) and "cpu" not in self.devices
-
 
 def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
     """Call `devices_seen` in a child process with TensorFlow.

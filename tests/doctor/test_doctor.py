@@ -4,22 +4,16 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.cli.doctor import _print_estimates
-from harness.data.dataset_folder import save_folder
 from harness.doctor import doctor, slurm_checks
 from harness.doctor.doctor import check_runs, describe_import, judge_card
 from harness.doctor.finding import Finding, examine
-from harness.doctor.probe import Estimate
 from harness.errors import InputError, RunError
-from harness.slurm import client
 from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
-from tests.data.small_imdb import small
 
 TARGETS = ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]  # build info of TensorFlow 2.21
 WHEEL = {"targets": TARGETS, "cuda": "12.5", "driver_cuda": "12.5", "cudnn": "9.28.0"}
@@ -147,36 +141,6 @@ def test_the_remedy_for_missing_libraries(missing: list[str], remedy: str) -> No
     """An installation adds no library of the driver."""
     finding = only(doctor.describe_libraries({"missing": missing, "site": {}}))
     assert (finding.level, finding.remedy[: len(remedy)]) == ("red", remedy)
-
-
-@pytest.mark.parametrize("is_sample", [False, True])
-def test_other_reviews_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sample: bool
-) -> None:
-    """`harness data fetch` alone would keep them in the cache; elsewhere, others may need them."""
-    folder = tmp_path / "harness" / "imdb"
-    save_folder(replace(small(), is_sample=is_sample), folder)
-    monkeypatch.setenv("HARNESS_DATA", str(folder))
-    for cache, data, said in (
-        ("", None, "unset HARNESS_DATA, and on"),
-        ("", folder, "leave --data out, and on"),
-        (tmp_path, None, f"move {folder} away, and on"),
-    ):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        finding = only(doctor.check_data(data))
-        assert (finding.level, finding.remedy[: len(said)]) == ("yellow", said)
-
-
-@pytest.mark.parametrize("has_srun", [True, False])
-def test_a_gpu_node_is_named_only_on_a_cluster(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    has_srun: bool,
-) -> None:
-    """Without Slurm, the command that measures a GPU node does not exist."""
-    monkeypatch.setattr(client, "has_client", lambda _: has_srun)
-    assert _print_estimates([Estimate("lstm", "1 x cpu", "IMDB")])
-    assert capsys.readouterr().out.count("GPU node") == has_srun
 
 
 @pytest.mark.parametrize(

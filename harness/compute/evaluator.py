@@ -60,8 +60,7 @@ class Evaluator:
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
-        # All validations of a run use one endless dataset. Opening a dataset takes a fifth of the
-        # time of a validation on 5,000 reviews, and as much memory as the padded reviews.
+        # All validations of a run use one endless dataset, because opening a dataset takes time.
         self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
-from harness.data.epoch_order import LARGEST_PADDED, BatchShape, num_steps, time_steps
+from harness.data.epoch_order import BatchShape, num_steps, time_steps
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
@@ -114,19 +114,13 @@ class PaddedReviews:
         self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]
         starts = ends - reviews.lengths(shape.maxlen)
-        num_rows = len(starts) + 1
-        self._rows = self._ratios = None
+        self._ratios = None
         with tf.device("/cpu:0"):
             self._tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
             self._starts = tf.constant(np.append(starts, empty))
             self._ends = tf.constant(np.append(ends, empty + 1))
             if reviews.ratios is not None:
                 self._ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
-            if num_rows * shape.maxlen * 4 <= LARGEST_PADDED:
-                # Pad all reviews in advance: copying rows takes a fifth of the time of padding.
-                parts = np.array_split(np.arange(num_rows), -(-num_rows // EXAMPLES_AT_ONCE))
-                rows = [tf.gather(self._tokens, self._places(part)) for part in parts]
-                self._rows, self._tokens = tf.concat(rows, axis=0), None
 
     def take(
         self, rows: tf.Tensor, time: int | tf.Tensor | None = None
@@ -139,21 +133,13 @@ class PaddedReviews:
             time: with `data.bucket`, at least the length of the longest review; by default
                 `maxlen`.
         """
-        at = self._places(rows)[..., :time]
-        ratios = () if self._ratios is None else tf.gather(self._ratios, at)
-        if self._rows is None:
-            return tf.gather(self._tokens, at), ratios
-        return tf.gather(self._rows, rows)[..., :time], ratios
-
-    def _places(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return the indices of the reviews' tokens among all tokens, `[…, maxlen] int64`."""
         starts, ends = (tf.gather(each, rows)[..., None] for each in (self._starts, self._ends))
-        places = tf.range(self.shape.maxlen, dtype=tf.int64)
-        if self.shape.bucket:
-            at = starts + places
-            return tf.where(at < ends, at, self.num_tokens)
-        at = ends - self.shape.maxlen + places
-        return tf.where(at >= starts, at, self.num_tokens)
+        places = tf.range(self.shape.maxlen, dtype=tf.int64)[:time]
+        first = starts if self.shape.bucket else ends - self.shape.maxlen
+        at = first + places  # the indices of the reviews' tokens among all tokens
+        at = tf.where((at >= starts) & (at < ends), at, self.num_tokens)
+        ratios = () if self._ratios is None else tf.gather(self._ratios, at)
+        return tf.gather(self._tokens, at), ratios
 
 
 class Start(NamedTuple):

@@ -67,6 +67,19 @@ def explain_interruption(remedy: str) -> Iterator[None]:
         raise Interrupted("; ".join([f"interrupted by {reason}", *notes, remedy])) from None
 
 
+@contextlib.contextmanager
+def about(subject: str) -> Iterator[None]:
+    """Put `subject` and a colon before the message of an `InputError` from the `with` block.
+
+    Raises:
+        InputError: if the block raised `InputError`; the new message begins with `subject`.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{subject}: {error}") from None
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return the end of a message, `; did you mean …?`; return "" if no name is similar."""
     near = difflib.get_close_matches(name, known, n=1)

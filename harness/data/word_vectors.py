@@ -2,18 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from harness.architectures import MAX_DIM
 from harness.data.tables import open_bytes
-from harness.errors import InputError
+from harness.errors import InputError, about
 from harness.system.files import is_file, sha256_of
-
-MAX_LINE_BYTES = 1_000_000
-LARGEST = 1e6  # the largest absolute value allowed in a vector; pretrained vectors stay below 100
 
 
 @dataclass(frozen=True)
@@ -46,72 +41,40 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         InputError: if the file can't be used; the message says where the error is and
             how to fix it.
     """
-    where = f"model.embeddings {path}: "
-    if not is_file(path):
-        raise InputError(f"{where}is not a file; name a file of word vectors")
+    with about(f"model.embeddings {path}"):
+        if not is_file(path):
+            raise InputError("is not a file; name a file of word vectors")
+        try:
+            pairs = dict(_from_text(path, words, width))
+            checksum = sha256_of(path)
+        except InputError:
+            raise
+        except (OSError, ValueError, EOFError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"can't be read ({said}); name another file") from None
+        if not pairs:
+            raise InputError(
+                f"contains none of the {len(words):,} words of the vocabulary; name another file"
+            )
+    return WordVectors(path, np.array([*pairs]), np.stack([*pairs.values()]), len(words), checksum)
+
+
+def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[int, np.ndarray]]:
     numbers = {word.encode(): number for number, word in enumerate(words)}
-    try:
-        pairs = dict(_from_text(path, numbers, width, where=where))
-        checksum = sha256_of(path)
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{where}can't be read ({said}); check its permissions and content"
-        ) from None
-    if not pairs:
-        raise InputError(
-            f"{where}contains none of the {len(words):,} words of the vocabulary; name another file"
-        )
-    vectors = np.stack([*pairs.values()])
-    is_bad = ~(np.abs(vectors) <= LARGEST).all(axis=1)
-    if is_bad.any():
-        word = words[[*pairs][int(is_bad.argmax())]]
-        raise InputError(
-            f"{where}the vector of {word!r} should consist of finite numbers from -{LARGEST:,.0f} "
-            f"to {LARGEST:,.0f}; remove the line of this word"
-        )
-    return WordVectors(path, np.array([*pairs]), vectors, len(words), checksum)
-
-
-def _from_text(
-    path: Path, numbers: dict[bytes, int], width: int, *, where: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    seen = set()
+    is_first = True
     with open_bytes(path) as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), 1):
+        for line_number, line in enumerate(file, 1):
             fields = line.rstrip().split(b" ")
-            if number == 1:
-                # The first line of a word2vec file is the number of words and the dimension.
-                is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))
-                dimension = int(fields[1]) if is_header else len(fields) - 1
-                if dimension != width:
-                    remedy = f"set model.embedding_dim = {dimension}"
-                    if not dimension:
-                        remedy = "write a space between a word and each of its numbers"
-                    elif dimension > MAX_DIM:
-                        remedy = f"shorten the vectors to at most {MAX_DIM:,} numbers"
-                    raise InputError(
-                        f"{where}has vectors of {dimension:,} numbers, but model.embedding_dim = "
-                        f"{width}; {remedy}, or name another file"
-                    )
-                if is_header:
-                    continue
-            word = numbers.get(fields[0])
-            if len(fields) <= width or len(line) == MAX_LINE_BYTES:
+            if line_number == 1 and len(fields) == 2 and all(map(bytes.isdigit, fields)):
+                continue  # a word2vec file begins with the number of words and the dimension
+            if len(fields) <= width or (is_first and len(fields) > width + 1):
                 raise InputError(
-                    f"{where}line {number} has {len(fields) - 1} numbers, but should have a word "
-                    f"and {width} numbers; correct or remove the line"
+                    f"line {line_number} has {len(fields) - 1:,} numbers after the word, but "
+                    f"model.embedding_dim = {width}; set model.embedding_dim to the dimension of "
+                    "the vectors, or name another file"
                 )
-            # If a line has more fields, its word contains spaces. Skip such a line, because words
-            # of the vocabulary never contain spaces.
-            if word is None or word in seen or len(fields) > width + 1:
-                continue
-            seen.add(word)
-            try:
-                yield word, np.array(fields[1:], np.float32)
-            except ValueError:
-                raise InputError(
-                    f"{where}line {number} should be a word and numbers; correct or remove the line"
-                ) from None
+            is_first = False
+            # If a later line has more fields, its word contains spaces. Skip such a line, because
+            # words of the vocabulary never contain spaces. `pop` skips a repeated word, too.
+            if len(fields) == width + 1 and (number := numbers.pop(fields[0], None)) is not None:
+                yield number, np.array(fields[1:], np.float32)

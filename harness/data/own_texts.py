@@ -1,7 +1,7 @@
 """Makes a dataset of a user's texts: a table, a folder of tables, or folders of text files.
 
-`jobs/README.md` explains how files, classes and splits are recognized. Symbolic links are refused,
-so nothing outside the source is read. Hidden files and files of other types are ignored.
+`jobs/README.md` explains how files, classes and splits are recognized. Hidden files and files of
+other types are ignored.
 
 The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. Users
 may remove that folder at any time.
@@ -16,6 +16,7 @@ Words are ranked by their frequency in the training split; words of equal freque
 alphabetical order. Words that do not occur in the training split have no rank.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -43,8 +44,8 @@ from harness.data.tables import (
     table_ending,
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
-from harness.errors import InputError
-from harness.job.keys import FORMAT_KEYS, LARGEST_VOCAB, DataConfig
+from harness.errors import InputError, about
+from harness.job.keys import FORMAT_KEYS, DataConfig
 from harness.system.files import read_plain_file, sha256_of
 from harness.system.lenient_json import parse_json
 
@@ -79,95 +80,77 @@ def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
             correct it.
     """
     for part in _parts(source):
-        yield from read_file(part, form)
+        with about(part.location) if part.location else contextlib.nullcontext():
+            yield from read_file(part, form)
 
 
 def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
     """Return the sha256 of the names and contents of the source's files, and of `form`.
 
     Raises:
-        InputError: if the source can't be read.
+        InputError: if the source can't be used.
+        OSError: if the source can't be read.
     """
     digest = hashlib.sha256()
     for part in _parts(source):
-        try:
-            content = bytes.fromhex(sha256_of(part.path))
-        except OSError as error:
-            raise InputError(
-                f"{part.where}can't be read ({error.strerror}); check its permissions"
-            ) from None
         # The name of a single file does not matter. In a folder, the names of files and folders
         # determine the classes and splits.
-        name = table_ending(part.path.name) if part.path == source else part.location
+        name = part.location or table_ending(part.path.name)
+        content = bytes.fromhex(sha256_of(part.path))
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     digest.update(repr([getattr(form, key) for key in FORMAT_KEYS]).encode())
     return digest.hexdigest()
-
-
-def _file(source: Path, path: Path, *, split: str, label: str = "") -> SourceFile:
-    inside = path.relative_to(source).as_posix()
-    return SourceFile(path, inside, f"data.source {source}: {inside}, ", split, label)
 
 
 # The files of a source
 
 
 def _parts(source: Path) -> Iterator[SourceFile]:
-    try:
-        if not source.exists():
-            raise InputError(f"data.source {source}: no such file or folder; {REMEDY}")
-        if source.is_dir():
-            yield from _folder_parts(source)
-        elif not source.is_file():
-            raise InputError(f"data.source {source}: is not a regular file; {REMEDY}")
-        elif not table_ending(source.name):
-            raise InputError(
-                f"data.source {source}: the file's name should end in {', '.join(TABLES)}; .gz or "
-                f".zst may follow, except after .parquet; {REMEDY}"
-            )
-        else:
-            yield SourceFile(source, "", f"data.source {source}: ", "")
-    except OSError as error:
+    if not source.exists():
+        raise InputError(f"no such file or folder; {REMEDY}")
+    if source.is_dir():
+        yield from (part for part in _folder_parts(source) if part.split != LEFT_OUT)
+    elif not table_ending(source.name):
         raise InputError(
-            f"data.source {source}: can't be read ({error.strerror}); check its name and "
-            "permissions"
-        ) from None
+            f"the file's name should end in {', '.join(TABLES)}; .gz or .zst may follow, except "
+            f"after .parquet; {REMEDY}"
+        )
+    else:
+        yield SourceFile(source, "", "")
 
 
 def _folder_parts(source: Path) -> Iterator[SourceFile]:
-    entries = _entries(source, source)
+    entries = _entries(source)
+    folders = _folders(entries)
     if SAVED_SPLITS in entries:
-        splits = parse_json(read_plain_file(source / SAVED_SPLITS)).get("splits")
-        names = [str(name) for name in splits] if isinstance(splits, list) else []
-        for name in names:
-            if name not in KNOWN_SPLITS or name not in entries:
-                raise InputError(
-                    f"data.source {source}: {SAVED_SPLITS} lists the split {name[:40]!r}, but "
-                    "should list only train, validation and test, each with a folder of that name"
-                )
-            yield from _saved_parts(source, source / name, name)
+        if unknown := {*folders} - {*KNOWN_SPLITS}:
+            raise InputError(
+                f"contains the folder {min(unknown)}, but should contain only a folder for each of "
+                "the splits train, validation and test"
+            )
+        for name in folders:
+            yield from _saved_parts(source, name)
     elif SAVED in entries:
-        yield from _saved_parts(source, source, "")
-    elif tables := _tables(source, entries):
+        yield from _saved_parts(source, "")
+    elif tables := _tables(entries):
         for name, split in tables.items():
-            yield _file(source, source / name, split=split)
-    elif all(name in entries and entries[name].is_dir() for name in SPLITS):
-        splits = [*SPLITS, *(n for n in VALIDATION if n in entries and entries[n].is_dir())]
-        first, *others = [_class_names(source, source / split) for split in splits]
-        for split, folders in zip(splits[1:], others, strict=True):
-            if alone := {*folders} ^ {*first}:
+            yield SourceFile(source / name, name, split)
+    elif {*SPLITS} <= {*folders}:
+        splits = [*SPLITS, *(name for name in VALIDATION if name in folders)]
+        first, *others = [_folders(_entries(source / split)) for split in splits]
+        for split, classes in zip(splits[1:], others, strict=True):
+            if alone := {*classes} ^ {*first}:
                 raise InputError(
-                    f"data.source {source}: train/ and {split}/ should contain the same folders, "
-                    f"one for each class, but only one of the two contains {min(alone)!r}; add or "
-                    "remove that folder"
+                    f"train/ and {split}/ should contain the same folders, one for each class, but "
+                    f"only one of the two contains {min(alone)!r}; add or remove that folder"
                 )
         for split in splits:
-            yield from _class_parts(source, source / split, split)
+            yield from _class_parts(source, split)
     else:
-        yield from _class_parts(source, source, "")
+        yield from _class_parts(source, "")
 
 
-def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
+def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     """Return the tables in a folder: the name of each, and the split that the name contains.
 
     If no name contains a split and the folder has subfolders, the result is empty. If no name
@@ -181,76 +164,63 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
-        return {} if any(entry.is_dir() for entry in entries.values()) else dict.fromkeys(names, "")
+        return {} if _folders(entries) else dict.fromkeys(names, "")
     # A .json file without a split in its name is probably metadata, such as dataset_infos.json.
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
-            f"data.source {source}: the name of {unclear[0]} should contain the name of one "
-            f"split, as {min(by_split)} does; rename the file, for example to test_a.csv, or "
-            "remove it"
+            f"the name of {unclear[0]} should contain the name of one split, as {min(by_split)} "
+            "does; rename the file, for example to test_a.csv, or remove it"
         )
     return by_split
 
 
-def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
+def _saved_parts(source: Path, split: str) -> Iterator[SourceFile]:
     """Yield the files that `save_to_disk` wrote into a folder, in the order of its state.json."""
-    entries = _entries(source, folder)
+    folder = source / split
     files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
     # Only names of files in this folder are allowed: a path could lead out of the source.
-    if not names or not all(name in entries and entries[name].is_file() for name in names):
+    if not names or not {*names} <= {*_entries(folder)}:
         raise InputError(
-            f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files in "
-            f"the folder that contains {SAVED}; save the dataset again with save_to_disk"
+            f"{(folder / SAVED).relative_to(source)} should name files in its folder; save the "
+            "dataset again with save_to_disk"
         )
     for name in names:
-        yield _file(source, folder / name, split=split)
+        yield SourceFile(folder / name, str(Path(split, name)), split)
 
 
-def _class_names(source: Path, folder: Path) -> list[str]:
-    return [name for name, entry in _entries(source, folder).items() if entry.is_dir()]
-
-
-def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
-    classes = _class_names(source, folder)
+def _class_parts(source: Path, split: str) -> Iterator[SourceFile]:
+    """Yield the texts in a folder that contains a folder for each class."""
+    classes = _folders(_entries(source / split))
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise InputError(
-            f"data.source {source}: {folder.name}/ contains {len(classes):,} folders, but should "
-            f"contain 2 to {MAX_CLASSES:,}, one for each class; {REMEDY}"
+            f"{(source / split).name}/ contains {len(classes):,} folders, but should contain 2 to "
+            f"{MAX_CLASSES:,}, one for each class; {REMEDY}"
         )
     for name in classes:
+        inside = Path(split, name)
         files = [
             file
-            for file, entry in _entries(source, folder / name).items()
+            for file, entry in _entries(source / inside).items()
             if file.lower().endswith(".txt") and entry.is_file()
         ]
-        inside = f"{split}/{name}" if split else name
         if not files:
-            raise InputError(
-                f"data.source {source}: {inside}/ contains no .txt file; add one, or remove the "
-                "folder"
-            )
+            raise InputError(f"{inside}/ contains no .txt file; add one, or remove the folder")
         for file in files:
-            yield _file(source, folder / name / file, split=split, label=name)
+            yield SourceFile(source / inside / file, str(inside / file), split, name)
 
 
-def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
-    """Return the entries of a folder by name, sorted by name, without hidden entries.
-
-    Raises:
-        InputError: if an entry is a symbolic link.
-    """
+def _entries(folder: Path) -> dict[str, "os.DirEntry[str]"]:
+    """Return the entries of a folder by name, sorted by name, without hidden entries."""
     with os.scandir(folder) as found:
         entries = {entry.name: entry for entry in found if not entry.name.startswith(".")}
-    for name, entry in entries.items():
-        if entry.is_symlink():
-            raise InputError(
-                f"data.source {source}: {(folder / name).relative_to(source)} is a symbolic link, "
-                "which the harness does not follow; replace the link with its target"
-            )
     return dict(sorted(entries.items()))
+
+
+def _folders(entries: Mapping[str, "os.DirEntry[str]"]) -> list[str]:
+    return [name for name, entry in entries.items() if entry.is_dir()]
 
 
 # The dataset of a source
@@ -268,14 +238,15 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
             how to fix it.
         RunError: if the cache can't be read or written.
     """
-    checksum = source_checksum(source, form)
-
-    def fill(folder: Path) -> None:
-        make_dataset(source, folder, form)
-        if source_checksum(source, form) != checksum:
-            raise InputError(f"data.source {source}: changed while the harness read it; try again")
-
-    dataset = cached_dataset(f"texts-{checksum[:32]}-{FORMAT}", fill)
+    with about(f"data.source {source}"):
+        try:
+            checksum = source_checksum(source, form)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename} can't be read ({error.strerror}); check its name and permissions"
+            ) from None
+        name = f"texts-{checksum[:32]}-{FORMAT}"
+        dataset = cached_dataset(name, lambda folder: make_dataset(source, folder, form))
     return dataclasses.replace(dataset, folder=source, is_own=True)
 
 
@@ -295,7 +266,6 @@ class _Gathered:
     words: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     num_cut: int = 0
-    num_left_out: int = 0
 
 
 def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) -> None:
@@ -309,8 +279,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
             how to fix it.
         OSError: if the folder can't be written.
     """
-    gathered = _gather(read_texts(source, form), source)
-    classes = _classes(source, [*gathered.classes])
+    gathered = _gather(read_texts(source, form))
+    classes = _classes([*gathered.classes])
     label_of = np.empty(len(classes), np.int32)  # class number -> label
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
@@ -328,8 +298,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     for name, chosen in parts.items():
         if len(chosen) < MIN_REVIEWS and (name in SPLITS or len(chosen)):
             raise InputError(
-                f"data.source {source}: contains {len(chosen)} {name} reviews, but should contain "
-                f"at least {MIN_REVIEWS}; add {name} reviews{remedy}"
+                f"contains {len(chosen)} {name} reviews, but should contain at least "
+                f"{MIN_REVIEWS}; add {name} reviews{remedy}"
             )
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
     notes = [f"split by the hash of their words, with {TEST_SHARE:.0%} test reviews"]
@@ -340,8 +310,6 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
                 notes.append(f"{num:,} {name} reviews have the same words as a training review")
     if gathered.num_cut:
         notes.append(f"{gathered.num_cut:,} reviews cut to the last {MAX_CHARACTERS:,} characters")
-    if gathered.num_left_out:
-        notes.append(f"{gathered.num_left_out:,} reviews of the split {LEFT_OUT} left out")
     train = reviews.arranged(np.concatenate([parts["train"], parts["validation"]]))
     test, num_validation = reviews.arranged(parts["test"]), len(parts["validation"])
     checksum = content_checksum(train, test, vocab, num_validation=num_validation)
@@ -352,22 +320,18 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     fill_folder(dataset, folder)
 
 
-def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
+def _gather(texts: Iterable[Text]) -> _Gathered:
     gathered, first = _Gathered(), None
     gathered.words = defaultdict(lambda: len(gathered.words))
     for each in texts:
-        where = f"data.source {source}: {each.location}"
         first = first or each
         # If only some reviews state their split, splitting all reviews by the hash could put a
         # review that is marked as a test review into the training split.
         if bool(each.split) != bool(first.split):
             raise InputError(
-                f"{where} and {first.location}: only one of these reviews states its split; state "
-                "the split of all reviews, or of none"
+                f"{each.location} and {first.location}: only one of these reviews states its "
+                "split; state the split of all reviews, or of none"
             )
-        if each.split == LEFT_OUT:
-            gathered.num_left_out += 1
-            continue
         text, label = each.text, each.label.strip()
         if len(text) > MAX_CHARACTERS:
             text = text[-MAX_CHARACTERS:]
@@ -376,10 +340,13 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
         joined = " ".join(words)
         if not words or not label:
             missing = "word in its text" if label else "label"
-            raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
+            raise InputError(
+                f"{each.location} has no {missing}; complete or remove all such reviews"
+            )
         if "\0" in joined or SURROGATE.search(joined):
             raise InputError(
-                f"{where} contains a NUL byte or an unpaired surrogate; save the text as UTF-8"
+                f"{each.location} contains a NUL byte or an unpaired surrogate; save the text as "
+                "UTF-8"
             )
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
@@ -395,22 +362,22 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     return gathered
 
 
-def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
+def _classes(names: list[str]) -> tuple[str, ...]:
     """Check the names of classes, and return them in the order of their labels."""
     if not names:
-        raise InputError(f"data.source {source}: has no rows with a label; add reviews")
+        raise InputError("has no rows with a label; add reviews")
     for name in names:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(
-                f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} should have at "
-                f"most {MAX_CLASS_CHARACTERS} characters, all printable; name another column in "
+                f"the label {name[:MAX_CLASS_CHARACTERS]!r} should have at most "
+                f"{MAX_CLASS_CHARACTERS} characters, all printable; name another column in "
                 "data.label_column, or correct the label"
             )
     if not 2 <= len(names) <= MAX_CLASSES:
         number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
         raise InputError(
-            f"data.source {source}: contains {number} classes ({listed(names)}), but should "
-            f"contain 2 to {MAX_CLASSES:,}; name the column of the classes in data.label_column"
+            f"contains {number} classes ({listed(names)}), but should contain 2 to "
+            f"{MAX_CLASSES:,}; name the column of the classes in data.label_column"
         )
     if all(NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
@@ -462,8 +429,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
-    if len(dataset.vocab) + 4 <= LARGEST_VOCAB:
-        coverage.append(f"{len(dataset.vocab) + 4:,} covers all")
+    coverage.append(f"{len(dataset.vocab) + 4:,} covers all")
     yield (
         f"words   {len(dataset.vocab):,} different words in the training reviews; data.vocab_size: "
         + ", ".join(coverage)

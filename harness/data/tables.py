@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from harness.data.dataset import SPLITS
-from harness.errors import InputError, did_you_mean
+from harness.errors import InputError, about, did_you_mean
 from harness.job.keys import DataConfig
 from harness.system.lenient_json import parse_json
 
@@ -37,12 +37,11 @@ ROWS_AT_ONCE = 1000
 
 def open_bytes(path: Path) -> BinaryIO:
     """Open a file for reading bytes; decompress it if its name ends in .gz or .zst."""
-    file = path.open("rb")
     if not (compression := COMPRESSIONS.get(path.suffix.lower())):
-        return file
+        return path.open("rb")
     import pyarrow  # imported here, because the import takes 0.1 s
 
-    stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), compression)
+    stream: Any = pyarrow.input_stream(str(path), compression)
     return io.BufferedReader(stream)
 
 
@@ -53,7 +52,7 @@ def open_text(path: Path, encoding: str) -> TextIO:
     return io.TextIOWrapper(open_bytes(path), encoding, newline="")
 
 
-def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
+def csv_rows(file: TextIO, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV file, except blank rows.
 
     Raises:
@@ -77,9 +76,8 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
                 yield row
     except csv.Error:
         raise InputError(
-            f"{where}line {rows.line_num - len(lines) + 1} has a double quote that joins it with "
-            f"the next {len(lines) - 1:,} lines; write a text with double quotes as "
-            '"He said ""no""."'
+            f"line {rows.line_num - len(lines) + 1} has a double quote that joins it with the next "
+            f'{len(lines) - 1:,} lines; write a text with double quotes as "He said ""no""."'
         ) from None
 
 
@@ -87,13 +85,8 @@ def json_value(line: str, where: str) -> Any:
     """Return the JSON value in a line; `where` is the text with which an error message begins.
 
     Raises:
-        InputError: if the line is not JSON, or begins an array.
+        InputError: if the line is not JSON.
     """
-    if line.lstrip().startswith("["):
-        raise InputError(
-            f"{where} begins a JSON array; write one value in each line, for example with: "
-            "jq -c '.[]' OLD > NEW.jsonl"
-        )
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -117,7 +110,6 @@ class SourceFile(NamedTuple):
 
     path: Path
     location: str  # the path inside the source; empty if the source is this file
-    where: str  # the text with which error messages begin
     split: str  # the split in the name of the file or its folder; empty if there is none
     label: str = ""  # the class of a review; empty for a table
 
@@ -151,12 +143,12 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
         raise
     except UnicodeError:
         raise InputError(
-            f"{file.where}is not {form.encoding.upper()}; save the file as UTF-8, or name its "
-            "encoding in data.encoding"
+            f"is not {form.encoding.upper()}; save the file as UTF-8, or name its encoding in "
+            "data.encoding"
         ) from None
     except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{file.where}can't be read ({said}); make the file again") from None
+        raise InputError(f"can't be read ({said}); make the file again") from None
 
 
 # Rows
@@ -169,15 +161,15 @@ def _whole_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
 
 def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[Text]:
     with open_text(table.path, form.encoding) as file:
-        rows = csv_rows(file, table.where, delimiter=delimiter)
+        rows = csv_rows(file, delimiter)
         if (names := next(rows, None)) is None:
-            raise InputError(f"{table.where}is empty; begin it with the names of its columns")
+            raise InputError("is empty; begin it with the names of its columns")
         chosen = [names.index(name) for name in _columns(names, table, form)]
         for number, row in enumerate(rows, 2):
             if len(row) != len(names):
                 raise InputError(
-                    f"{table.where}row {number} has {len(row)} fields, but the header has "
-                    f"{len(names)}; put double quotes around a text that contains the delimiter"
+                    f"row {number} has {len(row)} fields, but the header has {len(names)}; put "
+                    "double quotes around a text that contains the delimiter"
                 )
             yield _text(table, f"row {number}", *(row[index] for index in chosen))
 
@@ -231,20 +223,21 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            row = json_value(line, f"{table.where}line {number}")
+            row = json_value(line, f"line {number}")
             if not isinstance(row, dict):
                 raise InputError(
-                    f"{table.where}line {number} is not an object; write one such as "
+                    f"line {number} is not an object; write one such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
                 # This row is the first, or has other keys than the row before (for example, an
                 # additional `split`), so find the columns in this row.
                 names = {*row}
-                columns = _columns([*row], table, form, location=f"line {number} ")
+                with about(f"line {number}"):
+                    columns = _columns([*row], table, form)
             yield _text(table, f"line {number}", *(row[name] for name in columns))
     if not columns:
-        raise InputError(f"{table.where}is empty; write an object in each line")
+        raise InputError("is empty; write an object in each line")
 
 
 def _text(
@@ -260,8 +253,8 @@ def _text(
 
     def refusal(column: str, value: Any, rule: str) -> InputError:
         return InputError(
-            f"{table.where}{row}: the {column} is {repr(value)[:40]}, but should be {rule}; name "
-            f"another column in data.{column}_column, or correct the {column}"
+            f"{row}: the {column} is {repr(value)[:40]}, but should be {rule}; name another column "
+            f"in data.{column}_column, or correct the {column}"
         )
 
     location = f"{table.location} {row}".lstrip()
@@ -269,8 +262,6 @@ def _text(
         split = table.split
     elif not isinstance(split, str) or (split := split.strip().casefold()) not in KNOWN_SPLITS:
         raise refusal("split", split, "train, validation or test")
-    if split == LEFT_OUT:
-        return Text("", "", split, location)
     if not isinstance(text, str | None):
         raise refusal("text", text, "a string")
     if not isinstance(label, str | bool | int | float | None):
@@ -292,29 +283,26 @@ def _label(label: str | float | None, names: Sequence[str]) -> str:
 # Columns
 
 
-def _columns(
-    names: Sequence[str], table: SourceFile, form: DataConfig, *, location: str = ""
-) -> list[str]:
+def _columns(names: Sequence[str], table: SourceFile, form: DataConfig) -> list[str]:
     """Return the names of the columns that contain texts, labels and, if present, splits."""
-    where = table.where + location
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
-            f"{where}has one column, {names[0][:40]!r}; name the delimiter of its columns, such as "
+            f"has one column, {names[0][:40]!r}; name the delimiter of its columns, such as "
             f"data.delimiter = {min(others)!r}"
         )
     keys = ["text_column", "label_column", *(["split_column"] if form.split_column else [])]
-    found = [_column(names, getattr(form, key), key=f"data.{key}", where=where) for key in keys]
+    found = [_column(names, getattr(form, key), f"data.{key}") for key in keys]
     if not form.split_column:
         found += [name for name in names if name.strip().casefold() == "split"][:1]
     if found[2:] and table.split:
         raise InputError(
-            f"{where}has a column {found[2]}, but the name of the file or of its folder states the "
-            "split; remove the column"
+            f"has a column {found[2]}, but the name of the file or of its folder states the split; "
+            "remove the column"
         )
     return found
 
 
-def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
+def _column(names: Sequence[str], name: str, key: str) -> str:
     exact = [each for each in names if each == name]
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
@@ -322,7 +310,7 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
         if not found:
             fault = f"no column {name}{did_you_mean(name, [*filter(str.isprintable, names)])}"
         raise InputError(
-            f"{where}has {fault}; its columns are {listed(names)}; name the right column in {key}"
+            f"has {fault}; its columns are {listed(names)}; name the right column in {key}"
         )
     return found[0]
 

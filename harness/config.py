@@ -16,10 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 # The form in which a job file names a user's function, see `harness.job.own_code`.
-REFERENCE = re.compile(
-    r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
-    r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
-)
+REFERENCE = re.compile(r"([^:\x00-\x1f\x7f]+\.py|[^\W\d]\w*(\.[^\W\d]\w*)*):[^\W\d]\w*")
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
 # Unpaired surrogates, which UTF-8 can't encode. Python represents bytes that are not UTF-8 by them.

@@ -138,7 +138,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.class_weights=even"], "balanced"),
         (["train.class_weights={ a = -1 }"], "a has -1"),
         (["train.callbacks=['mine']"], "package.module:function"),
-        (["train.callbacks=['nope.py:f']"], "nope.py: no such file"),
+        (["train.callbacks=['nope.py:f']"], "nope.py: can't be read: No such file"),
         (["train.epochs=8\ndata.limit=2"], "integer"),
         (["train.optimizer_options.momentun=1"], "no option momentun; did you mean momentum?"),
         (["train.optimizer_options.beta_1=1"], "for rmsprop, a job has no option beta_1"),

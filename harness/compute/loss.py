@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from harness.errors import InputError
 from harness.job.keys import Job, TrainConfig
-from harness.job.own_code import load_taking, own_errors
+from harness.job.own_code import load_function, own_errors
 
 # Takes labels and probabilities like `cross_entropy`; returns the loss of each example.
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -46,7 +46,7 @@ def loss_of(job: Job) -> Loss:
         return partial(cross_entropy, smoothing=job.train.label_smoothing)
     where = f"train.loss = {job.train.loss!r}"
     form = "(labels, probabilities)"
-    custom = load_taking(job.code, job.train.loss, where="train.loss", form=form, given=(0, 0))
+    custom = load_function(job.code, job.train.loss, where="train.loss", form=form, given=(0, 0))
 
     def losses(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
         with own_errors(where):

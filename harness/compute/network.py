@@ -19,7 +19,7 @@ from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
-from harness.job.own_code import OptionReader, load_taking, own_errors
+from harness.job.own_code import OptionReader, load_function, own_errors
 from harness.layers import all_layers, for_training, global_batch, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
@@ -71,7 +71,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     given = (job.data.vocab_size, job.network())
     named = {"num_outputs": num_outputs, "options": options}
     form = "(vocab_size, config, *, num_outputs, options)"
-    function = load_taking(job.code, name, where=key, form=form, given=given, named=named)
+    function = load_function(job.code, name, where=key, form=form, given=given, named=named)
     with own_errors(where), fresh_names(), dtype_policy(job):
         model = function(*given, **named)
         if not isinstance(model, keras.Model):

@@ -11,7 +11,7 @@ from keras import ops
 
 from harness.errors import InputError
 from harness.job.keys import OPTIMIZERS, TrainConfig
-from harness.job.own_code import OptionReader, load_taking, own_errors
+from harness.job.own_code import OptionReader, load_function, own_errors
 
 # Settings that a custom optimizer must not contain, and the keys of the job to use instead. The
 # keys work on any number of replicas.
@@ -157,7 +157,9 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     where = f"{key} = {name!r}"
     options = OptionReader(train.optimizer_options, "train.optimizer_options")
     arguments = (train.learning_rate, options)
-    function = load_taking(code, name, where=key, form="(learning_rate, options)", given=arguments)
+    function = load_function(
+        code, name, where=key, form="(learning_rate, options)", given=arguments
+    )
     with own_errors(where):
         optimizer = function(*arguments)
     has_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.config import Tables, is_free, is_reference, keys_of
-from harness.errors import InputError, did_you_mean, suggest
+from harness.errors import InputError, about, did_you_mean, suggest
 from harness.job.keys import FACTS, FORMAT_KEYS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.console import quoted
@@ -73,7 +73,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
         InputError: if a source is refused, for example because other users could have changed it.
     """
     if job.code:
-        check_trusted(path, f"job {path}: [code]")
+        with about(f"job {path}: [code]"):
+            check_trusted(path)
     content, code = job.model_dump(), dict(job.code)
     for key, facts in FACTS.items():
         base = Path.cwd() if key in origins else path.absolute().parent
@@ -109,10 +110,11 @@ def kept_names(
     Raises:
         InputError: if a source is refused.
     """
-    return {
-        name: keep_code(name, base, code, where=where) if is_reference(str(name)) else name
-        for name in names
-    }
+    kept = {}
+    for name in names:
+        with about(f"{where} = {name!r}"):
+            kept[name] = keep_code(name, base, code) if is_reference(str(name)) else name
+    return kept
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:

@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import inspect
 import os
-import re
 import stat
 import symtable
 import sys
@@ -26,7 +25,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from harness.config import FORM, REFERENCE
+from harness.config import FORM
 from harness.errors import InputError, Interrupted, RunError, suggest
 from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
@@ -35,20 +34,13 @@ TRUSTED = ContextVar("TRUSTED", default=False)
 MAX_CHARACTERS = 400_000  # the largest number of characters in `[code]`
 
 
-def _match(reference: str) -> re.Match[str]:
-    if found := REFERENCE.fullmatch(reference):
-        return found
-    raise InputError(f"{reference!r}: should be {FORM}")
-
-
-def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
+def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
     """Add the sources of a function to a job's `code` if they are missing. No user code is run.
 
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
         base: the folder that relative paths start from.
         code: the sources; each key is a path relative to the folder of the file or package.
-        where: the name of the job and of the key, with which error messages begin.
 
     Returns:
         The reference that the job stores. If `reference` names a file, the result contains the
@@ -59,43 +51,36 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
             large, has the name of a Python module or of another source, or could have been changed
             by another user.
     """
-    found = _match(reference)
-    where = f"{where} = {reference!r}"
-    if file := found["file"]:
+    target, _, function = reference.partition(":")
+    root = top = None
+    if target.endswith(".py"):
         # Not `Path.expanduser`, which may raise an error.
-        path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111
-        module, root, function = path.stem, path.parent, found["in_file"]
-        kept = _path_of(module, code) == file
-        if not module.isidentifier():
+        path = Path(os.path.normpath(base / os.path.expanduser(target)))  # noqa: PTH111
+        module, root = path.stem, path.parent
+        if not module.isidentifier() or module in sys.stdlib_module_names:
             raise InputError(
-                f"{where}: {path.stem} is not a module name; use letters, digits and _"
+                f"{module} should be a name of letters, digits and _ that no module of Python has; "
+                "rename the file"
             )
-        if module in sys.stdlib_module_names:
-            raise InputError(f"{where}: Python has a module {module}, too; rename the file")
-        name = f"{path.name}:{function}"
-        top = None
+        stored, is_kept = f"{path.name}:{function}", _path_of(module, code) == target
     else:
-        module, function = found["module"], found["in_module"]
-        top = module.partition(".")[0]
-        name, kept = reference, _path_of(module, code) is not None
-        root = Path() if kept else _root_of(module, where)
-    if kept:
-        name = reference
-    else:
-        for path_in, source in _sources(root, module, where, top=top):
+        module, top = target, target.partition(".")[0]
+        stored, is_kept = reference, _path_of(module, code) is not None
+    if not is_kept:
+        for path_in, source in _sources(root or _root_of(module), module, top):
             if code.setdefault(path_in, source) != source:
-                raise InputError(f"{where}: the job already has another {path_in}; rename one")
+                raise InputError(f"the job already has another {path_in}; rename one")
         if (size := sum(map(len, code.values()))) > MAX_CHARACTERS:
             raise InputError(
-                f"{where}: the job needs {len(code)} files with {size:,} characters, imported "
-                f"files included; at most {MAX_CHARACTERS:,} characters are allowed; move some "
-                "files into a package, and install the package"
+                f"the job needs {len(code)} files with {size:,} characters, imported files "
+                f"included; at most {MAX_CHARACTERS:,} characters are allowed; move some files "
+                "into a package, and install the package"
             )
-    _check_function(code, module, function, where=where)
-    return name
+    _check_function(code, module, function)
+    return reference if is_kept else stored
 
 
-def check_trusted(path: Path, where: str) -> None:
+def check_trusted(path: Path) -> None:
     """Refuse code that another user could have written or changed, unless the user trusts all code.
 
     Raises:
@@ -106,9 +91,9 @@ def check_trusted(path: Path, where: str) -> None:
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
             raise InputError(
-                f"{where}: {each}: {reason}, so another user could change the code, which would "
-                "run as you; check the code, then remove the write permission (chmod go-w), or "
-                f"trust the code (--trust-code or {TRUST}=1)"
+                f"{each}: {reason}, so another user could change the code, which would run as you; "
+                "check the code, then remove the write permission (chmod go-w), or trust the code "
+                f"(--trust-code or {TRUST}=1)"
             )
 
 
@@ -146,15 +131,13 @@ def trusting(is_trusted: bool) -> Iterator[None]:
         TRUSTED.reset(token)
 
 
-def _root_of(module: str, where: str) -> Path:
+def _root_of(module: str) -> Path:
     """Return the first folder of `sys.path` that contains a module's source."""
     for folder in sys.path:
         root = Path(folder or ".").absolute()
         if _file_of(module, root):
             return root
-    raise InputError(
-        f"{where}: sys.path has no Python source of {module}; install it, or name its file"
-    )
+    raise InputError(f"sys.path has no Python source of {module}; install it, or name its file")
 
 
 def _paths(module: str) -> tuple[str, str]:
@@ -170,7 +153,7 @@ def _path_of(module: str, code: Mapping[str, str]) -> str | None:
     return next((path for path in _paths(module) if path in code), None)
 
 
-def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
+def _sources(root: Path, module: str, top: str | None) -> Iterator[tuple[str, str]]:
     """Yield the path and source of a module and of its direct and indirect imports in `root`.
 
     Args:
@@ -192,38 +175,33 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             if path is None:
                 if each == module:
                     # The module's file is missing, so this call raises an error.
-                    _read(root / f"{module}.py", where)
+                    _read(root / f"{module}.py")
                 continue
-            source = _read(root / path, where)
+            source = _read(root / path)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
-            waiting += _imports(_parsed(source, path, where), package)
+            waiting += _imports(_parsed(source, path), package)
 
 
-def _read(path: Path, where: str) -> str:
+def _read(path: Path) -> str:
     try:
-        check_trusted(path, where)
+        check_trusted(path)
         source = read_plain_file(path, MAX_CHARACTERS).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{where}: {path}: no such file; should be {FORM}") from None
     except OSError as error:
-        raise InputError(f"{where}: {path}: can't be read: {error.strerror}") from None
+        raise InputError(f"{path}: can't be read: {error.strerror}; should be {FORM}") from None
     except UnicodeDecodeError as error:
-        rule = f"byte {error.start} is not UTF-8; save the file as UTF-8"
-        raise InputError(f"{where}: {path}: {rule}") from None
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     return source if source.endswith("\n") or not source else f"{source}\n"
 
 
-def _parsed(source: str, path: str, where: str) -> ast.Module:
+def _parsed(source: str, path: str) -> ast.Module:
     try:
         symtable.symtable(source, path, "exec")  # finds errors that `ast.parse` does not find
         return ast.parse(source)
-    except SyntaxError as error:
-        place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is not Python"
-        raise InputError(f"{where}: {place}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # such as a NUL byte
-        raise InputError(f"{where}: {path}: is not Python: {error}") from None
+    except (SyntaxError, ValueError) as error:  # ValueError: the source contains a NUL byte
+        line = getattr(error, "lineno", None) or 1
+        raise InputError(f"{path}, line {line}: is not Python: {error.args[0]}") from None
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
@@ -238,14 +216,14 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
                 yield from (stem, *(f"{stem}.{alias.name}" for alias in node.names))
 
 
-def _check_function(code: Mapping[str, str], module: str, function: str, *, where: str) -> None:
+def _check_function(code: Mapping[str, str], module: str, function: str) -> None:
     path = _path_of(module, code) or ""
-    tree = _parsed(code[path], path, where)
+    tree = _parsed(code[path], path)
     has_star = any(isinstance(each, ast.alias) and each.name == "*" for each in ast.walk(tree))
     symbols = symtable.symtable(code[path], path, "exec").get_symbols()
     names = [each.get_name() for each in symbols if each.is_assigned() or each.is_imported()]
     if function not in names and not has_star:
-        raise InputError(f"{where}: {path} has no function {function}{suggest(function, names)}")
+        raise InputError(f"{path} has no function {function}{suggest(function, names)}")
 
 
 class _Code:
@@ -314,31 +292,13 @@ class _Code:
         return module
 
 
-def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
-    """Import a job's function from the job's sources.
-
-    Raises:
-        InputError: if the module raises an error or does not contain the function.
-    """
-    found = _match(reference)
-    name = found["module"] or Path(found["file"]).stem
-    function = found["in_module"] or found["in_file"]
-    where = f"{where} = {reference!r}"
-    with own_errors(where):
-        module = _Code(code).module(name)
-    if not callable(loaded := getattr(module, function, None)):
-        raise InputError(f"{where}: {name} has no function {function}")
-    result: Callable[..., Any] = loaded
-    return result
-
-
-def load_taking(
+def load_function(
     code: Mapping[str, str],
     reference: str,
     *,
     where: str,
-    form: str,
-    given: Sequence[Any],
+    form: str = "()",
+    given: Sequence[Any] = (),
     named: Mapping[str, Any] = {},
 ) -> Callable[..., Any]:
     """Import a job's function, and check that it can be called with the given arguments.
@@ -349,13 +309,18 @@ def load_taking(
         given, named: example values of the positional and the keyword arguments.
 
     Raises:
-        InputError: if the function can't be imported or does not accept the arguments.
+        InputError: if the module raises an error, or has no such function, or the function does not
+            accept the arguments.
     """
-    function = load_function(code, reference, where=where)
+    target, _, name = reference.partition(":")
+    where = f"{where} = {reference!r}"
+    with own_errors(where):
+        module = _Code(code).module(target.removesuffix(".py"))
     try:
+        function: Callable[..., Any] = getattr(module, name)
         inspect.signature(function).bind(*given, **named)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where} = {reference!r}: should take {form}: {error}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: should be a function of {form}: {error}") from None
     return function
 
 

@@ -228,7 +228,9 @@ def test_a_network_may_take_values_out_of_its_options() -> None:
 def test_a_signature_that_does_not_fit_is_named() -> None:
     """The line says which arguments the function should take."""
     job = custom("return 1").model_copy(update={"code": {"mynet.py": "def net(a): pass\n"}})
-    with pytest.raises(InputError, match=r"should take \(vocab_size, config, \*, num_outputs"):
+    with pytest.raises(
+        InputError, match=r"should be a function of \(vocab_size, config, \*, num_outputs"
+    ):
         check_network(job)
 
 

@@ -37,7 +37,7 @@ def one_line(key: str, said: str) -> str:
 
 
 LOSSES = [
-    ("def f(labels): return labels", "should take (labels, probabilities): too many"),
+    ("def f(labels): return labels", "should be a function of (labels, probabilities): too many"),
     ("def f(labels, p):\n    return nowhere", "mine.py, line 6: NameError: name 'nowhere'"),
     ("def f(labels, p): return p", "returns float32 of shape (8, 1), should return a float"),
     ("def f(labels, p): return ops.mean(p)", "returns float32 of shape (), should return a float"),
@@ -45,7 +45,7 @@ LOSSES = [
     ("def f(labels, p): return labels * 2.0", "does not depend on the probabilities"),
     ("def f(labels, p): return p[1:, 0]", "returns 7 losses for 8 examples"),
     ("def f(labels, p): return p[:, 0] - ops.mean(p)", "depends on other examples of the batch"),
-    ("f = 3", "mine has no function f"),
+    ("f = 3", "3 is not a callable object"),
 ]
 
 
@@ -84,7 +84,7 @@ class Mine(keras.optimizers.Optimizer):
 def f(learning_rate, options): return Mine(learning_rate)
 """
 OPTIMIZERS = [
-    ("def f(learning_rate): return 1", "should take (learning_rate, options): too many"),
+    ("def f(learning_rate): return 1", "a function of (learning_rate, options): too many"),
     ("def f(learning_rate, options): return 1 / 0", "mine.py, line 4: ZeroDivisionError"),
     ("def f(learning_rate, options): return 'adam'", "returns a str, should return a keras.optim"),
     (f"{MAKE}, clipnorm=1.0)", "sets clipnorm = 1.0; leave it out, and set train.clipnorm"),

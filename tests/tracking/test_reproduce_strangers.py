@@ -197,7 +197,7 @@ def test_restored_code_is_trusted_under_any_umask(stranger: Strangers) -> None:
         stranger.reproduce()
     finally:
         os.umask(before)
-    check_trusted(stranger.target / "reproduced.toml", "job")
+    check_trusted(stranger.target / "reproduced.toml")
 
 
 def test_code_that_others_can_change_needs_trust(stranger: Strangers, tmp_path: Path) -> None:

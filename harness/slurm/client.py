@@ -229,13 +229,13 @@ class Queue:
 
     def jobs(self) -> list[QueuedJob] | None:
         """Return all jobs of the user; None if squeue is missing or does not answer."""
-        if has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
-            self.problem = None
+        if self.clock() - self.asked_at >= self.every_s:
+            self.problem, self._jobs = None, None
             self.asked_at = self.clock()
             try:
-                self._jobs = parse_jobs(ask(*SQUEUE, timeout_s=QUEUE_TIMEOUT_S))
+                if has_client("squeue"):
+                    self._jobs = parse_jobs(ask(*SQUEUE, timeout_s=QUEUE_TIMEOUT_S))
             except (InputError, RunError, OSError) as error:
-                self._jobs = None
                 self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
         return self._jobs
 

@@ -1,4 +1,4 @@
-"""Finds a run's log, removes control characters from its lines, and follows new lines."""
+"""Finds a run's log, removes escape sequences from its lines, and follows new lines."""
 
 import os
 import re
@@ -17,7 +17,6 @@ ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a
 
 # Escape sequences by which programs move the cursor of a terminal, or set colours or titles.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus) -> Path:
@@ -42,10 +41,10 @@ def _without_log(status: RunStatus) -> InputError:
 
 
 def clean(line: bytes) -> str:
-    """Return the text that a terminal shows for a line of a log, without control characters."""
+    """Return the text that a terminal shows for a line of a log, without escape sequences."""
     text = line.decode(errors="replace").rstrip("\r\n")
     text = text.rpartition("\r")[2]  # keep only the last state of a progress bar
-    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+    return _ESCAPES.sub("", text)
 
 
 class Follower:

@@ -37,24 +37,24 @@ JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 NUM_NEWEST = 20  # number of ended runs that `harness status` shows by default
 
 
-def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
+def infer_state(status: RunStatus, queue: Queue | None) -> None:
     """Set the state and the note in the status of a run.
 
     Args:
         status: the status that `observe` returned.
-        jobs: the jobs in the queue; None if squeue gave no answer.
-        asked_s_ago: the age of squeue's answer in seconds.
+        queue: the user's jobs in Slurm; if None, Slurm is not asked.
     """
-    status.state, status.note = _state_and_note(status, jobs, asked_s_ago)
+    status.state, status.note = _state_and_note(status, queue)
     if status.trials:
         counts = describe_trials(status.trials)
         status.note = f"{counts}; {status.note}" if status.note else counts
 
 
-def _state_and_note(
-    status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float
-) -> tuple[str, str]:
-    if jobs is not None and status.is_own:
+def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
+    jobs = queue.jobs() if queue else None
+    if jobs is None:
+        queue = None  # squeue is missing or gave no answer
+    elif status.is_own:
         status.queued = find_job(jobs, status.reported_job, status.slurm_job)
     if status.queued:
         status.slurm_job = status.queued.id
@@ -66,10 +66,12 @@ def _state_and_note(
         if status.phase is None:
             return "cancelled", "the job will start without this run"
     queued = status.queued
+    if queued and queued.state == "SUSPENDED":
+        return "suspended", "by Slurm"
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)
     reason = ""  # why the job ended before its first heartbeat
-    if status.is_resubmitted and jobs is not None and not status.job_lives:
+    if status.is_resubmitted and queue and not status.job_lives:
         reason = last_log_line(status)
     if status.phase == "interrupted":
         at = f", saved at {status.position}" if status.position else ""
@@ -77,8 +79,8 @@ def _state_and_note(
     if status.phase == "failed":
         return "failed", reason or status.error or last_log_line(status)
     if status.phase is None:
-        return _state_before_start(status, jobs is not None)
-    return _state_by_heartbeat(status, jobs is not None, asked_s_ago)
+        return _state_before_start(status, queue)
+    return _state_by_heartbeat(status, queue)
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
@@ -98,12 +100,10 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
         saved = f"continues at {status.position}" if status.position else ""
         again = "requeued" if status.phase else ""
         return "pending", "; ".join(filter(None, (queued.why, again, saved)))
-    if queued.state == "SUSPENDED":
-        return "suspended", "by Slurm"
     return "starting", "" if queued.state == "RUNNING" else queued.state.lower()
 
 
-def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
+def _state_before_start(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
     """Return the state and note of a run that has neither a heartbeat nor a live job."""
     if (status.queued or not status.is_there()) and was_out_of_memory(status):
         return "failed", "out of memory; request more with --mem"
@@ -114,7 +114,7 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         return state, line if line and state == "failed" else f"Slurm says {ended}"
     if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
-    if not answered:
+    if not queue:
         return "submitted", "no answer from the scheduler"
     return "gone", last_log_line(status) or "the job left the queue before the run began"
 
@@ -127,14 +127,12 @@ def was_out_of_memory(status: RunStatus) -> bool:
     return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # search the last execution
 
 
-def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
+def _state_by_heartbeat(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
     """Return the state and note of a run whose last heartbeat shows that it was running."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
-    if queued and queued.state == "SUSPENDED":
-        return "suspended", "by Slurm"
-    if status.reported_job and answered and status.is_own and (not queued or queued.ended):
+    if status.reported_job and queue and status.is_own and (not queued or queued.ended):
         # A job that started after the answer of squeue is not in the answer.
-        if age > asked_s_ago + 2 * HEARTBEAT_S:
+        if age > time.time() - queue.asked_at + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
                 return "lost", f"out of memory; {status.resume} --mem=…"
@@ -176,7 +174,6 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
         folders: more runs or folders of runs, which need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
-    asked_s_ago = now - queue.asked_at if queue else 0.0
     # The records of a run are in the folder of runs that contains the run.
     homes = {os.path.realpath(each) for each in (runs, *(each / "../.." for each in folders))}
     records = [each for home in homes for each in read_submissions(submissions(Path(home)))]
@@ -187,7 +184,7 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
         name = str(found.path).removeprefix(f"{runs}/")
         record = sent.get(found.real)
         status = observe(found.path, name, record, now=now, heartbeat=found.heartbeat)
-        infer_state(status, jobs, asked_s_ago)
+        infer_state(status, queue)
         return status
 
     begun = find_runs((runs, *filter(os.path.isdir, folders)))
@@ -196,7 +193,8 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     top = f"{os.path.realpath(runs)}/"
     waiting = [RunFolder(runs / at.removeprefix(top), at) for at in sent if at not in known]
     statuses += in_threads(look, waiting)
-    statuses += _unrecorded(jobs or (), statuses, runs, now=now)
+    if queue and jobs:
+        statuses += _unrecorded(queue, statuses, runs, now=now)
     return sorted(statuses, key=_order)
 
 
@@ -207,20 +205,19 @@ def _order(status: RunStatus) -> tuple[int, float, str]:
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
     """Return the current status of a run."""
-    now = time.time()
-    fresh = observe(status.folder, status.run, status.submission, now=now)
-    infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
+    fresh = observe(status.folder, status.run, status.submission, now=time.time())
+    infer_state(fresh, queue)
     return fresh
 
 
 def _unrecorded(
-    jobs: Sequence[QueuedJob], known: Sequence[RunStatus], runs: Path, *, now: float
+    queue: Queue, known: Sequence[RunStatus], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
     """Yield this project's jobs that plain sbatch submitted and that have not created a run yet."""
     taken = {each.queued.id for each in known if each.queued}
     names = {each.run for each in known}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
-    for queued in jobs:
+    for queued in queue.jobs() or ():
         project, name, words = training_script(queued) or ("", "", [])
         file, job_id = Path(project, "jobs", f"{name}.toml"), queued.id
         if name == "tune":  # all tasks of an array work on the same search
@@ -240,7 +237,7 @@ def _unrecorded(
             slurm_job=queued.id,
             time_s=now,
         )
-        infer_state(status, [queued], asked_s_ago=0.0)
+        infer_state(status, queue)
         status.slurm_job = job_id
         yield status
 

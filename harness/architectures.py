@@ -288,8 +288,6 @@ class ModelConfig(ConfigSection):
         ),
     ] = Field(
         "",
-        max_length=4000,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
         description="text file of pretrained word vectors; empty = none",
     )
     train_embeddings: bool = Field(

@@ -77,28 +77,18 @@ class DataConfig(ConfigSection):
     """`[data]`: the reviews, their number and length."""
 
     source: Annotated[str, Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS)] = (
-        Field(
-            "",
-            max_length=4000,
-            pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="for your texts: path of a table or folder; empty = IMDB",
-        )
+        Field("", description="for your texts: path of a table or folder; empty = IMDB")
     )
     text_column: Annotated[str, FORMAT] = Field(
         "text",
-        min_length=1,
-        max_length=200,
         description="for your texts: name of the column that contains the text",
     )
     label_column: Annotated[str, FORMAT] = Field(
         "label",
-        min_length=1,
-        max_length=200,
         description="for your texts: name of the column that contains the class",
     )
     split_column: Annotated[str, FORMAT] = Field(
         "",
-        max_length=200,
         description="for your texts: name of the column that contains `train`, `validation` or "
         "`test`; empty = `split`, if there is such a column",
     )
@@ -109,7 +99,6 @@ class DataConfig(ConfigSection):
     )
     encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
         "utf-8",
-        max_length=40,
         description="for your texts: character encoding, such as `latin-1` or `utf-16`",
     )
     # 88,588 = the 88,584 words of IMDB and the indices 0 to 3, which stand for no word
@@ -269,6 +258,7 @@ WATCHES: dict[str, tuple[object, ...]] = {
     "train.reduce_lr_patience": (),
 }
 NO_LISTS = "a search varies single values, not lists"
+Patience = Annotated[int, Field(ge=0, le=1000), Facts(unvalidated=0, for_all_reviews=True)]
 OF_WORKERS = "all trials of a worker must have the same value"
 
 
@@ -314,7 +304,6 @@ class TrainConfig(ConfigSection):
         ),
     ] = Field(
         [],
-        max_length=100,
         description="numbers of epochs after which the learning rate drops, fractions allowed",
     )
     schedule_factor: Annotated[float, Facts(only_with={"train.schedule": ("steps",)})] = Field(
@@ -339,7 +328,6 @@ class TrainConfig(ConfigSection):
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
         "",
-        max_length=4000,
         description="custom training loss, `file.py:function`; empty = cross-entropy",
     )
     label_smoothing: Annotated[Share, Facts(only_with={"train.loss": ("",)})] = Field(
@@ -359,10 +347,8 @@ class TrainConfig(ConfigSection):
         description='class weights of the training loss: table `class = weight`, or `"balanced"`; '
         '`""` = none',
     )
-    callbacks: Annotated[
-        list[str], Facts(is_function=True, not_searched=NO_LISTS, allowed="20 at most")
-    ] = Field(
-        [], max_length=20, description="functions that return a Keras callback: `file.py:function`"
+    callbacks: Annotated[list[str], Facts(is_function=True, not_searched=NO_LISTS)] = Field(
+        [], description="functions that return a Keras callback: `file.py:function`"
     )
     keep: Annotated[
         str,
@@ -380,13 +366,11 @@ class TrainConfig(ConfigSection):
     monitor: Annotated[
         str, Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True)
     ] = Field("val_loss", description="validation score by which epochs are compared")
-    early_stopping_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
-        0, ge=0, le=1000, description="epochs without improvement before training stops; 0 = off"
+    early_stopping_patience: Patience = Field(
+        0, description="epochs without improvement before training stops; 0 = off"
     )
-    reduce_lr_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
+    reduce_lr_patience: Patience = Field(
         0,
-        ge=0,
-        le=1000,
         description="epochs without improvement by more than 0.0001 before the learning rate is "
         "reduced; 0 = off",
     )

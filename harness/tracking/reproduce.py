@@ -1,7 +1,6 @@
 """`harness reproduce`: restores the code and the job of a run in a new folder."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,12 @@ from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import (
     COMMIT,
-    SNAPSHOT_RECORD,
     GitError,
     has_commit,
-    is_snapshot,
     write_version,
 )
-from harness.system.lenient_json import path, table, text
-from harness.tracking.provenance import package_changes, sources_checksum
+from harness.system.lenient_json import table, text
+from harness.tracking.provenance import package_changes
 from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 
 JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
@@ -32,7 +29,7 @@ JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 class Reproduced:
     """The restored code and job of a run."""
 
-    source: str  # where the code came from: a snapshot or a commit
+    source: str  # such as "commit 0123456789ab and the uncommitted changes"
     command: str  # the shell command that repeats the run
     warnings: list[str] = field(default_factory=list)
 
@@ -42,8 +39,7 @@ def reproduce(
 ) -> Reproduced:
     """Restore the code of a run in a new folder, and the run's job as JOB_FILE in this folder.
 
-    The code comes from the snapshot that `harness submit` took. If the snapshot does not exist or
-    is incomplete, the code comes from the commit and the recorded changes.
+    The code is the recorded commit with the recorded changes.
 
     Args:
         run: an existing run.
@@ -62,28 +58,15 @@ def reproduce(
     record = run.read_json(RECORD)
     if not record:
         raise InputError(f"run {run.folder}: code unknown: there is no readable provenance.json")
-    named = path(record.get("snapshot"))
-    snapshot = Path(named) if named and is_snapshot(Path(named)) else None
-    read = [run.folder, run.path(RECORD), run.path("job.toml"), *filter(None, [snapshot])]
+    read = (run.folder, run.path(RECORD), run.path("job.toml"))
     warnings = [*_distrusted(read, trust_code), *package_changes(record)]
-    sources = record.get("sources_sha256")
     try:
         with atomic_directory(folder) as temporary:
-            # A scratch disk may have deleted old files of the snapshot.
-            if snapshot and sources not in (None, sources_checksum(snapshot / "harness")):
-                snapshot = None
-            if snapshot:
-                ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)
-                shutil.copytree(
-                    snapshot, temporary, symlinks=True, ignore=ignore, dirs_exist_ok=True
-                )
-                source = f"snapshot {snapshot}"
             # Make the folder private if the record has a diff, because a diff may contain secrets.
             # Let no other user write, because the harness refuses code that others can change.
             mode = 0o700 if record.get("uncommitted_diff") else 0o755
             temporary.chmod(temporary.stat().st_mode & mode)
-            if not snapshot:
-                source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
+            source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
             replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
             data = _put_data(record, temporary)
     except OSError as error:
@@ -118,9 +101,7 @@ def _put_commit(
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "the run started outside of a git checkout"
-        raise InputError(
-            f"run {run.folder}: its record has neither a commit nor a complete snapshot; {why}"
-        )
+        raise InputError(f"run {run.folder}: its record has no commit; {why}")
     try:
         if not has_commit(project, commit):
             raise InputError(

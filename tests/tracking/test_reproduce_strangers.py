@@ -15,11 +15,10 @@ from harness.job.job_file import load_job
 from harness.job.own_code import check_trusted
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
-from harness.tracking.provenance import sources_checksum
 from harness.tracking.reproduce import Reproduced, _command, _put_data, reproduce
 from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, SHRUNK, Harness, write_program
-from tests.slurm.test_submit import code, edit, git, git_init
+from tests.slurm.test_submit import edit, git, git_init
 from tests.slurm.test_submit import project as project
 
 NOBODY = 65534
@@ -86,7 +85,7 @@ def adding(path: str) -> dict[str, object]:
         (adding("../x"), "its code can't be restored: git apply: .*path", RunError),
         (adding("a/.GIT/x"), "its code can't be restored: git apply: .*path", RunError),
         ({"commit": "0" * 40}, "its commit 000000000000 is not in", InputError),
-        ({"commit": "--help", "snapshot": "/no"}, "neither a commit nor a complete", InputError),
+        ({"commit": "--help"}, "its record has no commit", InputError),
     ],
 )
 def test_code_that_is_missing_or_outside_is_refused(
@@ -172,23 +171,6 @@ def test_the_command_names_the_data(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "imdb-sample").checksum == open_sample().checksum
 
 
-def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Path) -> None:
-    """A complete snapshot contains all files, also those that the record left out."""
-    snapshot = take_snapshot(stranger.project, tmp_path / "own")
-    commit = f"commit {stranger.commit[:12]}"
-    stranger.write(snapshot=str(snapshot), uncommitted_diff="a change", left_out_files=["a.bin"])
-    restored = stranger.reproduce()
-    assert stranger.target.stat().st_mode & 0o077 == 0
-    assert restored.source == f"snapshot {snapshot}"
-    assert code(stranger.target).items() >= code(stranger.project).items()
-    sources = sources_checksum(stranger.project / "harness")
-    stranger.write(snapshot=str(snapshot), sources_sha256=sources)
-    for source in (f"snapshot {snapshot}", commit):
-        stranger.target = tmp_path / f"here/{source.split()[0]}"
-        assert stranger.reproduce().source == source
-        (snapshot / "harness/a.py").unlink(missing_ok=True)  # as a scratch disk may do
-
-
 def test_restored_code_is_trusted_under_any_umask(stranger: Strangers) -> None:
     """`harness train` refuses a job with code that other users can write."""
     (stranger.run / "job.toml").write_text((JOBS / "own/conv_gru.toml").read_text())
@@ -200,16 +182,14 @@ def test_restored_code_is_trusted_under_any_umask(stranger: Strangers) -> None:
     check_trusted(stranger.target / "reproduced.toml")
 
 
-def test_code_that_others_can_change_needs_trust(stranger: Strangers, tmp_path: Path) -> None:
+def test_code_that_others_can_change_needs_trust(stranger: Strangers) -> None:
     """The code would run as this user. The error says why; --trust-code permits the code."""
-    snapshot = take_snapshot(stranger.project, tmp_path / "snapshots")
-    stranger.write(commit=None, snapshot=str(snapshot))
-    for path in (stranger.run, *stranger.run.iterdir(), snapshot):
+    for path in (stranger.run, *stranger.run.iterdir()):
         before = path.stat().st_mode
         path.chmod(before | 0o002)
         stranger.refused(rf"{path}: others can write to it.*--trust-code")
         path.chmod(before)
-    snapshot.chmod(0o777)
+    stranger.run.chmod(0o777)
     restored = stranger.reproduce(trust_code=True)
     assert any("others can write to it" in line for line in restored.warnings)
 

@@ -4,14 +4,22 @@ A key is declared once, as a field of its table, with type, bounds, default and 
 stores the key's other properties. Other lists of keys are derived from these declarations.
 """
 
-import math
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -21,7 +29,6 @@ FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
 # Unpaired surrogates, which UTF-8 can't encode. Python represents bytes that are not UTF-8 by them.
 SURROGATE = re.compile("[\ud800-\udfff]")
-OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def is_reference(text: str) -> bool:
@@ -29,32 +36,22 @@ def is_reference(text: str) -> bool:
     return REFERENCE.fullmatch(text) is not None
 
 
-def _check_options(options: Any) -> Any:
-    if not isinstance(options, dict):
-        raise PydanticCustomError("options", "Input should be a table of settings")
-    for name, value in options.items():
-        if not isinstance(name, str) or not OPTION.fullmatch(name):
-            raise PydanticCustomError(
-                "options", f"Input should have names of letters, digits and _, not {str(name)!r}"
-            )
-        for each in value if isinstance(value, list) else [value]:
-            if (
-                not isinstance(each, bool | int | float | str)
-                or (isinstance(each, float) and not math.isfinite(each))
-                or (isinstance(each, str) and SURROGATE.search(each))
-            ):
-                raise PydanticCustomError(
-                    "options",
-                    "Input should contain only numbers, UTF-8 strings, true, false and lists of "
-                    f"these values; {name} is {str(each)[:40]!r}",
-                )
-    return dict(sorted(options.items()))  # sorted, because the order has no meaning
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(options, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise PydanticCustomError(
+            "options",
+            "Input should contain only numbers, UTF-8 strings, true, false and lists: {reason}",
+            {"reason": str(error)},
+        ) from None
+    return options
 
 
 # The type of a key whose value is a table of settings for a function or an optimizer. The
 # function or the optimizer determines the names of the settings. The values are numbers, strings,
 # true, false, or lists of these values.
-Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 
 
 @dataclass(frozen=True, kw_only=True)

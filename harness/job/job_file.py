@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, about, did_you_mean, suggest
-from harness.job.keys import FACTS, FORMAT_KEYS, TABLES, DataConfig, Job
+from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.console import quoted
 from harness.system.files import raise_unless_missing, read_plain_file
@@ -25,6 +25,7 @@ RULES = {
     "int_type": "should be an integer, such as 8",
     "float_type": "should be a number, such as 0.001",
     "string_type": "should be a string in quotes",
+    "dict_type": "should be a table",
     "list_type": 'should be a list, such as [1, 2.5] or ["file.py:function"]',
     "name": "should be 1 to 100 letters, digits, dots, - and _, and begin with a letter or digit; "
     "set name in the file, or rename the file",
@@ -118,17 +119,13 @@ def kept_names(
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """Return a `[data]` table that `--set` overrides have set.
+    """Return the table `[data]` of a job with these `--set` overrides.
 
     Raises:
-        InputError: if a key does not describe the format of texts, or if a value is wrong.
+        InputError: if an override is refused.
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": "lstm"}}
     origins = put_overrides(content, overrides)
-    known = [f"data.{key}" for key in FORMAT_KEYS]
-    for key, option in origins.items():
-        if key not in known:
-            raise InputError(f"{option}: should set one of the keys {', '.join(known)}")
     return check_job(content, Path("data"), origins).data
 
 
@@ -193,10 +190,6 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         ) from None
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"job {path}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 

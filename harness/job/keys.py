@@ -2,11 +2,10 @@
 
 import codecs
 import json
-import re
 from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from harness.architectures import ModelConfig, RightPaddedModel
@@ -415,20 +414,6 @@ class TrainConfig(ConfigSection):
     )
 
 
-SOURCE_PATH = re.compile(r"([^\W\d]\w*/)*[^\W\d]\w*\.py")
-
-
-def _check_code(code: Any) -> Any:
-    if not isinstance(code, dict):
-        raise PydanticCustomError("code", "Input should be a table of Python files")
-    for path, source in code.items():
-        if not SOURCE_PATH.fullmatch(str(path)) or not isinstance(source, str):
-            raise PydanticCustomError(
-                "code", f"Input should contain Python files and their text, not {str(path)[:40]!r}"
-            )
-    return dict(sorted(code.items()))
-
-
 class Job(ConfigSection):
     """A job. A key that the job file does not set has its default value."""
 
@@ -437,7 +422,7 @@ class Job(ConfigSection):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     # The sources of custom functions; each key is the path of a source.
-    code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
+    code: dict[str, str] = Field({})
 
     def to_toml(self) -> str:
         """Return the content of a job file for `harness train`."""

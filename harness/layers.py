@@ -73,10 +73,6 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             options: arguments of `keras.Layer`, such as `name`.
         """
         super().__init__(**options)
-        if not 0 <= rate < 1:
-            raise ValueError(
-                f"GlobalBatchDropout: rate = {rate}: should be at least 0 and less than 1"
-            )
         self.rate, self.over_time, self.over_channels = rate, over_time, over_channels
         self.seed, self.batch_size = seed, batch_size
         self.supports_masking = True

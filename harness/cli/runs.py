@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,16 +74,12 @@ def status(
             raise
 
 
-@app.command(epilog="Example: harness logs 1234_2 -f -n 20")
+@app.command(epilog="Example: harness logs 1234_2 -f")
 def logs(
     name: OneRun,
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="follow until the run ends, across requeues")
     ] = False,
-    num_lines: Annotated[
-        int | None,
-        typer.Option("-n", "--lines", metavar="N", min=0, max=10**9, help="only the last N lines"),
-    ] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Print or follow the log of a run.
@@ -98,16 +93,11 @@ def logs(
     from harness.tracking.status import one, refresh, select_runs
 
     queue = Queue()
+    run = one(name, select_runs([name], runs, queue))
     if not follow:
-        try:  # an existing log can be read without asking Slurm
-            path = log_of(one(name, select_runs([name], runs, None)))
-        except InputError:
-            path = log_of(one(name, select_runs([name], runs, queue)))
-        lines = Follower(path).new_lines(at_end=True)
-        for line in lines if num_lines is None else deque(lines, num_lines):
+        for line in Follower(log_of(run)).new_lines(at_end=True):
             echo(line)
         return
-    run = one(name, select_runs([name], runs, queue))
     queue.every_s = ASK_EVERY_S
     look = partial(refresh, run, queue)
     follower = Follower(Path(run.log) if run.log else None)
@@ -115,8 +105,6 @@ def logs(
         if run.state == "pending":
             reason = f" ({run.note})" if run.note else ""
             echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
-        for line in () if num_lines is None else deque(follower.new_lines(), num_lines):
-            echo(line)
         for line in follow_log(follower, look):
             echo(line)
     except KeyboardInterrupt:

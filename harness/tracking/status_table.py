@@ -1,8 +1,8 @@
-"""Shows the table of `harness status`: fitted to a terminal, or with all columns for a file."""
+"""Shows the table of `harness status`: fitted to a terminal, or with one line per run."""
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -19,8 +19,7 @@ STYLES = {
     **dict.fromkeys(("stale", "lost", "dead", "failed"), "red"),
 }
 FIGURES = ("seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
-IN_A_FILE = ("run", *FIGURES, "job", "architecture", "restarts", "Slurm job", "note")
-RIGHT = {*FIGURES, "restarts"} - {"state"}
+RIGHT = {*FIGURES} - {"state"}
 GAP = "  "
 
 
@@ -50,11 +49,7 @@ def cells(status: RunStatus) -> dict[str, str]:
         "ETA": "" if eta is None else format_duration(eta),
         "val %": _per_cent(status.val_accuracy),
         "test %": _per_cent(status.test_accuracy),
-        "job": status.job or "",
-        "architecture": status.architecture or "",
-        "restarts": str(status.restarts) if status.restarts else "",
-        "Slurm job": status.slurm_job or "",
-        "note": status.note,
+        "note": "; ".join(_notes(status)),
     }
     return {name: one_line(text) for name, text in texts.items()}
 
@@ -63,19 +58,21 @@ def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
 
 
-def notes(status: RunStatus) -> str:
-    """Return the line below a run's row on a terminal: the values that the row doesn't show."""
-    parts = []
+def _notes(status: RunStatus) -> Iterator[str]:
+    """Yield what the figures of a run do not show."""
     if status.architecture and status.architecture != status.job:
-        parts.append(status.architecture)
+        yield status.architecture
     if status.slurm_job and status.slurm_job not in status.run:
-        parts.append(f"Slurm job {status.slurm_job}")
+        yield f"Slurm job {status.slurm_job}"
     if status.restarts:
-        parts.append(f"restarts: {status.restarts}")
-    return one_line("; ".join(filter(None, (*parts, status.note))))
+        yield f"restarts: {status.restarts}"
+    if status.note:
+        yield status.note
 
 
-def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -> list[str]:
+def as_lines(
+    rows: Sequence[dict[str, str]], names: Sequence[str] = ("run", *FIGURES, "note")
+) -> list[str]:
     """Return the headings and one line per row; a column is as wide as its longest text."""
     # Rich's Table takes a second for a thousand runs.
     columns = []
@@ -100,8 +97,8 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
         if long:
             parts.append(Text(row["run"], overflow="fold"))
         parts.append(Text(line, STYLES.get(status.state, ""), overflow="fold"))
-        if note := notes(status):
-            parts.append(Padding(Text(note, "dim"), (0, 0, 0, 4)))
+        if row["note"]:
+            parts.append(Padding(Text(row["note"], "dim"), (0, 0, 0, 4)))
     return Group(*parts)
 
 

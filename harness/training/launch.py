@@ -35,7 +35,7 @@ from harness.slurm.environment import (
 )
 from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
-from harness.system.console import Console, log, quoted
+from harness.system.console import Console, log
 from harness.system.files import scratch_directory
 from harness.system.guard import stand_guard
 from harness.system.leased_dir import LeasedDirectory
@@ -44,7 +44,7 @@ from harness.system.resource_monitor import ResourceMonitor
 from harness.system.site_settings import check_trusted_network
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death
-from harness.tracking.run_dir import RECORD, RunDirectory, check_record
+from harness.tracking.run_dir import RECORD, RunDirectory, check_record, take_back_cancel
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 
@@ -89,6 +89,8 @@ def launch(
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
+    if options.takes_back_cancel:
+        take_back_cancel(run.folder)
     is_new = not run.certain_json(RECORD)
     began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
@@ -150,7 +152,6 @@ def launch(
             Compute(strategy, plan, allocation, devices, worker_group),
             Observers(console, monitor, stop),
             parent=parent,
-            takes_back_cancel=options.takes_back_cancel,
         )
 
 
@@ -389,13 +390,9 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     """Score the model of a finished run on the test set again, as the run did at its end.
 
     Raises:
-        InputError: if the run is unfinished or was not tested, or if its data are missing.
+        InputError: if the run has no model or was not tested, or if its data are missing.
     """
-    if not run.finished():
-        raise InputError(
-            f"run {run.folder}: is unfinished; first complete it with: harness resume "
-            f"{quoted(run.folder)}"
-        )
+    run.model_file()
     job = run.job()
     if not job.data.test:
         raise InputError(

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
 from harness.job.keys import DECAYS, FACTS, Job
-from harness.system.console import quoted
 from harness.system.files import read_plain_file
-from harness.system.lenient_json import read_json_lines, table, text
+from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import (
     RECORD,
     RunDirectory,
@@ -82,29 +81,15 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
         return None
     if not (folder := named or (Path(before) if before else None)):
         return None
-    return _checked(RunDirectory.open(folder), context)
-
-
-def _checked(parent: RunDirectory, context: RunContext) -> Parent:
-    job, other = context.job, parent.job()
-    differences = tuple(_differences(parent, other, context))
+    parent = RunDirectory.open(folder)
+    differences = tuple(_differences(parent, parent.job(), context))
     if differences:
-        if not parent.finished():
-            raise InputError(
-                f"--from {parent.folder}: is unfinished and has no model yet; "
-                f"first complete it with: harness resume {quoted(parent.folder)}"
-            )
+        parent.model_file()
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():
         raise InputError(
             f"--from {parent.folder}: the checkpoint of this run is gone, so no other run can "
             "continue the training; train the job without --from"
-        )
-    trained = len(read_json_lines(parent.path("metrics.jsonl")))
-    if trained > job.train.epochs:
-        raise InputError(
-            f"train.epochs = {job.train.epochs}: should be at least the {trained} epochs that "
-            f"--from {parent.folder} has trained"
         )
     return Parent(parent, continues=True)
 
@@ -186,7 +171,9 @@ def _take_weights(
         pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
     for name, layer in _numbered(train_step.export_model):
-        shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else "missing"
+        weights = theirs[name].get_weights() if name in theirs else []
+        shapes = [each.shape for each in layer.weights]
+        others = [each.shape for each in weights]
         if layer is pretrained:
             yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
         elif shapes != others:
@@ -197,7 +184,7 @@ def _take_weights(
                 "vocabulary"
             )
         else:
-            layer.set_weights(theirs[name].get_weights())
+            layer.set_weights(weights)
             taken += 1
     if not taken:
         raise InputError(
@@ -222,7 +209,3 @@ def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
             kind = type(layer).__name__
             counts[kind] += 1
             yield f"{kind} {counts[kind]}", layer
-
-
-def _shapes(layer: "keras.Layer") -> str:
-    return ", ".join("×".join(map(str, weight.shape)) for weight in layer.weights)

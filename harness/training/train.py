@@ -12,7 +12,6 @@ from harness.inference.model_file import save_model
 from harness.job.search import TrialRow
 from harness.tracking.provenance import record_gpu_gb
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import take_back_cancel
 from harness.training import record
 from harness.training.callbacks import own_callbacks
 from harness.training.context import Compute, Observers, RunContext
@@ -29,7 +28,6 @@ def train(
     scores_validation: bool = False,
     row: TrialRow | None = None,
     parent: Parent | None = None,
-    takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
     """Begin or resume a run, train it to its end, and return its result.
 
@@ -41,7 +39,6 @@ def train(
         row: a trial's row on TensorBoard's HParams page.
         parent: the run whose checkpoint or weights this run begins with; None without `--from`, or
             if this run already has a checkpoint.
-        takes_back_cancel: whether to undo an earlier `harness cancel` of this run.
 
     Returns:
         The content of `result.json`.
@@ -57,9 +54,6 @@ def train(
     callbacks = own_callbacks(job)
     steps_per_epoch = num_steps(len(training.labels), job.train.batch_size)
     run.take_lease()
-    # Undo the cancellation only after the checks above: a run that they refuse stays cancelled.
-    if takes_back_cancel:
-        take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (
         recorded_failures(heartbeat, compute.worker_group),

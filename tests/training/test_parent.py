@@ -115,7 +115,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     (begun / "result.json").unlink()
     cases = {
         ("nowhere",): "run nowhere: no such folder",
-        (begun,): "is unfinished and has no model yet; first complete it with: harness resume",
+        (begun,): "is unfinished and has no model yet; continue the run with: harness resume",
         (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
     }
     for words, message in cases.items():
@@ -140,6 +140,7 @@ def write_parent(folder: Path, job: Job, **record: object) -> RunDirectory:
     record |= {"dataset": {"checksum": DATA.checksum}}
     (parent / "provenance.json").write_text(json.dumps(stamped(record)))
     (parent / "metrics.jsonl").write_text('{"epoch": 1}\n' * 3)
+    (parent / "model.keras").touch()
     (parent / "checkpoints").mkdir()
     (parent / "checkpoints/step-000000003.npz").touch()
     return RunDirectory(parent)
@@ -153,11 +154,9 @@ def parent_of(parent: RunDirectory, job: Job, vectors: Any = None) -> tuple[Pare
     return found, context
 
 
-def test_a_parent_that_no_run_can_continue(tmp_path: Path) -> None:
-    """The parent has trained more epochs than the job has, or its checkpoint is gone."""
+def test_a_parent_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    """Nothing is left that a run could continue."""
     parent = write_parent(tmp_path, LSTM)
-    with pytest.raises(InputError, match=r"train\.epochs = 2: should be at least the 3 epochs"):
-        parent_of(parent, load_job(JOBS / "lstm.toml", ["train.epochs=2"]))
     shutil.rmtree(parent.path("checkpoints"))
     with pytest.raises(InputError, match="checkpoint of this run is gone"):
         parent_of(parent, LSTM)
@@ -187,26 +186,26 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
     assert found.continues is continues
 
 
-@pytest.mark.parametrize("edited", [False, True])
-def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
-    tmp_path: Path, edited: bool
+@pytest.mark.parametrize(("edited", "epochs"), [(False, 20), (True, 20), (False, 2)])
+def test_a_checkpoint_of_another_job_or_of_later_epochs_is_refused(
+    tmp_path: Path, edited: bool, epochs: int
 ) -> None:
-    """A parent whose job.toml was edited after the training has such a checkpoint."""
+    """A parent whose job.toml was edited after the training has a checkpoint of another job."""
     parent, no_step = write_parent(tmp_path, LSTM), untouched()
     identity = RunContext(parent, LSTM, DATA).identity
     meta = json.dumps({"epoch": 3, "step": 0, "identity": identity}).encode()
     np.savez(parent.checkpoints()[0], progress=np.frombuffer(meta, np.uint8))
     changes = ["train.learning_rate=0.005"] if edited else []
     parent.path("job.toml").write_text(load_job(JOBS / "lstm.toml", changes).to_toml())
-    more = load_job(JOBS / "lstm.toml", [*changes, "train.epochs=20"])
+    more = load_job(JOBS / "lstm.toml", [*changes, f"train.epochs={epochs}"])
     found, context = parent_of(parent, more)
     context.run.take_lease()
-    if edited:
-        with pytest.raises(InputError, match=r"do not match the run's job\.toml"):
+    if edited or epochs < 3:
+        with pytest.raises(InputError, match=r"do not match the run's job\.toml, or have more"):
             begin_with(found, context, no_step)
     else:
         assert begin_with(found, context, no_step) == []
-    assert bool(context.run.checkpoints()) is not edited
+    assert bool(context.run.checkpoints()) == (not edited and epochs > 3)
 
 
 def untouched() -> Any:

@@ -28,26 +28,11 @@ LOST_TO_TENSORFLOW = (
 LOST_TO_NCCL = re.compile("ncclRemoteError|remote process (has )?exited|ncclSystemError")
 
 
-def device_error(error: Exception) -> RunError | None:
-    """Explain a device's error in one line with a remedy; return None for any other error.
-
-    Standard error is read too, because TensorFlow may have written more there than in `error`.
-    """
-    captured = stderr_filter.captured
-    found = captured.read() if captured else []
-    num_gpus = len(tf.config.get_visible_devices("GPU"))
-    lasting = gpu.lasting_error(num_gpus)
-    if isinstance(error, tf.errors.ResourceExhaustedError) and not is_node_fault(lasting):
-        return out_of_memory(sees_memory=num_gpus > 0)
-    explained_error = explained([*telling(found), str(error)], lasting, sees_memory=num_gpus > 0)
-    if captured and explained_error is None:
-        captured.show(found)
-    return explained_error
-
-
 @contextlib.contextmanager
 def explained_device_errors() -> Iterator[None]:
     """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
+
+    Standard error is read too, because TensorFlow may have written more there than in the error.
 
     Raises:
         NodeFault: if the node is broken, so the job should continue on another node.
@@ -58,8 +43,17 @@ def explained_device_errors() -> Iterator[None]:
     except RunError:
         raise
     except (tf.errors.OpError, RuntimeError) as error:
-        if explained := device_error(error):
-            raise explained from error
+        captured = stderr_filter.captured
+        found = captured.read() if captured else []
+        num_gpus = len(tf.config.get_visible_devices("GPU"))
+        lasting = gpu.lasting_error(num_gpus)
+        if isinstance(error, tf.errors.ResourceExhaustedError) and not is_node_fault(lasting):
+            raise out_of_memory(sees_memory=num_gpus > 0) from error
+        texts = [*telling(found), str(error)]
+        if known := explained(texts, lasting, sees_memory=num_gpus > 0):
+            raise known from error
+        if captured:
+            captured.show(found)
         raise
 
 
@@ -72,11 +66,7 @@ def recorded_failures(
         with explained_device_errors(), explained_losses(worker_group):
             yield
     except Interrupted as reason:
-        try:
-            heartbeat.interrupted(reason)
-        except RunError as refusal:
-            _record(heartbeat, refusal)
-            raise refusal from None
+        heartbeat.interrupted(reason)
         raise
     except Exception as error:
         # Another process may have taken over the run, truncated the run's logs and removed
@@ -87,7 +77,9 @@ def recorded_failures(
             raise
         except RunError:  # the lease can't be read; `error` explains more
             pass
-        _record(heartbeat, error)
+        # Recording may fail too, on a full disk or without the lease.
+        with contextlib.suppress(RunError):
+            heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")
         raise
 
 
@@ -138,9 +130,3 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
             node = worker_group.lost(str(error))
             raise Interrupted(f"a lost worker on {node}") from None
         raise
-
-
-def _record(heartbeat: Heartbeat, error: Exception) -> None:
-    # Recording may fail too, on a full disk or without the lease; `error` is raised all the same.
-    with contextlib.suppress(RunError):
-        heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")

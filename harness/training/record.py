@@ -172,14 +172,6 @@ def result_of(
     """Return the content of `result.json`. `data` is what `describe_data` returns."""
     job, progress, vectors = context.job, trainer.progress, context.vectors
     exported = exported_epoch(progress.history, job.train)
-    of_vectors: dict[str, Any] = {}
-    if vectors:
-        of_vectors = {
-            "embeddings": vectors.path.name,
-            "embeddings_checksum": vectors.checksum,
-            "embeddings_found": len(vectors.found),
-            "embeddings_words": vectors.num_words,
-        }
     strategy = trainer.train_step.strategy
     return {
         "job": job.name,
@@ -196,7 +188,7 @@ def result_of(
         "checkpoint_s": round(trainer.checkpoint_s, 3),
         "num_replicas": strategy.num_replicas_in_sync,
         "fit_s": trainer.fit_s,
-        **of_vectors,
+        **({"embeddings_checksum": vectors.checksum} if vectors else {}),
         **count_parameters(trainer.train_step.export_model),
         **scores,
         "devices": [each["device"] for each in describe_devices(strategy, worker_group)],

@@ -25,7 +25,6 @@ truncates the files to the sizes in the mark, and then writes the same events as
 import contextlib
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -91,12 +90,10 @@ class TensorBoardLog:
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
         self._measured: dict[str, float] = {}  # the newest measurements, until they are written
         with _one_line(folder):
-            latest_s = _cut_back(folder, mark or {})
+            _cut_back(folder, mark or {})
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier file. So the new name must sort after all existing names, even if a file
-            # is from this second, or from a host whose clock is ahead.
-            start_s = max(int(clock()), latest_s + 1)
-            name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
+            # an earlier file.
+            name = f"events.out.tfevents.{clock():017.6f}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
             self._writers = {
                 key: tf.io.TFRecordWriter(str(path)) for key, path in self._paths.items()
@@ -266,25 +263,20 @@ def _event_files(folder: Path) -> list[Path]:
     return [path for key in FOLDERS for path in sorted((folder / key).glob("*.tfevents.*"))]
 
 
-def _cut_back(folder: Path, mark: Mapping[str, int]) -> int:
-    """Cut the files back to `mark`. Return the latest time in the names of event files."""
+def _cut_back(folder: Path, mark: Mapping[str, int]) -> None:
     for key in FOLDERS:
         (folder / key).mkdir(parents=True, exist_ok=True)
         for leftover in (folder / key).glob(".*.tmp"):  # left by a killed process
             leftover.unlink(missing_ok=True)
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in _event_files(folder)
-    }
-    for name, size in sizes.items():
-        if name not in mark:
-            (folder / name).unlink()
-        elif size > mark[name]:
+    for path in _event_files(folder):
+        size = mark.get(path.relative_to(folder).as_posix())
+        if size is None:
+            path.unlink()
+        elif path.stat().st_size > size:
             # Replaced, not truncated in place: a TensorBoard may be reading the file.
-            with (folder / name).open("rb") as file:
-                start = file.read(mark[name])
-            atomic_write(folder / name, start, remedy=REMEDY)
-    seconds = [re.search(r"tfevents\.(\d+)\.", name) for name in sizes]
-    return max((int(match[1]) for match in seconds if match), default=0)
+            with path.open("rb") as file:
+                start = file.read(size)
+            atomic_write(path, start, remedy=REMEDY)
 
 
 @contextlib.contextmanager

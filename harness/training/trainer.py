@@ -266,40 +266,29 @@ class Trainer:
         self.console.advance(epoch, step, num_steps, figures=figures)
         return measured
 
-    def _validate(self, validation: Reviews) -> dict[str, float]:
+    def _validate(self, validation: Reviews) -> dict[str, Any]:
+        """Return loss, accuracy, and the score that `train.monitor` or `train.keep` uses."""
         began = time.perf_counter()
         self.heartbeat.beat("validating")
         probabilities = self.train_step.evaluator.probabilities(validation, self.stop)
         loss, accuracy = loss_and_accuracy(validation.labels, probabilities)
         if not np.isfinite(loss):
             raise RunError(f"the validation loss is not finite in epoch {self.progress.epoch + 1}")
-        return {
-            "val_loss": loss,
-            "val_accuracy": accuracy,
-            **self._other_scores(validation, probabilities),
-            "validation_s": round(time.perf_counter() - began, 3),
-        }
-
-    def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
-        """Return the scores besides loss and accuracy that `train.monitor` or `train.keep` uses."""
+        line: dict[str, Any] = {"val_loss": loss, "val_accuracy": accuracy}
         train = self.job.train
-        watched = {self.score_to_keep} if self.score_to_keep else set()
+        used = {self.score_to_keep} if self.score_to_keep else set()
         if train.early_stopping_patience or train.reduce_lr_patience:
-            watched.add(train.monitor)
-        watched -= {*OF_EACH_EPOCH}
-        if not watched:
-            return {}
-        scores = test_scores(validation.labels, probabilities)
-        found: dict[str, Any] = {
-            name: scores.get(name.removeprefix("val_")) for name in sorted(watched)
-        }
-        for name, value in found.items():
-            if value is None:
-                raise RunError(
-                    f"{name}: has no value for these validation reviews; choose another score for "
-                    "train.monitor and train.keep"
-                )
-        return found
+            used.add(train.monitor)
+        if others := sorted(used - {*OF_EACH_EPOCH}):
+            scores = test_scores(validation.labels, probabilities)
+            for name in others:
+                line[name] = scores.get(name.removeprefix("val_"))
+                if line[name] is None:
+                    raise RunError(
+                        f"{name}: has no value for these validation reviews; choose another score "
+                        "for train.monitor and train.keep"
+                    )
+        return {**line, "validation_s": round(time.perf_counter() - began, 3)}
 
     def _end_epoch(self, line: dict[str, Any]) -> None:
         self.log.epoch(line)

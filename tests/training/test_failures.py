@@ -13,7 +13,12 @@ from harness.system import watchdog
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, RunContext
-from harness.training.failures import device_error, explained_losses, recorded_failures, watching
+from harness.training.failures import (
+    explained_device_errors,
+    explained_losses,
+    recorded_failures,
+    watching,
+)
 from tests.conftest import JOBS
 
 
@@ -23,8 +28,10 @@ def internal(text: str) -> tf.errors.OpError:
 
 def test_only_errors_of_devices_are_explained() -> None:
     """Other errors keep their traceback."""
-    assert device_error(internal("Cannot convert a string to a number")) is None
-    assert isinstance(device_error(internal("CUDA_ERROR_NO_BINARY_FOR_GPU")), RunError)
+    with pytest.raises(tf.errors.InternalError), explained_device_errors():
+        raise internal("Cannot convert a string to a number")
+    with pytest.raises(RunError), explained_device_errors():
+        raise internal("CUDA_ERROR_NO_BINARY_FOR_GPU")
 
 
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:

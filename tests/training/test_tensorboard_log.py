@@ -91,19 +91,6 @@ def test_a_log_is_exact_across_kills(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("later_s", [0, -3600])
-def test_names_sort_in_the_order_of_writing(tmp_path: Path, later_s: float) -> None:
-    """A new file sorts last, even in the same second, or if the clock went back an hour."""
-    first = TensorBoardLog(tmp_path, clock=lambda: 1_700_000_000)
-    mark = first.mark()
-    first.close()
-    old = {path for path in tmp_path.rglob("*tfevents*") if path.is_file()}
-    TensorBoardLog(tmp_path, mark, clock=lambda: 1_700_000_000 + later_s).close()
-    new = {path for path in tmp_path.rglob("*tfevents*") if path.is_file()} - old
-    assert len(new) == len(old) == 3
-    assert max(path.name for path in old) < min(path.name for path in new)
-
-
 def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     """TensorBoard has already read events that a killed process wrote after its last mark."""
 

@@ -5,8 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.compute.memory import largest_gb
 from harness.errors import (
@@ -47,7 +46,6 @@ PATIENCE_S = 600.0  # how long a command tries again while the disk fails
 # only 30 s before it kills all processes.
 RECORD_S = 5.0
 TEND_S, LOOK_S = 0.5, 1.0  # time between two checks of the processes, and of the search
-T = TypeVar("T")
 
 
 def tune(
@@ -129,32 +127,6 @@ def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
     return search.with_table(parallel=min(2 * num_workers, MAX_PARALLEL)) if is_open else search
 
 
-def patiently(step: Callable[[], T], stop: StopRequest) -> T:
-    """Call `step` and return its result; retry while the disk fails.
-
-    Raises:
-        DiskError: if the disk fails for more than PATIENCE_S, or at once if waiting can't
-            help, for example if a permission is missing.
-        InputError, RunError: if `step` raises the error for a reason other than the disk.
-        Interrupted: after a signal.
-    """
-    since_s = time.monotonic()
-    while True:
-        try:
-            return step()
-        except (OSError, InputError, RunError) as error:
-            waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
-            if not may_end and not isinstance(error, OSError):
-                raise
-            # Some errors do not go away with time: for example, a missing folder stays missing.
-            if not may_end or waited_s > PATIENCE_S:
-                raise DiskError(str(error)) from None
-            if waited_s < 1:
-                log(logging.WARNING, f"{error}; trying again for {PATIENCE_S:.0f} s")
-        stop.check()
-        time.sleep(1)
-
-
 class Command:
     """A command of a search: controls its processes, writes files for users, prints progress."""
 
@@ -184,9 +156,7 @@ class Command:
         remedy = f"trials saved; continue with: {resume_command(self.sweep.folder)}"
         with self.console, explain_interruption(remedy):
             try:
-                if resumes:
-                    patiently(self._lift_stop, self.signals)
-                return self._run()
+                return self._run(resumes=resumes)
             except Interrupted as reason:
                 self._stop(reason)
                 raise
@@ -204,14 +174,38 @@ class Command:
         execute(change_stop(self.view, stop))
         take_back_cancel(self.sweep.folder)
 
-    def _run(self) -> dict[str, Any]:
-        while (result := patiently(self._turn, self.signals)) is None:
-            end_s = time.monotonic() + max(self.view.rest_s, LOOK_S)
-            while time.monotonic() < end_s:
-                patiently(self._tend, self.signals)
-                self.signals.check()
-                time.sleep(TEND_S)
-        return result
+    def _run(self, *, resumes: bool) -> dict[str, Any]:
+        """Repeat `_turn` until the search has ended, also for PATIENCE_S while the disk fails.
+
+        Raises:
+            DiskError: if the disk fails for longer, or in a way that time does not mend.
+            InputError, RunError: if the search fails for a reason other than the disk.
+            Interrupted: after a signal.
+        """
+        turn_s, failing_s = 0.0, None  # time of the next turn, and of the first failure of the disk
+        while True:
+            self.signals.check()
+            now_s = time.monotonic()
+            try:
+                if resumes:
+                    self._lift_stop()
+                    resumes = False
+                if now_s >= turn_s:
+                    if (result := self._turn()) is not None:
+                        return result
+                    turn_s = now_s + max(self.view.rest_s, LOOK_S)
+                self._tend()
+                failing_s = None
+            except (OSError, InputError, RunError) as error:
+                if not is_of_disk(error) and not isinstance(error, OSError):
+                    raise
+                # Some errors do not go away with time: for example, a missing folder stays missing.
+                if not is_of_disk(error) or (failing_s and now_s > failing_s + PATIENCE_S):
+                    raise DiskError(str(error)) from None
+                if not failing_s:
+                    failing_s = now_s
+                    log(logging.WARNING, f"{error}; trying again for {PATIENCE_S:.0f} s")
+            time.sleep(TEND_S)
 
     def _tend(self) -> None:
         silent = execute(tell_gone(self.view, self.pool.ended))

@@ -1,13 +1,15 @@
 """The records and the end of a search's command, tested without processes."""
 
+import errno
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.cli.tune import run_sweep
-from harness.errors import CANCELLED, DiskError, Interrupted, RunError
+from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.tracking.run_dir import CANCEL, ask_to_cancel
@@ -112,6 +114,35 @@ def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None
             command.run(resumes=False)
     assert command.sweep.read_json("state.json")["phase"] == "failed"
     assert not command.sweep.finished()
+
+
+def test_a_command_waits_ten_minutes_for_a_failing_disk(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing folder or refused input ends the command at once."""
+    now_s, failures = [1000.0], list[Exception]()
+    monkeypatch.setattr(time, "sleep", lambda time_s: now_s.append(now_s[-1] + time_s))
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[-1])
+
+    def turn() -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return {"best_trial": 7}
+
+    monkeypatch.setattr(command, "_turn", turn)
+    failures += [OSError(errno.ESTALE, "stale")] * 3
+    assert command._run(resumes=False) == {"best_trial": 7}
+    failures += [OSError(errno.ESTALE, "stale")] * 10_000
+    with pytest.raises(DiskError, match="stale"):
+        command._run(resumes=False)
+    assert now_s[-1] == pytest.approx(1000 + 600, abs=5)
+    failures[:] = [InputError("units = 0: too few")]
+    with pytest.raises(InputError, match="too few"):
+        command._run(resumes=False)
+    failures[:] = [FileNotFoundError(errno.ENOENT, "No such file")]
+    with pytest.raises(DiskError, match="No such file"):
+        command._run(resumes=False)
+    assert now_s[-1] == pytest.approx(1000 + 600, abs=5)
 
 
 def test_an_interruption_is_recorded(command: Command) -> None:

@@ -18,7 +18,6 @@ from harness.tuning import worker
 from harness.tuning.disk import Disk, execute, make_once, to_bytes
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
 from harness.tuning.protocol import Attempt, Gone, Trial, View, Worker, gone_file
-from harness.tuning.tune import patiently
 from tests.conftest import wait_for
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
@@ -71,30 +70,6 @@ def test_exit_codes(
     assert worker.main(words) == DISK_CODE
     (tmp_path / SEARCH_FILE).write_text("a = 1")
     assert worker.main(words) == code
-
-
-def test_a_command_waits_ten_minutes_for_a_failing_disk(
-    tmp_path: Path, waited_s: list[float]
-) -> None:
-    """A missing folder or refused input ends the command at once."""
-    failures: list[Exception] = [OSError(errno.ESTALE, "stale")] * 3
-
-    def step() -> int:
-        if failures:
-            raise failures.pop()
-        return 7
-
-    assert patiently(step, StopRequest()) == 7
-    failures += [OSError(errno.ESTALE, "stale")] * 1000
-    with pytest.raises(DiskError, match="stale"):
-        patiently(step, StopRequest())
-    assert waited_s[0] == pytest.approx(3 + 600, abs=5)
-    failures.append(InputError("units = 0: too few"))
-    with pytest.raises(InputError, match="too few"):
-        patiently(step, StopRequest())
-    with pytest.raises(DiskError, match="No such file"):
-        patiently((tmp_path / "none").read_bytes, StopRequest())
-    assert waited_s[0] == pytest.approx(3 + 600, abs=5)
 
 
 def test_a_worker_logs_an_outage_of_the_disk_once(

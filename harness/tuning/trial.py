@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import forget_gradients, largest_gb
+from harness.compute.memory import forget_gradients
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
@@ -31,9 +31,8 @@ from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
 # Largest memory of a worker, as a multiple of its memory after its first run. After a trial ends,
-# its worker may keep memory in use: 70 MB in a measurement with `data.bucket`. The factor for a GPU
-# leaves room for CUDA's libraries.
-MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
+# its worker may keep memory in use: 70 MB in a measurement with `data.bucket`.
+MAX_GROWTH = 1.5
 
 
 class Trials:
@@ -53,8 +52,7 @@ class Trials:
         allocation = SlurmEnvironment.from_environment()
         # The Slurm job belongs to the sweep, so a trial's `state.json` must not set `owns_job`.
         self.allocation = replace(allocation, is_batch=False) if allocation else None
-        # Estimated memory of the largest trial, and memory of this process after its first run
-        self._largest_gb, self._first_gb = largest_gb(search), 0.0
+        self._first_gb = 0.0  # memory of this process after its first run
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, trial: Trial, k: int) -> Trial:
@@ -83,13 +81,8 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process uses more memory than its limit.
-
-        The limit is the larger of two values: the estimate for the largest trial, and
-        `MAX_GROWTH` times the memory after the first run.
-        """
-        room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
-        return self._first_gb > 0 and resident_memory_gb() > room_gb
+        """Whether this process uses more memory than `MAX_GROWTH` allows."""
+        return 0 < MAX_GROWTH * self._first_gb < resident_memory_gb()
 
     def _run(self, trial: Trial, k: int) -> dict[str, Any]:
         results, checkpoints = [], {}

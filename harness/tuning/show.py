@@ -1,6 +1,5 @@
 """`harness sweep show`: prints the leaderboard and the importance of keys, and plots the trials."""
 
-import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -41,8 +40,8 @@ def show(sweep: SweepDirectory) -> None:
     width = console.width if console.is_terminal else None
     trials = ranked(sweep.trials(), search)
     scored = scored_trials(trials, search)
-    parts = heading(sweep, search, trials), leaderboard(sweep, search, trials)
-    for part in itertools.chain(*parts, importance(scored, search)):
+    parts = [*heading(sweep, search, trials), *leaderboard(sweep, search, trials)]
+    for part in [*parts, *importance(scored, search)]:
         text = part if isinstance(part, str) else plain_table(part, width)
         console.print(Text(text), soft_wrap=width is None)
     if scored.empty:
@@ -196,15 +195,12 @@ def importance(
     """Yield a table of the scores of each key's values, and notes on how to read it."""
     trials = comparable(finished, search)
     yield f"\nimportance for {search.table.objective}"
-    if len(trials) < MIN_TRIALS:
-        yield (
-            f"the importance of keys is unknown: {len(trials)} trials are comparable, but at least "
-            f"{MIN_TRIALS} are needed"
-        )
-        return
     cells = effects(trials, search)
     if cells.empty:
-        yield f"the importance of keys is unknown: no key had several values in {MIN_TRIALS} trials"
+        yield (
+            "the importance of keys is unknown: no key had several values in at least "
+            f"{MIN_TRIALS} comparable trials"
+        )
         return
     for share in ("explains", "by chance"):
         cells[share] = [f"{100 * value:.0f} %" for value in cells[share]]
@@ -221,7 +217,4 @@ def importance(
         "key without any effect."
     )
     if search.continues_trials:
-        yield (
-            "Only trials with the most common number of epochs are compared. After few epochs, "
-            "settings that learn fast look best."
-        )
+        yield "Only trials with the most common number of epochs are compared."

@@ -143,14 +143,14 @@ def test_the_tables_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("trials", "lines"),
     [
-        ([], {"no trial has finished", f"{UNKNOWN}0 trials are comparable, but at least 3"}),
+        ([], {"no trial has finished", f"{UNKNOWN}no key had several values in at least 3"}),
         ([trial(0, None)], {"1 waiting", "0 waiting units=16"}),
         (
             [trial(0, None, error="it broke")],
             {"no trial has finished", "failed trials 0: it broke"},
         ),
         ([trial(0, float("nan"), values={"model.pooling": "last"})], {"0 finished nan"}),
-        ([trial(n, 0.7) for n in range(3)], {f"{UNKNOWN}no key had several values in 3 trials"}),
+        ([trial(n, 0.7) for n in range(3)], {f"{UNKNOWN}no key had several values in at least 3"}),
     ],
 )
 def test_an_unfinished_sweep_is_shown(
@@ -183,15 +183,15 @@ def test_decimals_of_scores(scores: list[float], digits: int) -> None:
 def test_axes_of_keys() -> None:
     """An axis is a logarithmic range, a linear range, or a list with the missing value below it."""
     log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
-    rate = axis_of(log, "rate", pandas.Series([1e-3]))
-    assert rate.heights == pytest.approx([0.5])
-    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
+    heights, ticks = axis_of(log, pandas.Series([1e-3]))
+    assert [*heights] == pytest.approx([0.5])
+    assert [text for _, text in ticks] == ["0.0001", "0.001", "0.01"]
     linear = Parameter("model.dropout", low=0.1, high=0.6)
-    assert axis_of(linear, "dropout", pandas.Series([0.35])).heights == pytest.approx([0.5])
+    assert [*axis_of(linear, pandas.Series([0.35]))[0]] == pytest.approx([0.5])
     pooling = Parameter("model.pooling", ("last", "max", "mean"))
-    names = axis_of(pooling, "pooling", pandas.Series(["last", "max", "mean", None], dtype=object))
-    assert names.heights == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
-    assert names.ticks[-1] == (MISSING, "none")
+    heights, ticks = axis_of(pooling, pandas.Series(["last", "max", "mean", None], dtype=object))
+    assert [*heights] == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
+    assert ticks[-1] == (MISSING, "none")
 
 
 def test_trials_are_plotted_in_parallel_coordinates(

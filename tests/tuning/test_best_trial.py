@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 
 from harness.cli import tune as commands
-from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.pool import Slot, Task
 from harness.system.console import Console
-from harness.tracking.batch import BatchRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning import best_trial
 from harness.tuning.best_trial import best_job, best_trial_toml, retrain, retrained_job
@@ -116,21 +114,6 @@ def test_retraining_on_cpus_ignores_gpus_and_warns_of_a_constant_learning_rate(
     assert "train.reduce_lr_patience needs validation reviews" in capfd.readouterr().err
     with pytest.raises(InputError, match="--devices cpu:2: a run uses one device"):
         commands.retrain(tmp_path / "s", devices="cpu:2")
-
-
-def test_an_interrupted_retraining_is_continued_with_the_new_folder_of_the_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The record of the sweep names the old folder."""
-    requests: list[BatchRequest] = []
-    monkeypatch.setattr(best_trial, "train_batch", lambda request, _: requests.append(request))
-    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
-    monkeypatch.setattr(best_trial, "dataset_of", lambda *_: open_sample())
-    sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
-    for data in (None, Path("my data")):
-        retrain(sweep, (1, 2), data=data, workers=1, console=Console())
-    again = f"harness sweep retrain {sweep.folder} --seeds 1-2"
-    assert [each.again for each in requests] == [again, f"{again} --data 'my data'"]
 
 
 SMALL = """[data]

@@ -102,19 +102,6 @@ def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
         assert [each.num_failures for each in pool.everybody] == [1, 1]
 
 
-def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:
-    """The pause grows by two seconds per failure."""
-    pool = Pool(tmp_path)
-    for n in range(1, 3):
-        pool.exit(FAILED)
-        pool.tend(0, set())
-        assert len(pool.starts) == n
-        assert pool.worker.not_before_s
-        pool.worker.not_before_s -= 2 * n
-        pool.tend(0, set())
-        assert len(pool.starts) == n + 1
-
-
 def test_a_worker_without_work_is_not_restarted(tmp_path: Path) -> None:
     """Exit code 0 means that the search is over or stopped; the proposer was never started."""
     pool = Pool(tmp_path)

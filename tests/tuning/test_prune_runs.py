@@ -134,20 +134,6 @@ def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
     assert (elsewhere / CHECKPOINT).exists()
 
 
-def test_unreadable_trials_are_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command prints one line, and nothing is removed."""
-    sweep, _ = made_up(harness.runs / "tune/s")
-    before, unreadable = files(sweep.folder), sweep.path("trials/0/accepted/trial.json")
-    monkeypatch.setattr(Path, "read_bytes", failing(Path.read_bytes, unreadable, errno.EIO))
-    for command in ("show", "best", "retrain"):
-        done = harness.run_here("sweep", command, sweep.folder)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
-        assert "trials: can't be read: Input/output error" in done.stderr
-    line = f"unchanged: {sweep.folder} can't be read: "
-    assert line in harness.run_here("prune", "--yes").stdout
-    assert files(sweep.folder) == before
-
-
 def test_the_command(harness: Harness, tmp_path: Path) -> None:
     """Without --yes it changes nothing; it names unfinished runs and refuses a missing folder."""
     runs = tmp_path / "some"

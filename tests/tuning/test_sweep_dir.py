@@ -130,18 +130,6 @@ def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob(".*"))
 
 
-def test_a_sweep_continues_under_any_name_of_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name is the current folder, the folder above it, or a link."""
-    folder = begun(tmp_path / "runs/a").folder
-    (tmp_path / "link").symlink_to(folder)
-    for current, name in ((tmp_path, "link"), (folder / "trials", ".."), (folder, ".")):
-        monkeypatch.chdir(current)
-        sweep = begun(Path(name))
-        assert result_of(sweep, sweep.search(), [trial(0, 0.5)])["sweep"] == "a"
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
 def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
     """One line names the owner."""
@@ -209,23 +197,6 @@ def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:
         assert f"this is harness {__version__} (format {FORMAT})" in line
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
     assert harness.run_here("status", other, "--json").returncode == 0
-
-
-def test_an_unreadable_record_is_not_one_of_another_version(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The message says that the record is broken, or that the disk fails."""
-    sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    sweep.path("provenance.json").write_bytes(b"{")
-    with pytest.raises(InputError, match=r"provenance.json is broken; "):
-        sweep.search()
-
-    def fail(path: Path) -> bytes:
-        raise OSError(errno.EIO, "Input/output error", str(path))
-
-    monkeypatch.setattr("harness.system.leased_dir.read_plain_file", fail)
-    with pytest.raises(DiskError, match=r"provenance.json: can't be read: Input/output error"):
-        sweep.search()
 
 
 def test_only_the_code_that_began_a_sweep_continues_it(

@@ -25,19 +25,6 @@ UNREADABLE = InputError("vectors.txt: can't be read")
 UNREADABLE.__context__ = OSError(errno.ESTALE, "stale")
 
 
-@pytest.fixture
-def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace the clock by one that only `sleep` advances; the list has the seconds that passed."""
-    waited = [0.0]
-
-    def sleep(time_s: float) -> None:
-        waited[0] += time_s
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + waited[0])
-    return waited
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -70,18 +57,6 @@ def test_exit_codes(
     assert worker.main(words) == DISK_CODE
     (tmp_path / SEARCH_FILE).write_text("a = 1")
     assert worker.main(words) == code
-
-
-def test_a_worker_logs_an_outage_of_the_disk_once(
-    tmp_path: Path, waited_s: list[float], capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A success in between ends the outage."""
-
-    disk = Disk(tmp_path)
-    for fails in (True, True, False, True):
-        execute(disk.sleep(2.0, OSError("stale") if fails else None))
-    assert waited_s[0] == pytest.approx(8)
-    assert capfd.readouterr().err.count("stale; trying again") == 2
 
 
 class OneTrial:

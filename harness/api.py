@@ -24,7 +24,7 @@ from harness.job.job_file import load_job, shown
 from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
 from harness.slurm.pool import run_printed
-from harness.system.console import echo, log, quoted, rich_console
+from harness.system.console import log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 from harness.tracking.audits import AUDITS, audits_of
@@ -217,7 +217,7 @@ class Comparison:
         from harness.report.html import check_folder, write_comparison
 
         check_folder(Path(folder))
-        return write_comparison(Path(folder), self.parts, self.left_out, say=echo)
+        return write_comparison(Path(folder), self.parts, self.left_out)
 
 
 def train(
@@ -392,7 +392,7 @@ def compare(
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
-    parts, left_out = compared(named, echo, baseline=baseline, data=folder)
+    parts, left_out = compared(named, baseline=baseline, data=folder)
     return Comparison(tuple(parts), tuple(left_out))
 
 

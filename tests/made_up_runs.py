@@ -52,7 +52,9 @@ def write_scored_run(
     seed = changed.get("seed", 1)
     write_run(
         folder,
-        toml or f"[data]\nmaxlen = 3\nvocab_size = 8\n[train]\nseed = {seed}\n",
+        toml
+        or f"[model]\narchitecture = '{architecture}'\n[data]\nmaxlen = 3\nvocab_size = 8\n"
+        f"[train]\nseed = {seed}\n",
         **{
             "job": architecture,
             "data": dataset.title,

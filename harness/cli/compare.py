@@ -1,6 +1,5 @@
 """`compare` and `ensemble`: compare several runs, or average their probabilities."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,8 +46,7 @@ def compare(
         from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
-    tops, say = named_or_all(named, runs), partial(echo, err=True)
-    parts, left_out = compared(tops, say, baseline=baseline, data=data)
+    parts, left_out = compared(named_or_all(named, runs), baseline=baseline, data=data)
     try:
         if markdown:
             from harness.report.summary import to_markdown
@@ -58,8 +56,8 @@ def compare(
             print_parts(parts)
     finally:  # printing ends the process if the reader of the output, such as `head`, has ended
         if out:
-            report = write_comparison(out, parts, left_out, say=say)
-            say(f"report       {report}")
+            report = write_comparison(out, parts, left_out)
+            echo(f"report       {report}", err=True)
 
 
 @app.command(epilog="Example: harness ensemble runs/lstm/seed1 --with ngrams --run-id seed1")
@@ -97,7 +95,6 @@ def ensemble(
     folder, result, cells = make_ensemble(
         folders,
         runs,
-        partial(echo, err=True),
         ngrams=others is not None,
         weights_from=weights_from,
         data=data,

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
 from harness.data.ngrams import (
@@ -37,17 +37,18 @@ from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import InputError, RunError
-from harness.job.keys import FORMAT_KEYS, KEYS, DataConfig
+from harness.job.keys import KEYS
+from harness.job.own_code import trusting
 from harness.report.collect import DatasetGroup
+from harness.system.console import echo
 from harness.system.files import atomic_write, cache_folder
-from harness.system.lenient_json import read_toml, table, text, whole
-from harness.tracking.run_dir import RECORD, RunDirectory
+from harness.system.lenient_json import table, text, whole
+from harness.tracking.run_dir import RECORD, RunDirectory, is_ensemble
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 Floats = NDArray[np.float64]
-Say = Callable[[str], None]
 
 # The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
 # text begins with the version of its model. NGRAM_RECIPE means the n-grams that occur in at least
@@ -81,9 +82,7 @@ class Baseline:
     predicted: tuple[int, ...] = ()  # predicted labels of the test reviews, for McNemar's test
 
 
-def baselines(
-    group: DatasetGroup, data: Path | None, say: Say, *, ngrams: bool = False
-) -> list[Baseline]:
+def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -> list[Baseline]:
     """Return the baselines for the reviews of a group, from the cache or newly fit.
 
     TF-IDF is fit twice: on the last words of each review, which the runs read, and on whole
@@ -92,7 +91,6 @@ def baselines(
     Args:
         group: runs on the same reviews; TF-IDF uses their most common `maxlen` and `vocab_size`.
         data: the folder in which to look first for the dataset.
-        say: a function that prints a message; called before n-grams are fit, and if TF-IDF fails.
         ngrams: whether to fit the n-gram model if it is not in the cache.
 
     Raises:
@@ -105,7 +103,7 @@ def baselines(
         return fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size)
 
     def fit_ngram_model() -> Baseline:
-        return score_ngrams(dataset(), say, limit=limit)
+        return score_ngrams(dataset(), limit=limit)
 
     key: tuple[object, ...] = (NGRAM_RECIPE, NGRAMS_NAME, group.checksum, limit)
     linear = _cached(key, fit_ngram_model if ngrams else None)
@@ -115,7 +113,7 @@ def baselines(
             key = (RECIPE, group.checksum, limit, length, vocab_size)
             found += _cached(key, partial(fit_tfidf, length))
     except ValueError as error:
-        say(f"TF-IDF can't be fit to {group.title}: {error}")
+        echo(f"TF-IDF can't be fit to {group.title}: {error}", err=True)
     return [*found, *linear]
 
 
@@ -191,18 +189,17 @@ def tokens_of(split: Split, vocab_size: int, maxlen: int) -> list[list[int]]:
 # N-grams
 
 
-def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
+def score_ngrams(dataset: Dataset, *, limit: int) -> Baseline:
     """Fit the n-gram model to all training reviews and score it on the test set.
 
     Args:
         dataset: the training and the test reviews.
-        say: a function that prints a message; called before the model is fit.
         limit: how many reviews of each split to use, from the first on; 0 for all.
 
     Raises:
         InputError: if the training reviews are too few or too much alike.
     """
-    model = fitted_ngrams(dataset, 0.0, say, limit=limit, option="--baseline")
+    model = fitted_ngrams(dataset, 0.0, limit=limit, option="--baseline")
     test = dataset.test.take(limit or len(dataset.test))
     probabilities = model.probabilities(test)
     tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
@@ -275,9 +272,7 @@ class NgramModel:
         return cls(ngrams, weights, biases, vocab_from_bytes(words.tobytes()))
 
 
-def fitted_ngrams(
-    dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int, option: str
-) -> NgramModel:
+def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews.
 
     C is the inverse of the model's regularization strength. If `share` is 0 and the dataset has a
@@ -287,7 +282,6 @@ def fitted_ngrams(
     Args:
         dataset: the dataset, whose test reviews are not used.
         share: the value of `data.validation_split` in the runs' jobs.
-        say: a function that prints a message; called before the model is fit.
         limit: the value of `data.limit` in the runs' jobs.
         option: the command-line option that requests n-grams; error messages contain it.
 
@@ -298,7 +292,8 @@ def fitted_ngrams(
     train, cut = used.take(num_training), None
     if dataset.num_validation and share == 0:
         _, cut = dataset.used(limit, VALIDATION_SHARE)
-    say(f"fitting n-grams to {len(train):,} reviews of {dataset.title}; 25,000 take a minute")
+    taking = "25,000 take a minute"
+    echo(f"fitting n-grams to {len(train):,} reviews of {dataset.title}; {taking}", err=True)
     try:
         check_classes(dataset, train)
         model = fit_ngrams(train, cut)
@@ -438,15 +433,19 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in `data`. Then look where a new run would look, but download nothing. Last, look in
-    the sources and folders that the runs recorded.
+    Look in `data`, or else where a new run would look, but download nothing. Then look where the
+    group's first run found its data.
 
     Raises:
-        InputError: if `data` contains no dataset, or the dataset is not found.
+        InputError: if the dataset is not found.
     """
-    if data and (named := open_dataset(data)).checksum == group.checksum:
-        return named
-    for open_candidate in _candidates(group):
+    runs = [RunDirectory(run.folder) for run in group.all_runs if not is_ensemble(run.folder)]
+    candidates: list[Callable[[], Dataset]] = [
+        partial(open_dataset, data, download=False),
+        *(partial(_data_of, run) for run in runs[:1]),
+        *([open_sample] if group.is_sample else []),
+    ]
+    for open_candidate in candidates:
         with contextlib.suppress(InputError, RunError):  # the dataset has moved or is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
@@ -456,23 +455,10 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     )
 
 
-def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
-    if group.is_sample:
-        yield open_sample
-    yield partial(open_dataset, download=False)
-    # The runs recorded the sources of users' own texts and the folders of IMDB. Each source or
-    # folder is opened only once, because reading takes minutes.
-    sources: dict[tuple[Path, DataConfig], None] = {}
-    folders: dict[str, None] = {}
-    for run in group.all_runs:
-        with contextlib.suppress(ValidationError):  # an encoding may be unknown to this Python
-            job = read_toml(run.folder / "job.toml")
-            config = DataConfig.model_validate(table(job, "data"))
-            if config.source:
-                form = DataConfig(**config.model_dump(include={*FORMAT_KEYS}))
-                sources[Path(config.source), form] = None
-        record = RunDirectory(run.folder).read_json(RECORD)
-        if folder := text(table(record, "dataset").get("folder")):
-            folders[folder] = None
-    yield from (partial(open_source, *source) for source in sources)
-    yield from (partial(open_dataset, Path(folder)) for folder in folders)
+def _data_of(run: RunDirectory) -> Dataset:
+    with trusting(True):  # runs no code
+        form = run.job().data
+    if form.source:
+        return open_source(Path(form.source), form)
+    folder = text(table(run.read_json(RECORD), "dataset").get("folder"))
+    return open_dataset(Path(folder) if folder else None, download=False)

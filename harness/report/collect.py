@@ -1,8 +1,6 @@
 """Collects finished runs from folders, and groups the runs that may be compared."""
 
-import errno
 import json
-import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +17,7 @@ from harness.errors import DiskError, InputError
 from harness.job.keys import FACTS, KEYS
 from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
-from harness.system.console import log, printable
-from harness.system.files import disk_error_in
+from harness.system.console import printable
 from harness.system.lenient_json import number, table, text, whole
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
@@ -60,7 +57,6 @@ NUMBERS = (
     *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
     *("recurrent_parameters", "parameters"),
 )
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -202,13 +198,6 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
         raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
-    closed = [run.folder for run in scored if run.settings.get("train.from") == UNKNOWN]
-    if closed:
-        log(
-            logging.WARNING,
-            f"{len(closed)} records can't be read, such as {closed[0] / RECORD}: it is unknown "
-            "when these runs began, and whether they began with trained weights",
-        )
     return scored, left_out
 
 
@@ -244,11 +233,12 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         # `finished` is called before the result is read, because the run may end in between.
         toml, is_finished = run.certain_toml("job.toml"), run.finished()
         result = run.certain_json(RESULT)
-        ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
+        ensemble = run.certain_toml(ENSEMBLE_FILE)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
+    record = run.read_json(RECORD)  # empty if the record is private to another user
     try:
-        check_format(f"run {folder}", record or {})
+        check_format(f"run {folder}", record)
     except InputError as error:
         return LeftOut(folder, "of another version", str(error))
     if is_ensemble(folder):
@@ -267,34 +257,19 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        accuracy = None
     is_known = is_whole(result) and text(result.get("data"))
     if job is None or architecture is None or accuracy is None or seed is None or not is_known:
         remedy = MAKE_AGAIN if is_ensemble(folder) else "remove this file and run harness resume"
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
-    since_s = began_s(record or {})
-    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, since_s)
+    began = began_s(record)
+    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, began)
 
 
-def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """Read a run's record; return None if the record is private to another user."""
-    try:
-        return run.certain_json(RECORD)
-    except DiskError as error:
-        cause = disk_error_in(error)
-        if cause and cause.errno == errno.EACCES:
-            return None
-        raise
-
-
-def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
+def _begun_with(record: dict[str, Any]) -> dict[str, str]:
     """Return the entry `train.from` of a run's settings: the job whose weights the run began with.
 
     Because of the entry, the run is not grouped with runs that began with random weights.
     """
-    if record is None:
-        return {"train.from": UNKNOWN}
     # A run that resumed from its own checkpoint has no such entry: resuming changes no result.
     origin = weights_of(record)
     return {"train.from": printable(Path(origin).parent.name)} if origin else {}

@@ -9,7 +9,7 @@ import os
 import reprlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.inference.predict import Classifier, Prediction
 from harness.job.keys import FACTS, Job
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
 from harness.report.collect import DEFAULTS, LeftOut, ScoredRun, as_text, read_run
-from harness.report.statistics import BROKEN, read_arrays, read_own
+from harness.report.statistics import BROKEN, read_arrays
 from harness.system.console import printable
 from harness.system.files import (
     atomic_directory,
@@ -310,7 +310,7 @@ def read_member(folder: Path) -> RunMember:
     again = f"train it again: harness train {shlex.quote(f'{folder}/job.toml')}"
     num_classes = len(run.result["classes"])
     with _readable(f"run {folder}", folder / PREDICTIONS, again):
-        predictions = {PREDICTIONS: read_own(run, num_classes)}
+        predictions = {PREDICTIONS: read_arrays(folder / PREDICTIONS, num_classes)}
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS
         with _readable(f"run {folder}", path, again):
@@ -324,7 +324,6 @@ def read_member(folder: Path) -> RunMember:
 def make_ensemble(
     folders: Sequence[Path],
     runs: Path,
-    say: Callable[[str], None],
     *,
     ngrams: bool = False,
     weights_from: Path | None = None,
@@ -342,7 +341,6 @@ def make_ensemble(
     Args:
         folders: the folders of the runs.
         runs: the folder that contains the runs and ensembles of all jobs.
-        say: a function that prints a line; called before the linear model is fit.
         ngrams: whether the linear model becomes a member.
         weights_from: the folder of an older ensemble.
         data: the folder of IMDB, if it has moved.
@@ -368,7 +366,7 @@ def make_ensemble(
     found = {file: [each.predictions[file][1] for each in members] for file in labels}
     model = None
     if ngrams:
-        model, of_model = _linear_model(first, data, say)
+        model, of_model = _linear_model(first, data)
         found = {file: [*found[file], of_model[file]] for file in found}
     weights = weights or best_weights(labels[VALIDATION_PREDICTIONS], found[VALIDATION_PREDICTIONS])
     arrays = {file: _arrays(labels[file], averaged(weights, found[file])) for file in found}
@@ -408,9 +406,7 @@ def _new_folder(
     return folder
 
 
-def _linear_model(
-    member: RunMember, data: Path | None, say: Callable[[str], None]
-) -> tuple[NgramModel, dict[str, Floats]]:
+def _linear_model(member: RunMember, data: Path | None) -> tuple[NgramModel, dict[str, Floats]]:
     """Fit the linear model to the training reviews of a run.
 
     Returns:
@@ -424,7 +420,7 @@ def _linear_model(
         PREDICTIONS: dataset.test.take(limit or len(dataset.test)),
         VALIDATION_PREDICTIONS: train.between(cut, len(train)),
     }
-    model = fitted_ngrams(dataset, share, say, limit=limit, option="--with")
+    model = fitted_ngrams(dataset, share, limit=limit, option="--with")
     return model, {file: model.probabilities(splits[file]) for file in member.predictions}
 
 

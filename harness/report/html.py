@@ -4,7 +4,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import jinja2
 
 from harness import __version__
 from harness.errors import RunError
-from harness.report.collect import UNKNOWN, LeftOut, ScoredRun
+from harness.report.collect import LeftOut, ScoredRun
 from harness.report.plots import pictures_of
 from harness.report.statistics import read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
@@ -28,25 +28,19 @@ if TYPE_CHECKING:
 
 TABLE, REPORT = "comparison.csv", "report.html"
 RECORDED = ("processor", "driver", "python", "system")  # keys of `provenance.json`
+UNKNOWN = "unknown"
 PACKAGES = ("tensorflow", "keras", "numpy")
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 check_folder = partial(check_replaceable, known=FILES, mark=TABLE, kind="comparison")
 
 
-def write_comparison(
-    folder: Path,
-    parts: Sequence[Part],
-    left_out: Sequence[LeftOut],
-    *,
-    say: Callable[[str], None],
-) -> Path:
+def write_comparison(folder: Path, parts: Sequence[Part], left_out: Sequence[LeftOut]) -> Path:
     """Write a comparison; keep an earlier one until all files of the new one are written.
 
     Args:
         folder: the folder to write, which `check_folder` has accepted.
         parts: the comparison, one `Part` for each dataset.
         left_out: the runs that the comparison leaves out.
-        say: a function that prints a message; called for each run whose predictions can't be read.
 
     Returns:
         The path of the HTML page.
@@ -60,7 +54,7 @@ def write_comparison(
         "comparison.md": to_markdown(parts),
         TABLE: to_csv(parts),
         "comparison.tex": to_latex(parts),
-        REPORT: printable(render(parts, left_out, made, say=say)),
+        REPORT: printable(render(parts, left_out, made)),
     }
     try:
         with replaced_directory(folder, check_folder) as temporary:
@@ -76,13 +70,7 @@ def write_comparison(
 # The page
 
 
-def render(
-    parts: Sequence[Part],
-    left_out: Sequence[LeftOut],
-    made: str,
-    *,
-    say: Callable[[str], None],
-) -> str:
+def render(parts: Sequence[Part], left_out: Sequence[LeftOut], made: str) -> str:
     """Return the HTML page; `made` states the harness's version and the time."""
     import pandas
 
@@ -104,14 +92,14 @@ def render(
     others = sorted((e.kind, printable(str(e.folder)), printable(e.why)) for e in left_out)
     return environment.get_template("template.html").render(
         made=made,
-        sections=[_section(part, say) for part in parts],
+        sections=[_section(part) for part in parts],
         environments=_environments([run for part in parts for run in part.group.all_runs]),
         runs=pandas.DataFrame(runs, columns=["run", "job", "seed", "test accuracy"]),
         left_out=pandas.DataFrame(others, columns=["kind", "run", "why"]),
     )
 
 
-def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
+def _section(part: Part) -> dict[str, Any]:
     drawn = part.group.best(MAX_DRAWN)
     shown = part.differences["is_shown"]
     return {
@@ -119,7 +107,7 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
         "num_drawn": len(drawn.runs),
-        "pictures": pictures_of(drawn, part.baselines, read_predictions(drawn, say)),
+        "pictures": pictures_of(drawn, part.baselines, read_predictions(drawn)),
     }
 
 

@@ -14,7 +14,7 @@ difference between equal jobs in a quarter of all comparisons.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import RunError
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_interval
+from harness.system.console import echo
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
 from harness.tracking.run_dir import PREDICTIONS
@@ -38,9 +38,7 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 MAX_PAIRED = 12  # number of jobs; with more jobs, the spread over the seeds is pooled
-# The errors that `read_arrays` raises.
-BROKEN = (OSError, ValueError, RunError)
-TOLERANCE = 1e-6  # allowed difference between the accuracies of predictions and `result.json`
+BROKEN = (OSError, ValueError)  # the errors that `read_arrays` raises
 
 
 # Differences between jobs
@@ -176,24 +174,25 @@ class Predictions:
     classes: tuple[str, ...]  # the names of the classes, in the order of the labels
 
 
-def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
+def read_predictions(group: DatasetGroup) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
-    `say` is a function that prints a message. Call `say` for each run whose file is missing or
-    broken, or has other labels than the files of the other runs. The plots of predictions leave
-    such a run out; its scores stay in the tables.
+    Print a line for each run whose file is missing or broken, or has other labels than the files of
+    the other runs. The plots of predictions leave such a run out; its scores stay in the tables.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
     for name, runs in group.runs.items():
         for run in runs:
             try:
-                own_labels, probabilities = read_own(run, len(group.classes))
+                own_labels, probabilities = read_arrays(
+                    run.folder / PREDICTIONS, len(group.classes)
+                )
                 if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("the labels differ from those of the other runs")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
-                say(f"the predictions of {run.folder} are left out: {reason}")
+                echo(f"the predictions of {run.folder} are left out: {reason}", err=True)
                 continue
             labels = own_labels
             by_job.setdefault(name, []).append(probabilities)
@@ -201,22 +200,6 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
         return None
     stacked = {name: np.stack(of_runs) for name, of_runs in by_job.items()}
     return Predictions(labels, stacked, group.classes)
-
-
-def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
-    """Read the labels and probabilities of a run, and check them against its `result.json`.
-
-    Raises:
-        BROKEN (a tuple of errors): if `predictions.npz` can't be read, if its number of classes is
-            not `num_classes`, or if its accuracy differs from the accuracy in `result.json`.
-    """
-    labels, probabilities = read_arrays(run.folder / PREDICTIONS, num_classes)
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-    if abs(accuracy - run.accuracy) > TOLERANCE:
-        raise ValueError(
-            f"{PREDICTIONS} gives accuracy {accuracy:.4f}, result.json says {run.accuracy:.4f}"
-        )
-    return labels, probabilities
 
 
 def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
@@ -228,17 +211,14 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
     """
     try:
         with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-            labels, given = arrays["labels"], arrays["probabilities"]
+            labels, probabilities = checked(arrays["labels"], arrays["probabilities"])
     except OSError:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
-    if not ((given >= 0) & (given <= 1)).all():
-        raise ValueError("a probability is not between 0 and 1")
-    truth, probabilities = checked(labels, given)
     if (found := probabilities.shape[1]) != num_classes:
         raise ValueError(f"{path.name} has {found} classes, the run has {num_classes}")
-    return truth, probabilities
+    return labels, probabilities
 
 
 # Comparison with a linear model, review by review
@@ -251,8 +231,7 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
         A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
         minus the accuracy of the model; `p`, the largest two-sided p-value of the job's runs;
         `shows`, 1 if every run is significantly better than the model, -1 if every run is
-        significantly worse, else 0. The table is empty if there are no predictions, or if the
-        linear model was tested on other labels than the runs.
+        significantly worse, else 0. The table is empty if there are no predictions.
     """
     import pandas
     from scipy.stats import binom
@@ -260,31 +239,24 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
     rows = {}
     if predictions and len(baseline.predicted) == len(predictions.labels):
         of_model = np.equal(baseline.predicted, predictions.labels)
-        is_same = abs(of_model.mean() - baseline.accuracy) <= TOLERANCE
-        for name, probabilities in predictions.by_job.items() if is_same else ():
+        for name, probabilities in predictions.by_job.items():
             of_runs = probabilities.argmax(axis=2) == predictions.labels
             gained = (of_runs & ~of_model).sum(axis=1)
             lost = (~of_runs & of_model).sum(axis=1)
             p = np.minimum(1, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5)).max()
             signs = np.sign(gained - lost)
-            is_shown = p < _level(predictions.by_job) and (signs == signs[0]).all()
+            is_shown = p < (1 - LEVEL) / len(predictions.by_job) and (signs == signs[0]).all()
             points = (gained - lost).mean() / len(of_model)
             rows[name] = (points, p, signs[0] if is_shown else 0)
     return pandas.DataFrame.from_dict(rows, orient="index", columns=["points", "p", "shows"])
 
 
-def _level(jobs: Sized) -> float:
-    """Return the significance level, with Bonferroni's correction for the number of jobs."""
-    return (1 - LEVEL) / len(jobs)
-
-
-def verdict(tests: "pandas.DataFrame", model: str, jobs: Iterable[str]) -> str:
+def verdict(tests: "pandas.DataFrame", model: str) -> str:
     """Return a sentence that says which jobs, if any, are better than a linear model.
 
     Args:
         tests: the table that `tests_against` returned.
         model: the model's name and accuracy, as text.
-        jobs: the names of all jobs, even of those without readable predictions.
     """
     if tests.empty:
         return f"no run's predictions can be compared with {model} review by review"
@@ -292,17 +264,16 @@ def verdict(tests: "pandas.DataFrame", model: str, jobs: Iterable[str]) -> str:
     first = tests[is_better if is_better.any() else slice(None)].nlargest(1, "points").iloc[0]
     side = "ahead" if first["points"] > 0 else "behind"
     where = f"{first.name} is {abs(100 * first['points']):.2f} points {side}"
-    left = [name for name in jobs if name not in tests.index]
-    network = "network with readable predictions" if left else "network"
     if is_better.any():
         said = f"better than {model}: {', '.join(tests.index[is_better])}"
     elif (tests["shows"] < 0).all():
-        said = f"no {network} is better than {model}"
+        said = f"no network is better than {model}"
     else:
-        said = f"the runs do not show that any {network} is better than {model}"
-    p = f"largest p-value over the seeds: {first['p']:.2g}, significance level: {_level(tests):.2g}"
-    rest = f"; without readable predictions: {', '.join(left)}" if left else ""
-    return f"{said}; {where} (McNemar's exact test on the same reviews, {p}){rest}"
+        said = f"the runs do not show that any network is better than {model}"
+    # Bonferroni's correction for the number of jobs.
+    level = f"significance level: {(1 - LEVEL) / len(tests):.2g}"
+    p = f"largest p-value over the seeds: {first['p']:.2g}, {level}"
+    return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
 
 
 # Epochs

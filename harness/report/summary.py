@@ -1,6 +1,6 @@
 """Shows a comparison as tables and sentences, in files and on a terminal."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from harness.report.text_tables import (
     markdown_table,
     plain_table,
 )
-from harness.system.console import printable, rich_console
+from harness.system.console import echo, printable, rich_console
 
 if TYPE_CHECKING:
     import pandas
@@ -67,12 +67,40 @@ class Part:
     """The comparison of the runs on one dataset."""
 
     group: DatasetGroup
-    # The rows of `DatasetGroup.jobs`, the best first if there are many, then the baselines; NaN
-    # where a number does not apply.
-    table: "pandas.DataFrame"
-    differences: "pandas.DataFrame"
-    baselines: tuple[Baseline, ...]
-    verdicts: tuple[str, ...]  # sentences that say whether a network beats the n-gram model
+    baselines: Sequence[Baseline] = ()
+
+    @cached_property
+    def table(self) -> "pandas.DataFrame":
+        """The rows of `DatasetGroup.jobs`, the best first if there are many, then the baselines.
+
+        A number that does not apply is NaN.
+        """
+        import pandas
+
+        jobs = self.group.jobs.rename_axis("job").reset_index()
+        if len(jobs) > MAX_DRAWN:
+            jobs = jobs.sort_values("accuracy", ascending=False, kind="stable")
+        numbers = ("accuracy", "f1", "roc_auc", "log_loss", "parameters", "training_s")
+        rows = [
+            {"job": each.name, "architecture": each.kind, **{n: getattr(each, n) for n in numbers}}
+            for each in self.baselines
+        ]
+        return pandas.DataFrame([*jobs.to_dict("records"), *rows], columns=jobs.columns)
+
+    @cached_property
+    def differences(self) -> "pandas.DataFrame":
+        """The comparisons of jobs (see `harness.report.statistics.differences`)."""
+        return differences(self.group)
+
+    @cached_property
+    def verdicts(self) -> list[str]:
+        """Sentences that say whether a network beats the n-gram model."""
+        tested = [each for each in self.baselines if each.predicted]
+        predictions = read_predictions(self.group) if tested else None
+        return [
+            verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
+            for each in tested
+        ]
 
     @property
     def heading(self) -> str:
@@ -104,16 +132,14 @@ class Part:
 
 def compared(
     named: Sequence[Path],
-    say: Callable[[str], None],
     *,
     baseline: Literal["ngrams", "none"] | None = None,
     data: Path | None = None,
 ) -> tuple[list[Part], list[LeftOut]]:
-    """Find the runs and compare them.
+    """Find the runs and compare them. Print a line for each run that is left out.
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
-        say: a function that prints a message, such as one for each run that is left out.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
         data: the folder of the dataset; needed only if a new run would not find the dataset.
 
@@ -131,57 +157,15 @@ def compared(
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out, MAX_LEFT_OUT if groups else len(left_out)):
-        say(line)
+        echo(line, err=True)
     if not groups:
         raise InputError(
             f"nothing to compare: {len(left_out)} found, but none is finished and tested"
         )
-
-    def baselines_of(group: DatasetGroup) -> Sequence[Baseline]:
-        return () if baseline == "none" else baselines(group, data, say, ngrams=bool(baseline))
-
-    return make_parts(groups, baselines_of), left_out
-
-
-def make_parts(
-    groups: Iterable[DatasetGroup],
-    baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
-) -> list[Part]:
-    """Make the comparison, one `Part` for each dataset."""
-    return [
-        Part(
-            group,
-            _table(group, fitted := tuple(baselines_of(group))),
-            differences(group),
-            fitted,
-            _verdicts(group, fitted),
-        )
-        for group in groups
-    ]
-
-
-def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFrame":
-    import pandas
-
-    jobs = group.jobs.rename_axis("job").reset_index()
-    if len(jobs) > MAX_DRAWN:
-        jobs = jobs.sort_values("accuracy", ascending=False, kind="stable")
-    numbers = ("accuracy", "f1", "roc_auc", "log_loss", "parameters", "training_s")
-    rows = [
-        {"job": each.name, "architecture": each.kind, **{n: getattr(each, n) for n in numbers}}
-        for each in baselines
-    ]
-    return pandas.DataFrame([*jobs.to_dict("records"), *rows], columns=jobs.columns)
-
-
-def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
-    tested = [each for each in baselines if each.predicted]
-    # This call is silent, because the verdict names the jobs without readable predictions.
-    predictions = read_predictions(group, lambda _: None) if tested else None
-    return tuple(
-        verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})", group.runs)
-        for each in tested
-    )
+    if baseline == "none":
+        return [Part(group) for group in groups], left_out
+    found = [Part(group, baselines(group, data, ngrams=bool(baseline))) for group in groups]
+    return found, left_out
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
@@ -274,7 +258,7 @@ def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
 
 def print_runs(folders: Sequence[Path]) -> None:
     """Print the comparison of new runs, without baselines."""
-    print_parts(make_parts(group_runs(scored_runs(folders)[0])[0]))
+    print_parts([Part(group) for group in group_runs(scored_runs(folders)[0])[0]])
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:

@@ -107,12 +107,12 @@ def test_a_limit_takes_the_first_reviews_of_each_split(
 
 def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -> None:
     """C is chosen on the validation reviews; the final fit uses them and the training reviews."""
-    found = score_ngrams(dataset, print, limit=0)
+    found = score_ngrams(dataset, limit=0)
     model = fit_ngrams(dataset.train, 120)
     assert f"{max(model.validation.values()):.2%}" in found.note
     assert "fit on all 160 training reviews" in found.note
     assert f"C = {model.strength:g} was chosen on the validation split (" in found.note
-    assert "all 60 training reviews" in score_ngrams(dataset, print, limit=30).note
+    assert "all 60 training reviews" in score_ngrams(dataset, limit=30).note
 
 
 def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
 
     def of(folders: list[Path], run_id: str, weights_from: Path | None = None) -> object:
         folder, result, _ = make_ensemble(
-            folders, runs, print, ngrams=True, weights_from=weights_from, run_id=run_id
+            folders, runs, ngrams=True, weights_from=weights_from, run_id=run_id
         )
         toml = tomllib.loads((folder / "ensemble.toml").read_text())
         return toml["ngrams"]["num_training"], result["num_validation"]

@@ -16,7 +16,7 @@ import tomli_w
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.report.collect import DEFAULTS, DatasetGroup, LeftOut, group_runs, scored_runs
-from harness.report.summary import Part, make_parts
+from harness.report.summary import Part
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness, failing
 from tests.made_up_runs import write_run
@@ -49,7 +49,7 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     assert left_out == []
     ((group,), repeated) = group_runs(runs)
     assert (seeds_of(group), repeated) == ({"lstm": [1, 2, 3, 4, 5]}, [])
-    (cells,) = rows_of(*make_parts([group]))
+    (cells,) = rows_of(Part(group))
     # s = sqrt(2.5), t(0.975, 4) = 2.776: half the interval is 2.776 s / sqrt 5 = 1.963.
     assert [cells[name] for name in ("recurrent", "seeds", "test %", "s.d.", "train s")] == [
         *("8,320", "5", "88.00", "1.58", "30.0")
@@ -82,7 +82,7 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
     assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
     names = seeds_of(groups[0])
     assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=6": [4]}
-    assert [part.heading for part in make_parts(groups)][1] == (
+    assert [part.heading for part in map(Part, groups)][1] == (
         "IMDB, the first 500 reviews of each split"
     )
 
@@ -151,23 +151,7 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
     assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
 
 
-def test_a_run_with_a_private_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A record that contains a diff is private to its user. The run gets a row and a warning."""
-    for seed in (1, 2):
-        write_run(tmp_path / str(seed), seed=seed)
-        record = {"starts": [{"parent": {"run": "/runs/gru/7", "begins_with": "weights"}}]}
-        (tmp_path / str(seed) / "provenance.json").write_text(
-            "{}" if seed == 1 else json.dumps(stamped(record))
-        )
-    opened = failing(os.open, tmp_path / "2/provenance.json", errno.EACCES)
-    monkeypatch.setattr("os.open", opened)
-    assert seeds_in(tmp_path) == {"lstm": [1], "lstm from=unknown": [2]}
-    assert "1 records can't be read, such as" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["job.toml", "result.json", "provenance.json"])
+@pytest.mark.parametrize("name", ["job.toml", "result.json"])
 def test_a_failing_disk_leaves_a_run_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -198,7 +182,7 @@ def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
     others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]
     for number, changed in enumerate([{}, *others]):
         write_run(tmp_path / str(number), dataset_checksum=str(number), **changed)
-    parts = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
+    parts = map(Part, group_runs(scored_runs([tmp_path])[0])[0])
     shown = {part.group.checksum: rows_of(part)[0].get("book %") for part in parts}
     assert shown == {"0": "87.05", "1": None, "2": None, "3": None}
 
@@ -216,7 +200,6 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
         (tmp_path / name / "job.toml").write_text("")
         (tmp_path / name / "state.json").write_text(json.dumps(state))
     (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
-    write_run(tmp_path / "over", accuracy=7)
     write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
     runs, left_out = scored_runs([tmp_path, tmp_path / "none*"])
     assert [run.folder.name for run in runs] == ["good"]
@@ -224,7 +207,6 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
         "failed": ("failed", "lines, the [31mlast"),
         "training": ("unfinished", "training in epoch 3"),
         "broken": ("broken", "result.json is broken; remove this file and run harness resume"),
-        "over": ("broken", "result.json is broken; remove this file and run harness resume"),
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches it"),
@@ -237,8 +219,8 @@ def test_a_run_that_ends_while_it_is_read_is_not_broken(
     """The result may appear at any moment, and users would remove a result called broken."""
     write_run(tmp_path / "a")
     later = (tmp_path / "a/result.json").rename(tmp_path / "later")
-    end = "harness.report.collect._record"
-    monkeypatch.setattr(end, lambda run: later.rename(run.path("result.json")) and {})
+    end = "harness.report.collect.RunDirectory.certain_json"
+    monkeypatch.setattr(end, lambda run, name: later.rename(run.path(name)) and {"accuracy": 1})
     assert [each.kind for each in scored_runs([tmp_path])[1]] == ["unfinished"]
 
 

@@ -14,12 +14,11 @@ import pytest
 from matplotlib.axes import Axes
 
 from harness.errors import InputError, RunError
-from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import epochs_of, read_predictions
-from harness.report.summary import Part, left_out_lines, make_parts, shown_sentences, to_csv
+from harness.report.summary import Part, left_out_lines, shown_sentences, to_csv
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
@@ -54,8 +53,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report, for tests that only read it."""
     folder = tmp_path_factory.mktemp("written")
     left_out = [LeftOut(Path("runs/<i>"), "failed", "<b>out of memory</b> & more")]
-    _, said = write(make_runs(folder), folder / "out", left_out)
-    assert said == []
+    write(make_runs(folder), folder / "out", left_out)
     return folder / "out"
 
 
@@ -81,14 +79,12 @@ def make_runs(folder: Path) -> Path:
 
 
 def parts_of(runs: Path) -> list[Part]:
-    return make_parts(group_runs(scored_runs([runs])[0])[0])
+    return [*map(Part, group_runs(scored_runs([runs])[0])[0])]
 
 
-def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:
-    """Write a report; return the page and the lines about unreadable predictions."""
-    said: list[str] = []
-    path = write_comparison(out, parts_of(runs), left_out, say=said.append)
-    return path.read_text(), said
+def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> str:
+    """Write a report; return the page."""
+    return write_comparison(out, parts_of(runs), left_out).read_text()
 
 
 # The page
@@ -137,7 +133,7 @@ def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
     for path in bare_runs.glob("*/result.json"):
         content = json.loads(path.read_text()) | {"job": name, "recurrent_parameters": 8320}
         path.write_text(json.dumps(content))
-    text, _ = write(bare_runs, bare_runs.parent / "out")
+    text = write(bare_runs, bare_runs.parent / "out")
     page = Page(text)
     (picture,) = (attributes for tag, attributes in page.tags if tag == "img")
     assert name in (picture["alt"] or "")
@@ -145,27 +141,22 @@ def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
     assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
 
 
-def test_runs_with_bad_predictions_are_named(tmp_path: Path) -> None:
-    """A run with wrong, broken or missing predictions has a row in the table, but no curve.
-
-    The verdict on the n-gram model names a job without readable predictions.
-    """
+def test_runs_with_bad_predictions_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with other, broken or missing predictions has a row in the table, but no curve."""
     runs = make_runs(tmp_path)
-    np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])
+    np.savez(runs / "lstm" / "2" / "predictions.npz", probabilities=[0.5], labels=[1])
     (runs / "bilstm" / "1" / "predictions.npz").write_bytes(b"PK\x03\x04 cut")
     (runs / "bilstm" / "2" / "predictions.npz").unlink()
-    text, said = write(runs, tmp_path / "out")
+    assert "ROC curves" in write(runs, tmp_path / "out")
+    said = capsys.readouterr().err.splitlines()
     named = [line.split(" are left out")[0].split("/runs/")[1] for line in said]
-    assert named == ["lstm/1", "bilstm/1", "bilstm/2"]
-    assert "result.json says" in said[0]
-    assert "ROC curves" in text
-    labels = np.load(runs / "lstm" / "2" / "predictions.npz")["labels"].tolist()
-    model = Baseline("", "n-grams", "", 1.0, 0, 0, 0, 0, 0, predicted=tuple(labels))
-    (part,) = make_parts([parts_of(runs)[0].group], lambda group: [model])
-    assert part.verdicts[0].startswith("no network with readable predictions is better than")
-    assert part.verdicts[0].endswith("; without readable predictions: bilstm")
+    assert named == ["lstm/2", "bilstm/1", "bilstm/2"]
+    assert "labels differ" in said[0]
+    (runs / "lstm" / "1" / "predictions.npz").unlink()
     (runs / "lstm" / "2" / "predictions.npz").unlink()
-    assert "ROC curves" not in write(runs, tmp_path / "out")[0]
+    assert "ROC curves" not in write(runs, tmp_path / "out")
 
 
 def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
@@ -176,7 +167,7 @@ def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
     write_scored_run(tmp_path / "runs/1", dataset, [True] * 60, classes=classes, **odd)
     record = tmp_path / "runs/1/provenance.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"processor": "p\ud800"}))
-    text, _ = write(tmp_path / "runs", tmp_path / "out", [LeftOut(Path("f\ud800"), "k", "why")])
+    text = write(tmp_path / "runs", tmp_path / "out", [LeftOut(Path("f\ud800"), "k", "why")])
     assert [each for each in "adfp" if f"{each}\\ud800" not in text] == []
 
 
@@ -293,7 +284,7 @@ def test_odd_names_of_jobs(tmp_path: Path) -> None:
     for name in ("$^a_$", "_b"):
         write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
         (part,) = parts_of(tmp_path / name)
-        assert len(pictures_of(part.group, (), read_predictions(part.group, print))) > 3
+        assert len(pictures_of(part.group, (), read_predictions(part.group))) > 3
 
 
 # More jobs than a picture can show
@@ -321,21 +312,21 @@ def many_jobs(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
 @pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path: Path) -> None:
     """Twelve jobs are drawn in different styles; the table has a row per job."""
-    (part,) = make_parts([many_jobs])
+    part = Part(many_jobs)
     drawn = many_jobs.best(12)
     styles = styles_of(drawn)
     assert len({(each["color"], str(each["linestyle"])) for each in styles.values()}) == 12
     means = part.cells["test %"].astype(float).tolist()
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(many_jobs.jobs["accuracy"])[-12:]
-    page = write_comparison(tmp_path / "out", [part], [], say=print).read_text()
+    page = write_comparison(tmp_path / "out", [part], []).read_text()
     assert "The pictures show the best 12 of 20 jobs" in page
     assert page.count("<img ") == 5 + 12
 
 
 def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:
     """A column is named `table.key`. Every job is compared with the best one, not with all."""
-    (part,) = make_parts([many_jobs])
+    part = Part(many_jobs)
     assert len(part.differences) == NUM_JOBS - 1
     rows = list(csv.DictReader(to_csv([part]).splitlines()))
     assert [name for name in rows[0] if "." in name] == ["model.units", "model.pooling"]

@@ -1,10 +1,9 @@
 """Comparisons with several classes, and predictions of all shapes."""
 
 import dataclasses
-import io
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +55,7 @@ def test_the_report_draws_every_class(tmp_path: Path) -> None:
         scores = scores_of(labels, found) | {"classes": NAMES}
         write_run(folder, job=job, seed=seed, num_test=len(labels), **scores)
         write_predictions(folder, labels, found)
-    text, said = write(tmp_path / "runs", tmp_path / "out")
-    assert said == []
-    page = Page(text)
+    page = Page(write(tmp_path / "runs", tmp_path / "out"))
     assert page.open == []
     assert page.text.count("Confusion matrix of") == 2
     assert "each against the rest" in page.text
@@ -85,7 +82,6 @@ def test_two_classes_are_read_in_any_shape(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda found: found[:, :2], "has 2 classes, the run has 3"),
-        (lambda found: found * 2, "a probability is not between 0 and 1"),
         (lambda found: np.pad(found, [(0, 0), (0, 1)]), "has 4 classes, the run has 3"),
     ],
 )
@@ -104,7 +100,7 @@ def test_baselines_of_several_classes() -> None:
     dataset = made_up(NAMES)
     for fitted in (
         fit(dataset, limit=0, maxlen=0, vocab_size=44),
-        score_ngrams(dataset, print, limit=0),
+        score_ngrams(dataset, limit=0),
     ):
         assert fitted.accuracy == pytest.approx(0.9, abs=0.03)
         assert fitted.f1 == pytest.approx(0.9, abs=0.03)
@@ -114,25 +110,12 @@ def test_baselines_of_several_classes() -> None:
     with pytest.raises(ValueError, match="the class 'four' has no training review"):
         fit(more, limit=0, maxlen=0, vocab_size=44)
     with pytest.raises(InputError, match="the class 'four' has no training review"):
-        score_ngrams(more, print, limit=0)
+        score_ngrams(more, limit=0)
 
 
-def broken_archives() -> Iterator[bytes]:
-    """Yield contents of files for which NumPy raises errors of different types."""
-    file = io.BytesIO()
-    np.save(file, [0.5])
-    yield file.getvalue()  # an array without an archive
-    yield b"\x93NUMPY\x01\x00\x02\x00{("  # half a header
-    file = io.BytesIO()
-    np.savez(file, labels=[1], probabilities=[0.5])
-    for flags in (b"\x01\x00\x00\x00", b"\x00\x00\x63\x00"):  # encrypted; unknown compression
-        at = file.getvalue().index(b"PK\x01\x02") + 8
-        yield file.getvalue()[:at] + flags + file.getvalue()[at + 4 :]
-
-
-@pytest.mark.parametrize("content", [*broken_archives()], ids=range(4))
-def test_broken_predictions(tmp_path: Path, content: bytes) -> None:
+def test_broken_predictions(tmp_path: Path) -> None:
     """NumPy raises many kinds of errors; a broken run must not end a comparison."""
-    (tmp_path / "predictions.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="is broken"):
-        read_arrays(tmp_path / "predictions.npz", 2)
+    for content in (b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00\x02\x00{("):
+        (tmp_path / "predictions.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="is broken"):
+            read_arrays(tmp_path / "predictions.npz", 2)

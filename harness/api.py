@@ -10,7 +10,6 @@ The functions return accuracies from 0 to 1; the printed tables of `compare` sho
 
 import io
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config import is_free, toml_value
+from harness.config import toml_value
 from harness.errors import InputError, Interrupted, RunError
 from harness.job.job_file import load_job, shown
-from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
 from harness.slurm.pool import run_printed
 from harness.system.console import log, quoted, rich_console
@@ -57,15 +55,6 @@ class Run:
     """A run, finished or unfinished. Each property reads the folder at every use."""
 
     folder: Path
-
-    @property
-    def job(self) -> Job:
-        """The run's job, including default values.
-
-        Raises:
-            InputError: if the folder contains no run, or another version wrote the run.
-        """
-        return self._directory.job()
 
     @property
     def finished(self) -> bool:
@@ -113,9 +102,7 @@ class Run:
         """
         from harness.inference.predict import Classifier, check_texts
 
-        is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
-        given: Any = [texts] if is_one else [*texts]
-        checked = check_texts(given)
+        checked = check_texts([texts] if isinstance(texts, str) else [*texts])
         run = self._directory
         run.model_file()  # refuses an unfinished run before the slow import
         _import_tensorflow()
@@ -249,7 +236,7 @@ def train(
         KeyboardInterrupt: if you pressed Ctrl-C. The call raises this error after the run's process
             has saved the run and ended; a second Ctrl-C kills the process.
     """
-    overrides = _overrides(job, settings, options)
+    overrides = _overrides(settings, options)
     folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
@@ -290,7 +277,7 @@ def tune(
     """
     from harness.job.search import load_search
 
-    overrides = _overrides(job, settings, options)
+    overrides = _overrides(settings, options)
     folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
@@ -388,8 +375,6 @@ def compare(
     """
     from harness.report.summary import compared
 
-    if baseline not in (None, "ngrams", "none"):
-        raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
     parts, left_out = compared(named, baseline=baseline, data=folder)
@@ -399,15 +384,13 @@ def compare(
 # Arguments
 
 
-def _overrides(job: PathLike, settings: Settings | None, options: Settings) -> list[str]:
+def _overrides(settings: Settings | None, options: Settings) -> list[str]:
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `job` is not a path, if `settings` is not a dictionary, or if `options`
-            contains `set` (instead of `settings`) or `seeds` (instead of one call per seed).
+        InputError: if `settings` is not a dictionary, or if `options` contains `set` (instead of
+            `settings`) or `seeds` (instead of one call per seed).
     """
-    if not isinstance(job, str | os.PathLike):
-        raise InputError(f"job = {shown(job)}: should be a path, such as 'jobs/lstm.toml'")
     if not isinstance(settings, Mapping | None):
         raise InputError(
             f'settings = {shown(settings)}: should be a dictionary, such as {{"train.epochs": 2}}'
@@ -420,15 +403,13 @@ def _overrides(job: PathLike, settings: Settings | None, options: Settings) -> l
     return [f"{key}={toml_value(value)}" for key, value in _dotted(settings or {})]
 
 
-def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
-    """Yield each setting with its dotted key; flatten tables, even `model.options`."""
+def _dotted(settings: Settings) -> Iterator[tuple[str, object]]:
+    """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`."""
     for name, value in settings.items():
-        key = f"{above}{name}"
-        is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
-        if isinstance(value, Mapping) and is_table:
-            yield from _dotted(value, f"{key}.")
+        if isinstance(value, Mapping) and "." not in name:
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
         else:
-            yield key, value
+            yield name, value
 
 
 def _options(options: Mapping[str, object]) -> list[str]:

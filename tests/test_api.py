@@ -57,8 +57,6 @@ def test_settings_are_refused(here: Path, settings: Any, message: str) -> None:
     """The message is that of `--set`, and nothing is written."""
     with pytest.raises(InputError, match=re.escape(message)):
         package.train(LSTM, settings)
-    with pytest.raises(InputError, match=r"job = .*: should be a path, such as"):
-        package.train({"settings": settings})  # type: ignore[arg-type]
     assert list(here.iterdir()) == []
 
 
@@ -102,7 +100,6 @@ def test_an_unfinished_run_has_no_result(here: Path) -> None:
     for texts, message in (
         ([], "texts = []: should be a string, or a list of at least one string"),
         (["good", 3], "text 2 = 3: should be a string"),
-        (3, "text 1 = 3: should be a string"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             run.predict(texts)  # type: ignore[arg-type]
@@ -157,8 +154,6 @@ def test_a_comparison(here: Path, harness: Harness) -> None:
     assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert harness.run_here("compare", "runs", "--baseline", "none").stdout == f"{found}\n"
     assert found.write("report").is_file()
-    with pytest.raises(InputError, match="baseline = 'tfidf'"):
-        package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
     dataset = small_data(here / "data")
     write_scored_run(here / "other/lstm/3", dataset, [False] * 60, seed=3)
     one = package.compare("other/lstm/3", baseline="none", data="data")

@@ -89,10 +89,9 @@ def ensemble(
     ensemble like a run.
     """
     from harness.report.ensemble import make_ensemble
-    from harness.report.text_tables import plain_table
     from harness.training.metrics import describe_scores
 
-    folder, result, cells = make_ensemble(
+    folder, result, weights = make_ensemble(
         folders,
         runs,
         ngrams=others is not None,
@@ -100,7 +99,8 @@ def ensemble(
         data=data,
         run_id=run_id,
     )
-    echo(plain_table(cells))
+    for member, weight in zip([*folders, "n-grams"], weights, strict=False):
+        echo(f"weight {weight:.4f}  {member}")
     echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")
     echo(f"records      {folder}")
     echo(f'next         harness predict {quoted(folder)} "An excellent movie!"')

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tomli_w
@@ -23,9 +23,9 @@ from pydantic import BaseModel, Field, ValidationError
 from harness.data.ngrams import MAX_BYTES
 from harness.errors import DiskError, InputError
 from harness.inference.predict import Classifier, Prediction
-from harness.job.keys import FACTS, Job
-from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
-from harness.report.collect import DEFAULTS, LeftOut, ScoredRun, as_text, read_run
+from harness.job.keys import Job
+from harness.report.baseline import NgramModel, fitted_ngrams
+from harness.report.collect import LeftOut, ScoredRun, as_text, read_run
 from harness.report.statistics import BROKEN, read_arrays
 from harness.system.console import printable
 from harness.system.files import (
@@ -56,16 +56,10 @@ from harness.tracking.run_dir import (
 from harness.training.launch import dataset_of
 from harness.training.metrics import loss_and_accuracy, test_scores
 
-if TYPE_CHECKING:
-    import pandas
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
-# With `--weights-from`, a new run takes over the weight of a run in another ensemble. The two runs
-# may differ in these settings.
-MAY_DIFFER = {k for k, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"}
 
 ARCHITECTURE = "ensemble"  # the architecture in tables and in names of folders
 MAX_NAME = 100  # largest number of characters of a default name
@@ -86,6 +80,7 @@ class MemberRun(Member, frozen=True):
     """A run in an ensemble."""
 
     folder: str  # the path from the ensemble to the run, so both can be moved together
+    job: str  # the name of the run's job
     model_checksum: str  # the sha256 of `model.keras`
 
 
@@ -329,7 +324,7 @@ def make_ensemble(
     weights_from: Path | None = None,
     data: Path | None = None,
     run_id: str | None = None,
-) -> tuple[Path, dict[str, Any], "pandas.DataFrame"]:
+) -> tuple[Path, dict[str, Any], list[float]]:
     """Make an ensemble in the folder `<runs>/ensemble_<jobs>[_ngrams]/<run-id>`.
 
     A member's weight is its share in the average of the members' probabilities. Without
@@ -347,8 +342,8 @@ def make_ensemble(
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
-        The ensemble's folder, the content of its `result.json`, and a table of formatted numbers
-        with a row for each member and a last row for the ensemble.
+        The ensemble's folder, the content of its `result.json`, and the weights of the runs, then
+        of the linear model.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -379,16 +374,13 @@ def make_ensemble(
             atomic_write(temporary / ENSEMBLE_FILE, tomli_w.dumps(stamped(content)))
             for file, each_array in arrays.items():
                 atomic_write(temporary / file, partial(np.savez, **each_array))
-            dataset = RunDirectory(first.run.folder).read_json(RECORD).get("dataset")
             starts = [{"at": time.strftime(TIME)}]
-            code = code_of(RunDirectory(folder))
-            record = stamped({**code, "dataset": dataset, "starts": starts})
+            record = stamped({**code_of(RunDirectory(folder)), "starts": starts})
             atomic_write(temporary / RECORD, to_json(record), 0o600)
             atomic_write(temporary / RESULT, to_json(result))
     except OSError as error:
         raise DiskError(write_refusal(folder, error)) from None
-    names = [*map(str, folders), *([NGRAMS] if ngrams else []), ARCHITECTURE]
-    return folder, result, _cells(names, weights, found, arrays)
+    return folder, result, weights
 
 
 def _new_folder(
@@ -501,12 +493,16 @@ def _given_weights(
             "--weights-from out"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
-    mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
-    # An ensemble that is older than a job key has no setting for the key, so take the default.
-    theirs = {**DEFAULTS, "data": ensemble.dataset_checksum, **ensemble.settings}
-    for key in MAY_DIFFER:
-        mine.pop(key, None)
-        theirs.pop(key, None)
+    mine = {
+        "data": members[0].shared["data"],
+        "jobs": [each.run.job for each in members],
+        "ngrams": ngrams,
+    }
+    theirs = {
+        "data": ensemble.dataset_checksum,
+        "jobs": [each.job for each in ensemble.runs],
+        "ngrams": ensemble.ngrams is not None,
+    }
     remedy = "give an ensemble of the same jobs in the same order"
     check_equal(of, theirs, "the new ensemble", mine, remedy)
     return ensemble.weights
@@ -595,27 +591,6 @@ def _result(
     }
 
 
-def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the sum of the values of `key` over all models; None if a value is unknown."""
-    values: list[Any] = [each.get(key) for each in models]
-    return None if None in map(number, values) else round(sum(values), 3)
-
-
-def _cells(
-    names: Sequence[str],
-    weights: Sequence[float],
-    found: Mapping[str, Sequence[Floats]],
-    arrays: Mapping[str, Mapping[str, Any]],
-) -> "pandas.DataFrame":
-    """Return a row per member, then one for the ensemble: losses in nats, accuracies in %."""
-    import pandas
-
-    texts = [*(f"{weight:.4f}" for weight in weights), ""]
-    cells = pandas.DataFrame({"member": [*map(printable, names)], "weight": texts})
-    for of, file in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
-        if file in found:
-            labels, of_ensemble = arrays[file]["labels"], arrays[file]["probabilities"]
-            scores = [loss_and_accuracy(labels, each) for each in (*found[file], of_ensemble)]
-            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in scores]
-            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in scores]
-    return cells
+def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Return the sum of the values of `key` over all models; an unknown value counts as 0."""
+    return round(sum(number(each.get(key)) or 0 for each in models), 3)

@@ -136,14 +136,13 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
         vocab_size: the size of the runs' vocabulary, including the four special indices.
 
     Raises:
-        ValueError: if a class has no training review.
+        ValueError: if only one class has training reviews.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
     (train, _), test = dataset.used(limit, 0), dataset.test.take(limit or len(dataset.test))
-    check_classes(dataset, train)
     began = time.perf_counter()
     # The four special indices of the vocabulary are not words, so they are not counted.
     columns = {word: column for column, word in enumerate(range(FIRST_WORD, vocab_size))}
@@ -295,7 +294,6 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) ->
     taking = "25,000 take a minute"
     echo(f"fitting n-grams to {len(train):,} reviews of {dataset.title}; {taking}", err=True)
     try:
-        check_classes(dataset, train)
         model = fit_ngrams(train, cut)
     except ValueError as error:
         raise InputError(
@@ -305,17 +303,6 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) ->
     vocab = dataset.vocab
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
     return replace(model, words=words)
-
-
-def check_classes(dataset: Dataset, train: Split) -> None:
-    """Raise an error if a class of the dataset has no training review.
-
-    Raises:
-        ValueError: if a class has no training review; the message contains the class's name.
-    """
-    missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
-    if missing:
-        raise ValueError(f"the class {dataset.classes[missing[0]]!r} has no training review")
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
@@ -336,13 +323,7 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
     if cut is None:
         cut = validation_cut(len(train), VALIDATION_SHARE)
     first, rest = train.take(cut), train.between(cut, len(train))
-    if len(np.unique(first.labels)) < max(2, len(np.unique(train.labels))):
-        raise ValueError(
-            f"a class has no review among the first {cut} of {len(train)} training reviews"
-        )
     features, ngrams = binary_ngrams(first)
-    if not features.shape[1]:
-        raise ValueError(f"no two of the first {cut} training reviews share a word")
     held_out, _ = binary_ngrams(rest, ngrams)
     validation = {}
     for strength in STRENGTHS:

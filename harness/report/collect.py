@@ -244,7 +244,13 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = table(ensemble, "settings")
     else:
-        settings = _settings(toml) | _begun_with(record) | vectors_of(result)
+        settings = _settings(toml)
+        # Runs that began with the weights of another run, or read pretrained vectors, are not
+        # grouped with other runs.
+        if origin := weights_of(record):
+            settings["train.from"] = printable(Path(origin).parent.name)
+        if vectors := text(result.get("embeddings_checksum")):
+            settings["model.embeddings"] = vectors[:8]
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))
     # If a run began before a settings key existed, the run was trained with the key's default.
@@ -263,25 +269,6 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
     began = began_s(record)
     return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, began)
-
-
-def _begun_with(record: dict[str, Any]) -> dict[str, str]:
-    """Return the entry `train.from` of a run's settings: the job whose weights the run began with.
-
-    Because of the entry, the run is not grouped with runs that began with random weights.
-    """
-    # A run that resumed from its own checkpoint has no such entry: resuming changes no result.
-    origin = weights_of(record)
-    return {"train.from": printable(Path(origin).parent.name)} if origin else {}
-
-
-def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the entry `model.embeddings` of a run's settings; empty without pretrained vectors.
-
-    The entry's value is the first eight digits of the checksum of the word vectors.
-    """
-    checksum = text(result.get("embeddings_checksum"))
-    return {"model.embeddings": checksum[:8]} if checksum else {}
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:

@@ -120,14 +120,12 @@ def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
         record = RunDirectory(run.folder).read_json(RECORD)
         packages = table(record, "packages")
         devices = last_start(record).get("devices")
-        if not isinstance(devices, list) or not devices:
-            devices = run.result.get("devices") or [UNKNOWN]
-        named = (" ".join(map(str, e.values())) if isinstance(e, dict) else str(e) for e in devices)
+        named = [e for e in devices if isinstance(e, dict)] if isinstance(devices, list) else []
         versions = (f"{n} {text(packages.get(n)) or UNKNOWN}" for n in PACKAGES)
         changed = " with uncommitted changes" if text(record.get("uncommitted_diff")) else ""
         row = {
             **{name: text(record.get(name)) or "" for name in RECORDED},
-            "devices": ", ".join(named),
+            "devices": ", ".join(" ".join(map(str, e.values())) for e in named),
             "packages": ", ".join(versions),
             "code": (text(record.get("commit")) or UNKNOWN)[:12] + changed,
         }

@@ -37,11 +37,10 @@ Styles = dict[str, dict[str, Any]]  # Matplotlib's arguments for each job
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its title, its caption and a description for blind readers."""
+    """A PNG with its title and its caption."""
 
     title: str
     png: bytes
-    alt: str
     caption: str
 
     @property
@@ -58,23 +57,15 @@ def styles_of(group: DatasetGroup) -> Styles:
 
 
 class Chart:
-    """A plot of several jobs, with a description of each curve."""
+    """A plot of several jobs."""
 
     def __init__(self) -> None:
         self.figure, self.axes = new_figure((WIDTH, HEIGHT))
         self.axes.grid(alpha=0.3)
         self.axes.spines[["top", "right"]].set_visible(False)
-        self.described: list[str] = []
 
-    def line(self, x: Any, y: Any, style: dict[str, Any], described: str) -> None:
-        """Draw the curve of a job and store its description."""
-        self.axes.plot(x, y, **{"markersize": 5, "linewidth": 1.6, **style})
-        self.described.append(described)
-
-    def picture(self, title: str, alt: str, caption: str) -> Picture | None:
-        """Return the picture with its legend; None if no job was drawn."""
-        if not self.described:
-            return None
+    def picture(self, title: str, caption: str) -> Picture:
+        """Return the picture with its legend."""
         # The legend is below the plot, so it covers no curve; its height is added to the figure.
         handles, names = self.axes.get_legend_handles_labels()
         columns = 1 if max(map(len, names), default=0) > 30 else 2
@@ -83,7 +74,7 @@ class Chart:
         labels = [printable(name).replace("$", r"\$") for name in names]
         options = {"ncols": columns, "fontsize": 8, "frameon": False}
         self.figure.legend(handles, labels, loc="outside lower center", **options)
-        return Picture(title, png(self.figure), f"{alt}: {'; '.join(self.described)}.", caption)
+        return Picture(title, png(self.figure), caption)
 
 
 def pictures_of(
@@ -118,17 +109,16 @@ def _learning_curve(
         )
         ends = ends[ends["count"] == ends["count"].max()]
         if len(ends):
-            first, last = ends["mean"].iloc[[0, -1]]
-            described = f"{name} from {first:.3g} to {last:.3g}"
-            chart.line(ends.index, ends["mean"], styles[name], described)
+            style = {"markersize": 5, "linewidth": 1.6, **styles[name]}
+            chart.axes.plot(ends.index, ends["mean"], **style)
             band = {"color": styles[name]["color"], "alpha": 0.15, "linewidth": 0}
             chart.axes.fill_between(ends.index, ends["min"], ends["max"], **band)
+    if not chart.axes.has_data():
+        return None
     chart.axes.set(xlabel="epoch", ylabel=f"{title.lower()}, {unit}")
     chart.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return chart.picture(
         title,
-        f"{title} in {unit}, mean over the seeds, from the first epoch to the last epoch that all "
-        "seeds reached",
         "The line is the mean over the seeds, up to the last epoch that all seeds reached; the "
         "band spans the values of all seeds.",
     )
@@ -137,14 +127,15 @@ def _learning_curve(
 def _accuracy_by(
     group: DatasetGroup, baselines: Sequence[Baseline], key: str, short: str, label: str
 ) -> Picture | None:
-    chart, styles = Chart(), styles_of(group)
-    for name, row in group.jobs.dropna(subset=key).iterrows():
+    chart, styles, jobs = Chart(), styles_of(group), group.jobs.dropna(subset=key)
+    if jobs.empty:
+        return None
+    for name, row in jobs.iterrows():
         at, accuracy = row[key], 100 * row["accuracy"]
         low, high = 100 * row["interval_low"], 100 * row["interval_high"]
         bars = [[accuracy - low], [high - accuracy]] if low == low else None
         style = {**styles[name], "linestyle": "none", "markersize": 8, "capsize": 4}
         chart.axes.errorbar(at, accuracy, bars, **style)
-        chart.described.append(f"{name} {accuracy:.2f} % at {at:,.0f}")
     for baseline, line in zip(baselines, ("--", ":", "-."), strict=False):
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
@@ -154,7 +145,6 @@ def _accuracy_by(
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(
         f"Accuracy and {short}",
-        f"Test accuracy over {label}",
         "Means over the seeds; the bars are the 95 % intervals of the means.",
     )
 
@@ -184,13 +174,12 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
         ]
         area = group.jobs.loc[name, "roc_auc"]
         title = f"{name} ({area:.4f})" if area == area else name
-        style = {**styles[name], "marker": "", "label": title}
-        chart.line(rates, np.mean(curves, axis=0), style, title)
+        style = {**styles[name], "marker": "", "linewidth": 1.6, "label": title}
+        chart.axes.plot(rates, np.mean(curves, axis=0), **style)
     chart.axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     chart.axes.set(xlabel="false positive rate", ylabel="true positive rate")
     return chart.picture(
         "ROC curves",
-        "ROC curves with the area under each curve",
         f"True positive rates, averaged over the seeds{averaged}. The number in brackets "
         "after a job's name is the mean of the areas under the job's curves.",
     )
@@ -202,7 +191,6 @@ def _confusion_matrices(predictions: Predictions) -> list[Picture]:
     for name, by_seed in predictions.by_job.items():
         labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)
         content = confusion_picture(labels, probabilities, predictions.classes)
-        title = f"Confusion matrix of {name}"
         note = "The matrix counts the predictions of all seeds."
-        pictures.append(Picture(title, content, title, note))
+        pictures.append(Picture(f"Confusion matrix of {name}", content, note))
     return pictures

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.report.baseline import Baseline
-from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_interval
+from harness.report.collect import DatasetGroup, ScoredRun, t_interval
 from harness.system.console import echo
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
@@ -116,9 +116,7 @@ def _sentence(row: Any) -> str:
     """Return a comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
-        is_alike = row.dof and row.error < NO_SPREAD
-        many = "there are too few seeds for so many comparisons"
-        why = "the results of the seeds are too alike" if is_alike else many
+        why = "the seeds are too few for so many comparisons, or their results too alike"
         return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:
@@ -140,23 +138,8 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         )
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
-    if group.num_test:
-        from scipy.stats import binomtest
-
-        best = float(group.jobs["accuracy"].max())
-        test = binomtest(round(best * group.num_test), group.num_test)
-        # Wilson's interval (1927) also holds for few reviews and near 100 %.
-        low, high = test.proportion_ci(LEVEL, method="wilson")
-        above = "The intervals above reflect only the spread over seeds, on one test set."
-        if (group.jobs["num_seeds"] < 2).all():
-            above = "No interval over seeds: train with several seeds, such as --seeds 1-5."
-        elif group.jobs["interval_low"].isna().all():
-            above = "No interval over seeds: each job has one seed, or equal accuracies."
-        lines.append(
-            f"{above} The highest accuracy, {best:.1%}, was measured on {group.num_test:,} test "
-            "reviews; for all reviews of the same kind, the accuracy has a 95 % interval of "
-            f"{low:.2%} to {high:.2%} (binomial, Wilson's)."
-        )
+    if (group.jobs["num_seeds"] < 2).all():
+        lines.append("No interval over seeds: train with several seeds, such as --seeds 1-5.")
     return lines
 
 

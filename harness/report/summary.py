@@ -156,7 +156,8 @@ def compared(
     scored, left_out = scored_runs(named)
     groups, repeated = group_runs(scored)
     left_out += repeated
-    for line in left_out_lines(left_out, MAX_LEFT_OUT if groups else len(left_out)):
+    lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out]
+    for line in first_lines(lines, MAX_LEFT_OUT if groups else len(lines)):
         echo(line, err=True)
     if not groups:
         raise InputError(
@@ -250,7 +251,8 @@ def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
         show(Text(part.heading, "bold"))
         show(Text(plain_table(part.cells, width)))
         show()
-        for sentence in (*part.verdicts, *shown_sentences(part.differences)):
+        sentences = first_lines([*part.differences["sentence"]], MAX_SENTENCES)
+        for sentence in (*part.verdicts, *sentences):
             show(Text(sentence))
         for note in part.notes:
             show(Text(note, "dim"))
@@ -261,19 +263,8 @@ def print_runs(folders: Sequence[Path]) -> None:
     print_parts([Part(group) for group in group_runs(scored_runs(folders)[0])[0]])
 
 
-def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
-    """Return at most MAX_SENTENCES comparisons of jobs in words, then a line such as "and 7 more".
-
-    Args:
-        compared: the table that `harness.report.statistics.differences` returns.
-    """
-    lines, num = [*compared["sentence"][:MAX_SENTENCES]], len(compared)
-    more = [f"and {num - MAX_SENTENCES:,} more (--out writes all)"] if num > MAX_SENTENCES else []
-    return [*lines, *more]
-
-
-def left_out_lines(left_out: Sequence[LeftOut], num_listed: int) -> list[str]:
-    """Return lines for the first runs that are left out, and a line that counts the other runs."""
-    lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out[:num_listed]]
-    num = len(left_out) - num_listed
-    return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]
+def first_lines(lines: Sequence[str], num: int) -> list[str]:
+    """Return the first lines, then a line that counts the others."""
+    num_more = len(lines) - num
+    more = [f"and {num_more:,} more (--out writes all)"] if num_more > 0 else []
+    return [*lines[:num], *more]

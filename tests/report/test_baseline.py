@@ -164,18 +164,13 @@ def test_the_test_set_chooses_nothing() -> None:
 
 
 def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
-    """The error names a missing class, or says that no two reviews share a word."""
-    for num_others in (0, 5):
-        train = make_split([[1, 2]] * 50, [1] * (50 - num_others) + [0] * num_others)
-        with pytest.raises(ValueError, match="no review among the first 40 of 50 training"):
-            fit_ngrams(train)
-    with pytest.raises(ValueError, match="no two of the first 40 training reviews share"):
+    """All reviews have the same class, or share no word."""
+    with pytest.raises(ValueError, match="class"):
+        fit_ngrams(make_split([[1, 2]] * 50, [1] * 50))
+    with pytest.raises(ValueError, match="feature"):
         fit_ngrams(make_split([[rank] for rank in range(1, 51)], [0, 1] * 25))
     small = dataclasses.replace(group, limit=2)
-    with pytest.raises(
-        InputError,
-        match=r"can't be fit to .*: the class .* has no training review; leave --baseline",
-    ):
+    with pytest.raises(InputError, match=r"can't be fit to .*; leave --baseline out"):
         baselines(small, tmp_path / "data", ngrams=True)
 
 

@@ -76,7 +76,7 @@ def test_equal_differences_have_no_interval() -> None:
     """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert only.sentence.endswith("no interval: the results of the seeds are too alike")
+    assert only.sentence.endswith("or their results too alike")
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -131,37 +131,20 @@ def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
     group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
     found = differences(group)
     assert found["low"].isna().all()
-    assert "over 2 seeds; no interval: there are too few seeds" in found["sentence"].iloc[0]
+    assert "over 2 seeds; no interval: the seeds are too few" in found["sentence"].iloc[0]
 
 
-@pytest.mark.parametrize(
-    ("second", "why"),
-    [
-        ({}, "there are too few seeds for so many comparisons"),
-        ({2: 89.0}, "there are too few seeds for so many comparisons"),
-        ({2: 80.0}, "the results of the seeds are too alike"),
-    ],
-)
-def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: str) -> None:
+@pytest.mark.parametrize("second", [{}, {2: 89.0}, {2: 80.0}])
+def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float]) -> None:
     """A second seed of one job does not help, and the sentence gives the reason."""
     rows = {f"row{n}": {1: 80.0 + n / 10} for n in range(14)}
     found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
     assert found["low"].isna().all()
-    assert {each.partition("no interval: ")[2] for each in found["sentence"]} == {why}
+    assert found["sentence"].str.contains("no interval: the seeds are too few").all()
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "above"),
-    [
-        ({1: 88.0}, "No interval over seeds: train with several seeds, such as --seeds 1-5. The"),
-        ({1: 88.0, 2: 88.0}, "No interval over seeds: each job has one seed, or equal accur"),
-        ({1: 87.9, 2: 88.1}, "The intervals above reflect only the spread over seeds, on one test"),
-    ],
-)
-def test_the_error_of_the_test_set(accuracies: dict[int, float], above: str) -> None:
-    """On IMDB, the 95 % interval extends about 0.4 points to either side."""
-    group = group_of(a=accuracies)
-    (line,) = explanations(group, differences(group))
-    assert line.startswith(above)
-    told = "for all reviews of the same kind, the accuracy has a 95 % interval"
-    assert line.endswith(f"{told} of 87.59% to 88.40% (binomial, Wilson's).")
+def test_several_seeds_are_advised() -> None:
+    """One seed per job gives no interval."""
+    groups = [group_of(a={1: 88.0}), group_of(a={1: 87.9, 2: 88.1})]
+    lines = [explanations(group, differences(group)) for group in groups]
+    assert lines == [["No interval over seeds: train with several seeds, such as --seeds 1-5."], []]

@@ -199,8 +199,9 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
-    if (found := probabilities.shape[1]) != num_classes:
-        raise ValueError(f"{path.name} has {found} classes, the run has {num_classes}")
+    shape, expected = probabilities.shape, (len(labels), num_classes)
+    if shape != expected:
+        raise ValueError(f"{path.name} has the shape {shape}, but should have {expected}")
     return labels, probabilities
 
 

@@ -199,7 +199,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, old), "validation_predictions.npz can't be read: No such file"),
         ((first, broken), "validation_predictions.npz can't be read"),
         ((first, other), "has data = "),
-        ((first, mixed), "predictions.npz has 2 classes, the run has 3"),
+        ((first, mixed), "predictions.npz has the shape ("),
         ((first, short), "has validation reviews = 30, "),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
         (

@@ -79,8 +79,12 @@ def test_two_classes_are_read_in_any_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda found: found[:, :2], "has 2 classes, the run has 3"),
-        (lambda found: np.pad(found, [(0, 0), (0, 1)]), "has 4 classes, the run has 3"),
+        (lambda found: found[:, :2], "has the shape (120, 2), but should have (120, 3)"),
+        (lambda found: found[1:], "has the shape (119, 3), but should have (120, 3)"),
+        (
+            lambda found: np.pad(found, [(0, 0), (0, 1)]),
+            "has the shape (120, 4), but should have (120, 3)",
+        ),
     ],
 )
 def test_predictions_of_another_shape_are_refused(

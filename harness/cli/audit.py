@@ -95,14 +95,12 @@ def _audit(
     found = audit_run(folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True))
     echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
     echo(found.sentence)
-    is_different = found.outcome == DIFFERS
     try:
         keep_audit(runs, found.result_sha256, found.record())
     except (DiskError, OSError) as error:
-        refusal = (
+        raise InputError(
             f"--runs {runs}: the audit can't be saved ({error}); give a folder in which you can "
             "write"
-        )
-        raise (RunError if is_different else InputError)(refusal) from None
-    if is_different:
+        ) from None
+    if found.outcome == DIFFERS:
         raise typer.Exit(RunError.exit_code)

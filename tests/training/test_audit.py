@@ -36,9 +36,7 @@ from harness.training.audit import (
     Sides,
     compared,
     gap,
-    last_epoch,
     read_subject,
-    widened,
 )
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS, Harness, calm_run, results
@@ -78,7 +76,7 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "the devices were 1 × CPU and are now 2 × CPU" in sentence
     assert any(
-        re.search(r"measured here .*on 1 instead of 2 replicas: .*loss [0-9.e-]+, ", row)
+        re.search(r"measured here .* on cpu:1 instead of .* on cpu:2: .*loss [0-9.e-]+, ", row)
         for row in rows
     )
 
@@ -99,16 +97,6 @@ def test_a_value_may_differ_by_its_limit(
     """A value without a limit must be equal."""
     sides = Sides({"loss": 0.5}, {"loss": theirs}, {"loss": limit})
     assert compared("metrics.jsonl", lambda: sides) == Check("metrics.jsonl", outcome, detail)
-
-
-def test_a_later_epoch_may_differ_as_much_as_an_earlier_one() -> None:
-    """The screen shows the largest limit of each metric and file."""
-    rows = [("epoch 1, loss", 0.2, 0.2), ("epoch 1, accuracy", 0.1, 0.1)]
-    rows += [("epoch 2, loss", 0.01, 0.2), ("epoch 2, accuracy", 0.3, 0.3)]
-    rows += [("kernel of model.keras", 0.5, 0.5), ("bias of model.keras", 0.4, 0.4)]
-    allowed = {where: measured for where, measured, _ in rows}
-    assert widened(allowed) == {"loss": 0.2, "accuracy": 0.3, "model.keras": 0.5}
-    assert allowed == {where: limit for where, _, limit in rows}
 
 
 def test_values_are_equal_only_to_the_bit() -> None:
@@ -157,22 +145,19 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("result.json", num_replicas="2"), "its record is broken (num_replicas)"),
         (broken("provenance.json", "{"), "provenance.json is broken"),
-        (broken("result.json", "{"), "result.json"),
+        (broken("result.json", "{"), "result.json: is broken"),
     ],
 )
 def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
     finished: tuple[Harness, Path], tmp_path: Path, change: Any, message: str
 ) -> None:
-    """The command exits before it imports TensorFlow, and writes no record.
-
-    A broken result is a difference, so the exit code is 1 instead of 2.
-    """
+    """The command exits before it imports TensorFlow, and writes no record."""
     harness, run = finished
     copy = tmp_path / "runs/bilstm/copy"
     shutil.copytree(run, copy)
     change(copy)
     done = harness.run_here("audit", copy, "--runs", tmp_path / "mine")
-    assert done.returncode == (1 if message == "result.json" else 2), done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "mine").exists()
@@ -181,7 +166,7 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
 def test_a_run_that_cannot_be_audited_leaves_the_others(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """All runs are audited, even if no audit can be saved; a difference decides the exit code.
+    """All runs are audited, even if no audit can be saved.
 
     TensorFlow uses as many threads for each run as its training did. A run of two replicas counts
     as one of the same devices.
@@ -197,7 +182,7 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
     changed("result.json", num_replicas=2)(other)
     no_folder.touch()
     done = harness.run("audit", copy, run, other, "--quick", "--runs", no_folder)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     for each in (run, other):
         assert f"run {each}: the audit (quick, " in done.stdout
     assert "the devices were" not in done.stdout
@@ -243,8 +228,7 @@ def elsewhere(folder: Path, patience: int, num_epochs: int) -> Any:
     )
     auditor.subject, auditor.scratch, auditor.say = subject, folder, lambda text: None
     auditor.devices, auditor.options, auditor.tolerance = Devices("cpu", 1), [], ""
-    auditor.plan = ExecutionPlan("keras", 1)
-    auditor.sizes = {"training": 100, "validation": 10, "smallest class": 5}
+    auditor.plan, auditor.smallest_class = ExecutionPlan("keras", 1), 5
     return auditor
 
 
@@ -254,51 +238,39 @@ def metrics(num_epochs: int, off: float = 0.0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("patience", "trained", "outcomes"),
+    ("patience", "trained", "details"),
     [
-        (1, (5, 6, 6), ["first 5 epochs, because a training run stopped early", "loss by 1e-05"]),
-        (1, (6, 5, 4), ["first 5 epochs, because a training run stopped early", "loss by 1e-05"]),
-        (1, (6, 6, 4), ["loss by 1e-05"]),
-        (0, (5, 6, 6), ["epoch 6, epoch is not as recorded"]),
-        (0, (6, None, 6), ["loss by 1e-05"]),
-        (0, (6, 6, None), ["loss by 1e-05"]),
-        (0, (6, None, None), ["one review per batch"]),
+        (1, (5, 6), ["after epoch 5, because a training run stopped early", "loss, epoch 1 by"]),
+        (1, (6, 4), ["loss, epoch 1 by 1e-05, 0.0001 allowed"]),
+        (0, (5, 6), ["epoch, epoch 6 is not as recorded"]),
     ],
 )
-def test_other_trainings_may_be_shorter_or_impossible(
+def test_other_trainings_may_be_shorter(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     patience: int,
-    trained: tuple[int | None, ...],
-    outcomes: list[str],
+    trained: tuple[int, ...],
+    details: list[str],
 ) -> None:
-    """The audit trained an epoch less, or one of the trainings that measure rounding did."""
+    """The audit trained an epoch less, or the training that measures rounding did."""
     auditor = elsewhere(tmp_path, patience, 6)
-    left = [*enumerate(trained)]
+    left = [*enumerate(trained, 1)]
 
     def train(*_: object) -> RunDirectory:
         number, num_epochs = left.pop(0)
-        if num_epochs is None:
-            raise InputError("one review per batch")
         run = RunDirectory(tmp_path / str(number))
         run.folder.mkdir()
-        run.path("metrics.jsonl").write_bytes(metrics(num_epochs, 1e-5 * (number + 1)))
+        run.path("metrics.jsonl").write_bytes(metrics(num_epochs, 1e-5 * number))
         run.path("provenance.json").write_text('{"starts": [{}]}')
         return run
 
     monkeypatch.setattr(auditor, "_train", train)
     monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
-    if trained[1:] == (None, None):
-        with pytest.raises(InputError, match=outcomes[0]):
-            [*auditor.trained(6)]
-        return
     checks = [*auditor.trained(6)]
-    assert len(checks) == len(outcomes)
-    for check, text in zip(checks, outcomes, strict=True):
+    for check, text in zip(checks, details, strict=True):
         assert text in check.detail
-        assert check.outcome == ("differs" if "not as recorded" in text else "within rounding")
-    assert "inf" not in auditor.tolerance
-    assert ("2 instead of 1 replicas" in auditor.tolerance) == (trained[2] is not None)
+    assert (checks[-1].outcome == "differs") == (patience == 0)
+    assert "with xla on cpu:2 instead of keras on cpu:1: loss 0.0001" in auditor.tolerance
 
 
 def test_equal_files_need_no_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +317,7 @@ def test_the_other_training_uses_other_kernels(
         graph = traced.get_concrete_function(batch).graph
         return [*kernels_of(step.model, graph, plan.way).values()]
 
-    (_, other), *_ = auditor._ways().values()
+    _, other = auditor._other_training()
     assert kernels(other) != kernels(auditor.plan)
 
 
@@ -357,43 +329,6 @@ def evaluated(auditor: Any, probabilities: np.ndarray) -> Check:
     auditor.subject = SimpleNamespace(job=auditor.job, files=files)
     reviews = Reviews(np.full(300, 9, np.int32), np.arange(301), np.zeros(300, np.int32))
     return compared("model", Auditor._model, auditor, "predictions.npz", reviews, False)
-
-
-HASHED = """
-import keras
-import tensorflow as tf
-
-
-class Hashed(keras.layers.Layer):
-    def call(self, tokens):
-        return tf.strings.to_hash_bucket_fast(tf.strings.as_string(tokens), 50)
-
-    def compute_output_spec(self, tokens):
-        return keras.KerasTensor(tokens.shape, dtype="int64")
-
-
-def net(vocab_size, config, *, num_outputs, options):
-    words = keras.Input([None], dtype="int32")
-    channels = keras.layers.Embedding(50, 4)(Hashed()(words))
-    pooled = keras.layers.GlobalAveragePooling1D()(channels)
-    return keras.Model(words, keras.layers.Dense(num_outputs, activation="sigmoid")(pooled))
-"""
-
-
-def test_a_network_that_xla_cannot_compile_differs_only_if_its_numbers_do(tmp_path: Path) -> None:
-    """XLA supports no operation on strings; the run did not use XLA."""
-    (tmp_path / "hashed.py").write_text(HASHED)
-    (tmp_path / "job.toml").write_text('name = "hashed"\n[model]\narchitecture = "hashed.py:net"\n')
-    job = load_job(tmp_path / "job.toml", SMALL[:3])
-    model, plan = build_network(job), choose(job, "cpu", 1)
-    auditor: Any = SimpleNamespace(job=job, model=model, plan=plan, _model_in=lambda _: model)
-    word = tf.fill([1, 12], 0).numpy()
-    word[0, -1] = 9
-    honest = np.full(300, np.float32(model(word)[0, 0]))
-    for added, outcome in ((0, "equal"), (5e-7, "within rounding"), (1e-5, "differs")):
-        check = evaluated(auditor, honest + np.float32(added))
-        assert check.outcome == outcome, check
-        assert "can't be read" not in check.detail
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm"])
@@ -420,9 +355,7 @@ def test_the_other_evaluation_does_not_use_cudnn(
     assert uses_cudnn == [True, False]
 
 
-@pytest.mark.parametrize(
-    "name", ["accuracy", "f1", "balanced_accuracy", "recall", "f1_macro", "f1_weighted"]
-)
+@pytest.mark.parametrize("name", ["accuracy", "f1", "recall", "f1_macro"])
 def test_a_score_may_differ_by_the_reviews_of_the_smallest_class(tmp_path: Path, name: str) -> None:
     """Two reviews of a rare class cross the threshold of 0.5."""
     labels = np.repeat([0, 1], [1980, 20])
@@ -432,36 +365,8 @@ def test_a_score_may_differ_by_the_reviews_of_the_smallest_class(tmp_path: Path,
     moved[-2:] = 0.6
     before, after = (scores_of(labels, each)[name] for each in (found, moved))
     auditor = elsewhere(tmp_path, 0, 1)
-    auditor.sizes = {"training": 8000, "validation": 2000, "smallest class": 20}
-    least = auditor._least(f"epoch 1, val_{name}", before)
-    assert abs(after - before) <= least < {"accuracy": 0.002, "f1_weighted": 0.005}.get(name, 0.21)
-
-
-@pytest.mark.parametrize(
-    ("scores", "patience", "last"),
-    [
-        ([0.5, 0.4], 1, 7),
-        ([0.5, 0.5], 1, 2),
-        ([0.5, 0.6, 0.4, 0.6, 0.4], 2, 5),
-        ([0.5, 0.6, 0.4, 0.6, 0.3, 0.2, 0.1], 2, 7),
-    ],
-)
-def test_a_run_that_stopped_although_its_scores_improved_differs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], patience: int, last: int
-) -> None:
-    """Where rounding differs, a run may stop at another epoch, but only by the rule of its job."""
-    lines = [{"epoch": n, "val_accuracy": -score} for n, score in enumerate(scores, 1)]
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    auditor, run = elsewhere(tmp_path, patience, 6), RunDirectory(tmp_path)
-    assert last_epoch(lines, auditor.subject.job.train) == last
-    auditor.subject.files = {"metrics.jsonl": content}
-    more = {"epoch": len(scores) + 1, "val_accuracy": -1.0}
-    run.path("metrics.jsonl").write_bytes(content + json.dumps(more).encode() + b"\n")
-    run.path("provenance.json").write_text('{"starts": [{}]}')
-    monkeypatch.setattr(auditor, "_train", lambda *_: run)
-    monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
-    first = next(auditor.trained(None))
-    assert first.outcome == ("within rounding" if last == len(scores) else "differs"), first
+    auditor.smallest_class = 20
+    assert abs(after - before) <= auditor._least(f"val_{name}", before) < 0.21
 
 
 def test_a_training_that_ends_too_early_is_no_difference(

@@ -153,25 +153,20 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     return fitting[0]
 
 
-def check_network(
-    job: Job, num_outputs: int = 1, *, num_replicas: int = 1, trains: bool = True
-) -> str:
-    """Build a custom network and check its outputs, before the run writes anything.
+def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> str:
+    """Build a custom network and check it, before a new run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether to also check that the function returns an equal network at each call, and
-            that the network can be trained, accepts short reviews (`data.bucket`) and compiles with
-            XLA (`train.xla`).
 
     Returns:
         A warning that names the layers whose results depend on the number of replicas; "" if there
         are none.
 
     Raises:
-        InputError: if the network can't be built or run, its outputs are not probabilities, it adds
-            losses, or a trained weight has no effect.
+        InputError: if the network can't be built or run with the job's settings, its outputs are
+            not probabilities, it adds losses, or a trained weight has no effect.
     """
     if not job.model.is_own:
         return ""
@@ -185,9 +180,14 @@ def check_network(
         each.assign(random.normal(size=each.shape))
     with own_errors(where):
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
-    if trains:
-        training_network(job, model, num_outputs)  # a second call must return an equal network
-        _check_forms(model, job, tokens, where)
+    training_network(job, model, num_outputs)  # a second call must return an equal network
+    if job.data.bucket:
+        shortest = padded_lengths(job.data.maxlen)[0]
+        with own_errors(f"{where}: with data.bucket = true, should accept {shortest} words"):
+            model(tokens[:, :shortest], training=False)
+    if job.train.xla == "on" and not num_own_gpus():
+        with own_errors(f"{where}: with train.xla = 'on', should compile with XLA"):
+            tf.function(model, autograph=False, jit_compile=True)(tokens, training=False)
     for layer in all_layers(model):
         if num_replicas > 1 and getattr(layer, "synchronized", False):
             raise InputError(
@@ -195,7 +195,7 @@ def check_network(
                 "use LayerNormalization, or one device"
             )
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
-    num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
+    num_losses, unused = _traced_training(model, job, where)
     if num_losses:
         raise InputError(
             f"{where}: adds {num_losses} losses (regularizers or add_loss), which training "
@@ -222,30 +222,6 @@ def check_network(
         "dropout without this dependence, use keras.layers.Dropout, SpatialDropout1D or "
         "GlobalBatchDropout"
     )
-
-
-def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Check that a network works with the job's settings `data.bucket` and `train.xla`.
-
-    With `data.bucket` the network must accept short reviews. With `train.xla = "on"` the network
-    must compile with XLA, which is checked only on a CPU.
-
-    Raises:
-        InputError: if the network fails; the message contains its error.
-    """
-    if job.data.bucket:
-        tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
-        with own_errors(
-            f"{where}: should accept reviews as short as {tokens.shape[1]} words; change the "
-            "network, or leave out data.bucket"
-        ):
-            model(tokens, training=False)
-    if job.train.xla == "on" and not num_own_gpus():
-        compiled = tf.function(model, autograph=False, jit_compile=True)
-        with own_errors(
-            f"{where}: should compile with XLA; change the network, or leave out train.xla"
-        ):
-            compiled(tokens, training=False)
 
 
 def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:

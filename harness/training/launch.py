@@ -136,13 +136,9 @@ def launch(
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(
-            context,
-            strategy.num_replicas_in_sync,
-            console,
-            is_new=is_new,
-            compiled=plan.way == "xla",
-        )
+        if is_new:
+            compiled = plan.way == "xla"
+            check_own_parts(context, strategy.num_replicas_in_sync, console, compiled=compiled)
         # 4. Train.
         from harness.training.train import train
 
@@ -296,12 +292,11 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
 
 
 def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
+    context: RunContext, num_replicas: int, console: Console, *, compiled: bool
 ) -> None:
-    """Check the user's network, loss and optimizer before anything is written.
+    """Check the user's network, loss and optimizer before a new run writes anything.
 
     Args:
-        is_new: whether this is a new run. In a resumed run loss and optimizer are not checked.
         compiled: whether XLA compiles the run's training steps.
 
     Raises:
@@ -312,14 +307,11 @@ def check_own_parts(
     from harness.compute.network import check_network
     from harness.compute.optimizer import check_optimizer
 
-    job = context.job
-    if line := check_network(
-        job, context.dataset.num_outputs, num_replicas=num_replicas, trains=is_new
-    ):
+    job, num_outputs = context.job, context.dataset.num_outputs
+    if line := check_network(job, num_outputs, num_replicas=num_replicas):
         console.warning(line)
-    if is_new:
-        check_loss(job, context.dataset.num_outputs, compiled=compiled)
-        check_optimizer(job.train, job.code)
+    check_loss(job, num_outputs, compiled=compiled)
+    check_optimizer(job.train, job.code)
 
 
 def warn_of_changes(

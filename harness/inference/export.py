@@ -5,7 +5,7 @@ Serving can load it without this package.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,19 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
 
         The result is a ragged tensor, `[n, (words), channels] float32`.
         """
+        # The number of each word; -1 for unknown words, and later for unknown n-grams.
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
-        channels = []
-        for column in columns(tokens.with_flat_values(words), self.ngrams, self.sizes):
-            row = tf.where(column >= 0, column, self.ratios.shape[0] - 1)
+        starts = tf.gather(tokens.row_starts(), tokens.value_rowids())
+        is_first = starts == tf.range(tokens.row_splits[-1])
+        numbers, before, channels = words, 0, []
+        for length, (table, size) in enumerate(zip(self.ngrams, self.sizes, strict=True), 1):
+            if length > 1:
+                shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # ends one word earlier
+                is_one = ~is_first & (shorter >= 0) & (words >= 0)
+                numbers = table.lookup(tf.where(is_one, shorter * self.sizes[0] + words, -1))
+            row = tf.where(numbers >= 0, before + numbers, self.ratios.shape[0] - 1)
             channels.append(tf.gather(self.ratios, row))
+            before += size
         return tokens.with_flat_values(tf.concat(channels, axis=1))
 
 
@@ -133,35 +141,6 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
         ),
         default_value=-1,
     )
-
-
-def columns(
-    words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
-) -> Iterator[tf.Tensor]:
-    """For each word and each length of n-grams, find the n-gram that ends at the word.
-
-    Args:
-        words: a ragged tensor `[n, (words)] int64` with the index of each word, -1 for unknown
-            words.
-        ngrams: for each length of n-grams, a table that maps the code of an n-gram to the n-gram's
-            index among the n-grams of this length, as `numbering` returns it.
-        sizes: the number of n-grams of each length.
-
-    Yields:
-        A tensor `[all words]` for each length of n-grams. For each word, the tensor contains the
-        index of the n-gram that ends at the word, or -1 if no known n-gram ends at the word. The
-        index is the n-gram's column in the matrix that `binary_ngrams` returns.
-    """
-    flat = words.flat_values
-    is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
-    numbers, before = flat, 0
-    for length, (table, size) in enumerate(zip(ngrams, sizes, strict=True), 1):
-        if length > 1:
-            shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # one word earlier
-            is_one = ~is_first & (shorter >= 0) & (flat >= 0)
-            numbers = table.lookup(tf.where(is_one, shorter * sizes[0] + flat, -1))
-        yield tf.where(numbers >= 0, before + numbers, -1)
-        before += size
 
 
 def export(run: RunDirectory, folder: Path) -> Path:

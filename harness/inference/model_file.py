@@ -5,7 +5,6 @@ then loads the file's weights. If Keras can't serialize the configuration of a c
 `model.keras` contains only the network's weights.
 """
 
-import contextlib
 import json
 import re
 import uuid
@@ -24,25 +23,19 @@ from harness.tracking.run_dir import RunDirectory
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
+def save_model(run: RunDirectory, model: keras.Model) -> None:
     """Write the run's `model.keras`, which Keras 3 can load unless it contains only weights.
-
-    Args:
-        run: the run.
-        model: the trained model.
-        is_own: whether the network is custom.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.
     """
-    has_config = not is_own or _has_config(model)
 
     def save(file: BinaryIO) -> None:
         # The temporary file is in the run's folder, because TMPDIR may be small. `take_lease`
         # removes the files of a killed process.
         path = run.path(f".{uuid.uuid4().hex}.tmp.keras")
         try:
-            members = _members(model, path, has_config=has_config)
+            members = _members(model, path)
         finally:
             for leftover in run.folder.glob(f"{path.stem}*"):
                 leftover.unlink(missing_ok=True)
@@ -57,25 +50,20 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     run.write("model.keras", save)
 
 
-def _has_config(model: keras.Model) -> bool:
-    """Whether a model has a configuration; `get_config` of a custom class may raise any error."""
-    try:
-        model.get_config()
-    except Exception:
-        return False
-    return True
-
-
-def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, bytes]:
+def _members(model: keras.Model, path: Path) -> dict[str, bytes]:
     """Return the content of each file in Keras's archive of a model, by the file's name."""
-    with contextlib.suppress(NotImplementedError, TypeError, ValueError):
-        if has_config:
-            model.save(path)
-            with zipfile.ZipFile(path) as archive:
-                members = {name: archive.read(name) for name in archive.namelist()}
-            # A lambda is stored differently by each process, and safe mode refuses to load it.
-            if b'"__lambda__"' not in members["config.json"]:
-                return members
+    try:
+        model.save(path)
+    except OSError:
+        raise
+    except Exception:  # noqa: S110 - `get_config` of a custom class may raise any error
+        pass
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        # A lambda is stored differently by each process, and safe mode refuses to load it.
+        if b'"__lambda__"' not in members["config.json"]:
+            return members
     # The model's class is custom and has no configuration, or the model contains a lambda.
     weights = path.with_suffix(".weights.h5")
     model.save_weights(weights)

@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -21,7 +20,6 @@ from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_pl
 from harness.tracking.run_dir import CHECKSUMS, RATIOS_FILE, RunDirectory
 
 CHUNK_BYTES = 1 << 18  # about 200 reviews
-MAX_LINE_BYTES = 16_000_000
 JSON_LINES = (".jsonl", ".ndjson")
 TEXTS_AT_ONCE = 64  # number of texts in a batch; empty texts fill up a smaller batch
 
@@ -70,10 +68,7 @@ def open_lines(path: Path) -> BufferedReader:
             ".jsonl file, or rename the file and use --jsonl"
         )
     try:
-        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
+        return path.open("rb")
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
 
@@ -109,10 +104,6 @@ def read_lines(
                 text = remarks.checked(_text(raw, f"{name}: line {number}", is_json=is_json))
                 if text is not None:
                     lines.append(Line(number, text))
-            # Raise an error before the line ends: an endless file without a newline, such as
-            # /dev/zero, would fill the memory.
-            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:
-                _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
                 yield lines
@@ -124,8 +115,6 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but finds only unknown words.
     if b"\0" in raw:
         raise InputError(f"{where} contains a NUL byte, so it is not text; save the text as UTF-8")
-    if len(raw) > MAX_LINE_BYTES:
-        raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:

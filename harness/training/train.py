@@ -112,7 +112,7 @@ def train(
             )
             if row and (score := result.get(row.objective)) is not None:
                 trainer.log.scores("search", {row.objective: score})
-            save_model(run, train_step.export_model, is_own=job.model.is_own)
+            save_model(run, train_step.export_model)
             check_results()
         record.finish(context, heartbeat, result)
     return result

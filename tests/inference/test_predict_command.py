@@ -50,7 +50,6 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         ([], "\n \n?!", "no text"),
         (["--jsonl"], "good\n", "line 1 is not JSON"),
         (["--jsonl"], "1\n", "line 1 is not a text"),
-        ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
         (["good", "--file", "x"], "", "use only one"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),

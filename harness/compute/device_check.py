@@ -63,16 +63,11 @@ def checked_strategy(
 def first_use(card: Card) -> str:
     """Return a message if the driver still has to compile the kernels for a card; else ""."""
     folder = kernel_cache()
-    if has_machine_code(card) or (folder and folder.is_dir() and any(folder.iterdir())):
+    if has_machine_code(card) or (folder and any(folder.glob("*"))):
         return ""
-    duration = (
-        f"this start takes minutes longer, later starts load kernels from {folder}"
-        if folder
-        else "starts take minutes longer; set CUDA_CACHE_PATH, and unset CUDA_CACHE_DISABLE"
-    )
     return (
         f"{card.title}: TensorFlow has no machine code for it, so the driver compiles the kernels "
-        f"at first use; {duration}"
+        "at first use; this start takes minutes longer"
     )
 
 

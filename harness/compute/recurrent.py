@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.layers import all_layers
 # Takes a layer, the layer's input, `[time, batch, features]`, and its initial states; returns the
 # outputs, `[time, batch, units]`, and the last states.
 Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
+FUSED = {"cudnn": "CudnnRNN", "block": "BlockLSTM"}  # kernel -> prefix of its operation types
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
@@ -225,56 +227,42 @@ def count_parameters(model: keras.Model) -> dict[str, int]:
     return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
 
 
-def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
-    """Count how often each layer's forward pass uses a kernel; return the counts by layer name.
-
-    If the replicas' counts differ, the smallest count is returned. A node of the graph is named
-    `model/scope/…`. The scope is the layer's name, but TensorFlow adds numbers to repeated scopes.
-    So scopes and layers with the same base name, such as `lstm`, are matched by their order.
-
-    Args:
-        graph: the traced graph of a step.
-        layers: the layers to look for.
-        kernel: the prefix of the kernel's operation types, such as `CudnnRNN`.
-    """
-    counts: dict[str, int] = {}
-    for function in graph.as_graph_def().library.function:
-        paths = [(node.op, node.name.split("/")) for node in function.node_def]
-        forward = [(op, path[1]) for op, path in paths if path[1:] and path[0] != "gradient_tape"]
-        fused = [scope for op, scope in forward if op.startswith(kernel)]
-        scopes = list(dict.fromkeys(scope for _, scope in forward))
-        for base in {_base(layer.name) for layer in layers}:
-            names = [layer.name for layer in layers if _base(layer.name) == base]
-            matching = [scope for scope in scopes if _base(scope) == base]
-            # A graph function whose number of scopes differs from the number of layers is the body
-            # of a loop, so its kernels are not counted.
-            if len(names) == len(matching):
-                for name, scope in zip(names, matching, strict=True):
-                    num = fused.count(scope)
-                    counts[name] = min(num, counts.get(name, num))
-    return {layer.name: counts.get(layer.name, 0) for layer in layers}
-
-
-def _base(name: str) -> str:
-    return re.sub(r"(_\d+)+$", "", name)
-
-
 def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     """Return the kernel that computes each recurrent layer in the traced graph of a step.
 
     `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: the compiled
     loop; `loop`: a loop of TensorFlow operations.
+
+    A node of the graph is named `model/scope/…`. The scope is the layer's name, but TensorFlow adds
+    numbers to repeated scopes. So scopes and layers with the same base name, such as `lstm`, are
+    matched by their order.
     """
     layers = recurrent_layers(model)
-    usual = "xla" if way == "xla" else "loop"
-    kernels = dict.fromkeys((layer.name for layer in layers), usual)
-    for name, kernel in (("cudnn", "CudnnRNN"), ("block", "BlockLSTM")):
-        counts = count_kernels(graph, layers, kernel)
-        for layer in layers:
-            directions = 2 if isinstance(layer, Bidirectional) else 1
-            if counts[layer.name] >= directions:
-                kernels[layer.name] = name
+    kernels = dict.fromkeys((layer.name for layer in layers), "xla" if way == "xla" else "loop")
+    for function in graph.as_graph_def().library.function:
+        operations = defaultdict[str, list[str]](list)  # of the forward pass, by scope
+        for node in function.node_def:
+            path = node.name.split("/")
+            if path[1:] and path[0] != "gradient_tape":
+                operations[path[1]].append(node.op)
+        for base in {_base(layer.name) for layer in layers}:
+            named = [layer for layer in layers if _base(layer.name) == base]
+            scopes = [scope for scope in operations if _base(scope) == base]
+            # A graph function whose number of scopes differs from the number of layers is the body
+            # of a loop, so its kernels are not counted.
+            if len(named) != len(scopes):
+                continue
+            for layer, scope in zip(named, scopes, strict=True):
+                directions = 2 if isinstance(layer, Bidirectional) else 1
+                for kernel, prefix in FUSED.items():
+                    num = sum(each.startswith(prefix) for each in operations[scope])
+                    if num >= directions:
+                        kernels[layer.name] = kernel
     return kernels
+
+
+def _base(name: str) -> str:
+    return re.sub(r"(_\d+)+$", "", name)
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:

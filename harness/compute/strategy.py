@@ -308,30 +308,21 @@ def describe_devices(
 
     All nodes are assumed to have the same devices, so this node's devices describe all of them.
     """
-    nodes = worker_group.nodes if worker_group else [""]
-    num_cpus = strategy.num_replicas_in_sync // len(nodes)
-    devices = _own_gpus() or [{"device": f"cpu:{i}"} for i in range(num_cpus)]
-    return [
-        {**device, "device": f"{node}/{device['device']}".lstrip("/")}
-        for node in nodes
-        for device in devices
-    ]
-
-
-def own_devices() -> str:
-    """Return this process's GPUs as text: `gpu:0 (NVIDIA H100)`; without GPUs `the CPU`."""
-    return ", ".join(f"{each['device']} ({each['name']})" for each in _own_gpus()) or "the CPU"
-
-
-def _own_gpus() -> list[dict[str, str]]:
     import tensorflow as tf
 
-    return [
+    nodes = worker_group.nodes if worker_group else [""]
+    num_cpus = strategy.num_replicas_in_sync // len(nodes)
+    devices = [
         {
             "device": each.name.removeprefix("/physical_device:").lower(),
             "name": card_of(each).name,
         }
         for each in tf.config.get_visible_devices("GPU")
+    ] or [{"device": f"cpu:{i}"} for i in range(num_cpus)]
+    return [
+        {**device, "device": f"{node}/{device['device']}".lstrip("/")}
+        for node in nodes
+        for device in devices
     ]
 
 

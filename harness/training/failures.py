@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from harness.compute.device_check import first_use_factor
 from harness.compute.device_errors import explained, is_node_fault, out_of_memory, telling
-from harness.compute.strategy import own_devices
+from harness.compute.strategy import describe_devices, one_device, title_of_devices
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.slurm.environment import node_name, resume_command
 from harness.slurm.nodes import WorkerGroup
@@ -88,10 +88,8 @@ def watching(
 ) -> contextlib.AbstractContextManager[None]:
     """Let the watchdog end the run, and record why, if its devices stop responding."""
     folder, group = context.run.folder, compute.worker_group
-    where, next_step = (
-        f"{own_devices()} of {node_name()}",
-        f"continue with: {resume_command(folder)}",
-    )
+    title = title_of_devices(describe_devices(one_device()), compute.plan.threads)
+    where, next_step = f"{title} of {node_name()}", f"continue with: {resume_command(folder)}"
     if group:
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
         where += f", or another worker ({', '.join(others)})"

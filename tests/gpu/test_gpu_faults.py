@@ -263,13 +263,13 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     assert done.returncode == 75
     # Until the end of the first step the limit is 0.6 min; on a busy machine that step is slow.
     assert last_line(done).replace("0.6 min", "0.1 min") == (
-        f"harness: gpu:0 (NVIDIA H100 80GB HBM3) of {NODE}: no step, batch or compilation has "
+        f"harness: 1 × NVIDIA H100 80GB HBM3 of {NODE}: no step, batch or compilation has "
         "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; continue with: harness resume "
         f"{forks.run_of(STALL).relative_to(forks.folder / STALL)}"
     )
     state = forks.state(STALL)
     assert state["phase"] == "interrupted"
-    assert str(state["signal"]).startswith("a hang of gpu:0")
+    assert str(state["signal"]).startswith("a hang of 1 × NVIDIA")
     assert forks.blamed(STALL) == ""  # no node is blamed: the step may hang on any node
 
 
@@ -293,10 +293,7 @@ def test_a_signal_is_obeyed_while_a_device_does_not_answer(
     assert done.returncode == 75
     assert time.monotonic() - began < 10
     if numbers == [SIGTERM]:
-        assert (
-            f"SIGTERM; gpu:0 (NVIDIA H100 80GB HBM3) of {NODE} did not answer for 2 s"
-            in done.stderr
-        )
+        assert f"SIGTERM; 1 × NVIDIA H100 80GB HBM3 of {NODE} did not answer for 2 s" in done.stderr
         assert forks.state(name)["signal"] == "SIGTERM"
     else:
         assert last_line(done) == "harness: interrupted immediately; saved files are kept"

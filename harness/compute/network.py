@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -20,7 +20,7 @@ from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.own_code import OptionReader, load_function, own_errors
-from harness.layers import all_layers, for_training, global_batch, makes_masks, place_dropouts
+from harness.layers import all_layers, for_training, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
     "float32": "float32",
@@ -154,7 +154,7 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
 
 
 def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> str:
-    """Build a custom network and check it, before a new run writes anything.
+    """Build a custom network and check its outputs, before a new run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
@@ -165,8 +165,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         are none.
 
     Raises:
-        InputError: if the network can't be built or run with the job's settings, its outputs are
-            not probabilities, it adds losses, or a trained weight has no effect.
+        InputError: if the network can't be built or run with the job's settings, or its outputs are
+            not probabilities.
     """
     if not job.model.is_own:
         return ""
@@ -180,7 +180,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         each.assign(random.normal(size=each.shape))
     with own_errors(where):
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
-    training_network(job, model, num_outputs)  # a second call must return an equal network
+    if job.model.embeddings or not job.model.train_embeddings:
+        embedding_of_words(model, job)
     if job.data.bucket:
         shortest = padded_lengths(job.data.maxlen)[0]
         with own_errors(f"{where}: with data.bucket = true, should accept {shortest} words"):
@@ -188,24 +189,6 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
     if job.train.xla == "on" and not num_own_gpus():
         with own_errors(f"{where}: with train.xla = 'on', should compile with XLA"):
             tf.function(model, autograph=False, jit_compile=True)(tokens, training=False)
-    for layer in all_layers(model):
-        if num_replicas > 1 and getattr(layer, "synchronized", False):
-            raise InputError(
-                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
-                "use LayerNormalization, or one device"
-            )
-    others = place_dropouts(model, job.train.seed, job.train.batch_size)
-    num_losses, unused = _traced_training(model, job, where)
-    if num_losses:
-        raise InputError(
-            f"{where}: adds {num_losses} losses (regularizers or add_loss), which training "
-            "ignores; remove them, or use train.optimizer_options.weight_decay"
-        )
-    if unused:
-        raise InputError(
-            f"{where}: its output in training does not depend on {', '.join(unused)}; use these "
-            "weights, or set trainable=False for them"
-        )
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
     # Half-precision probabilities add up to 1 within a hundredth.
     adds_up = num_outputs == 1 or bool(np.all(np.abs(outputs.sum(axis=1) - 1) < 0.01))
@@ -215,6 +198,13 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
             f"{where}: its outputs are not probabilities; end it in Dense(num_outputs, "
             f"activation='{activation}')"
         )
+    for layer in all_layers(model):
+        if num_replicas > 1 and getattr(layer, "synchronized", False):
+            raise InputError(
+                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
+                "use LayerNormalization, or one device"
+            )
+    others = place_dropouts(model, job.train.seed, job.train.batch_size)
     if not others:
         return ""
     return (
@@ -224,40 +214,38 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
     )
 
 
-def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:
-    """Trace a training step without running it, so that no random state changes.
+@contextlib.contextmanager
+def own_training(job: Job, model: keras.Model) -> Iterator[None]:
+    """Explain an error of a custom network in a training step, while the step is traced.
 
-    Args:
-        model: a custom network, after `place_dropouts` has changed its dropout layers. The caller
-            must not use the network after this call.
-        where: the beginning of error messages: the job's key and its value.
-
-    Returns:
-        A tuple of the number of losses that the network adds (by regularizers or `add_loss`), and
-        the paths of the trainable weights that have no effect on the network's output in training.
+    Raises:
+        InputError: instead of an error that the `with` block raises, or if the network adds losses.
     """
-    if job.model.embeddings:
-        embedding_of_words(model, job)
-    put_vectors(model, job, None)
-    num_losses = 0
-    unused: list[str] = []
-
-    def step(tokens: tf.Tensor) -> None:
-        nonlocal num_losses
-        rows = global_batch(tf.constant(0, tf.int64), tf.range(tokens.shape[0]))
-        with tf.GradientTape() as tape, rows:
-            output = model(tokens, training=True)
-        num_losses = len(model.losses)
-        trained = model.trainable_variables
-        gradients = tape.gradient(output, [each.value for each in trained])
-        unused.extend(
-            each.path for each, gradient in zip(trained, gradients, strict=True) if gradient is None
+    if not job.model.is_own:
+        yield
+        return
+    where = f"model.architecture = {job.model.architecture!r}"
+    with own_errors(where):
+        yield
+    if model.losses:
+        raise InputError(
+            f"{where}: adds {len(model.losses)} losses (regularizers or add_loss), which training "
+            "ignores; remove them, or use train.optimizer_options.weight_decay"
         )
 
-    batch = tf.TensorSpec([job.train.batch_size, job.data.maxlen], tf.int32)
-    with own_errors(where), fresh_names(), dtype_policy(job):
-        tf.function(step, autograph=False).get_concrete_function(batch)
-    return num_losses, unused
+
+def check_gradients(job: Job, model: keras.Model, gradients: Sequence[tf.Tensor | None]) -> None:
+    """Check that each trainable weight has an effect on the loss.
+
+    Raises:
+        InputError: if a weight has no gradient.
+    """
+    weights = zip(model.trainable_variables, gradients, strict=True)
+    if unused := [weight.path for weight, gradient in weights if gradient is None]:
+        raise InputError(
+            f"model.architecture = {job.model.architecture!r}: its output in training does not "
+            f"depend on {', '.join(unused)}; use these weights, or set trainable=False for them"
+        )
 
 
 def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:

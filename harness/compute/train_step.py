@@ -14,7 +14,14 @@ import tensorflow as tf
 from harness.compute.evaluator import Evaluator, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import loss_of
-from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
+from harness.compute.network import (
+    KERAS_PRECISION,
+    build_network,
+    check_gradients,
+    own_training,
+    put_vectors,
+    training_network,
+)
 from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
     compute_in_float32,
@@ -151,9 +158,12 @@ class TrainStep:
         """Compute `Gradients` for a part of a batch."""
         trained = [each.value for each in self.model.trainable_variables]
         with tf.GradientTape() as tape, global_batch(batch.step, batch.positions):
-            probabilities = wide(self.model(batch.inputs, training=True))
+            with own_training(self.job, self.model):
+                probabilities = wide(self.model(batch.inputs, training=True))
             target, sums = self._loss(batch, probabilities)
-        return [tf.convert_to_tensor(each) for each in tape.gradient(target, trained)], sums
+        gradients = tape.gradient(target, trained)
+        check_gradients(self.job, self.model, gradients)
+        return [tf.convert_to_tensor(each) for each in gradients], sums
 
     def _loss(self, batch: Batch, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the loss of a part of a batch.

@@ -47,7 +47,7 @@ def checked_strategy(
     """Make the strategy for the requested devices, and check its GPUs.
 
     Raises:
-        InputError: if a requested device is missing.
+        InputError: see `make_strategy`.
         NodeFault: if a GPU computes wrong results.
         RunError: if a GPU's kernels can't be loaded.
     """

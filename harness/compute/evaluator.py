@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
+from harness.compute.recurrent import replace_loops, turns_of_two, use_cudnn_rnn
 from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
@@ -47,7 +47,7 @@ class Evaluator:
         on_gpu = num_own_gpus() > 0
         self.is_compiled = plan.compiles_evaluation and not on_gpu
         if self.is_compiled and not job.model.is_own:
-            use_turns_of_two(model)
+            replace_loops(model, turns_of_two)
         if on_gpu:
             look_up_by_gather(model)
             if plan.way == "cudnn":

@@ -28,7 +28,7 @@ BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
-# operation computes an LSTM layer, see `use_block_kernel`; cudnn: cuDNN computes recurrent layers.
+# operation computes an LSTM layer, see `block_lstm`; cudnn: cuDNN computes recurrent layers.
 Way = Literal["keras", "xla", "block", "cudnn"]
 
 

@@ -33,16 +33,6 @@ def turn_cudnn_off(model: keras.Model) -> None:
             layer.use_cudnn = False
 
 
-def use_block_kernel(model: keras.Model) -> None:
-    """Let LSTM layers process all words in one operation, TensorFlow's kernel BlockLSTM.
-
-    Keras's loop starts dozens of operations per word. Call this function only for the five built-in
-    networks: the kernel supports only default activations, and neither `dropout` nor
-    `recurrent_dropout`.
-    """
-    _replace_loops(model, _block_lstm)
-
-
 def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU process all words in one operation of cuDNN.
 
@@ -125,17 +115,13 @@ def compute_in_float32(model: keras.Model) -> list[str]:
     return names
 
 
-def use_turns_of_two(model: keras.Model) -> None:
-    """Let LSTM layers process two words per iteration of their loop.
+def replace_loops(model: keras.Model, compute: Compute) -> None:
+    """Let LSTM layers compute their outputs with `block_lstm` or `turns_of_two`.
 
-    With two words per iteration, an LSTM's loop that is compiled with XLA takes a sixth less time;
-    the loops of other layers gain nothing. Call this function only for the five built-in networks:
-    their LSTM layers use neither a mask nor the arguments `dropout` and `recurrent_dropout`.
+    Keras's loop starts dozens of operations per word. Call this function only for the five built-in
+    networks: the replacements support only default activations, and neither a mask nor the
+    arguments `dropout` and `recurrent_dropout`.
     """
-    _replace_loops(model, _turns_of_two)
-
-
-def _replace_loops(model: keras.Model, compute: Compute) -> None:
     for layer in all_layers(model):
         if isinstance(layer, LSTM):
             layer.inner_loop = functools.partial(_inner_loop, layer, compute)
@@ -156,10 +142,13 @@ def _inner_loop(
     return last, kept, states
 
 
-def _turns_of_two(
+def turns_of_two(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Compute an LSTM layer; process two words per iteration of the loop.
+
+    A loop that is compiled with XLA then takes a sixth less time; the loops of other layers gain
+    nothing.
 
     A backward layer reads its input from the end. With a reversed copy of the input, a
     bidirectional layer would take a third longer.
@@ -186,7 +175,7 @@ def _turns_of_two(
     return outputs.stack(), states
 
 
-def _block_lstm(
+def block_lstm(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Process all words in one operation, TensorFlow's BlockLSTM.

@@ -24,9 +24,10 @@ from harness.compute.network import (
 )
 from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
+    block_lstm,
     compute_in_float32,
+    replace_loops,
     turn_cudnn_off,
-    use_block_kernel,
     use_cudnn_rnn,
 )
 from harness.compute.strategy import num_own_gpus, spans_processes
@@ -84,7 +85,7 @@ class TrainStep:
             if self.is_compiled:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
-                use_block_kernel(self.model)
+                replace_loops(self.model, block_lstm)
             # The names of the layers that compute in float32 although the job sets bfloat16.
             self.in_float32: list[str] = []
             if num_own_gpus():

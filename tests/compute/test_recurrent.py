@@ -16,8 +16,9 @@ from harness.compute.network import build_network, dtype_policy, training_networ
 from harness.compute.recurrent import (
     compute_in_float32,
     recurrent_layers,
+    replace_loops,
+    turns_of_two,
     use_cudnn_rnn,
-    use_turns_of_two,
     why_slow,
 )
 from harness.job.job_file import load_job
@@ -43,7 +44,7 @@ def test_two_words_per_turn_give_the_results_of_the_loop(name: str, settings: li
     generator = np.random.default_rng(1)
     tokens = [tf.constant(generator.integers(4, 100, [5, num]), tf.int32) for num in (1, 13)]
     expected = [model(each, training=False) for each in tokens]
-    use_turns_of_two(model)
+    replace_loops(model, turns_of_two)
     network = tf.function(
         functools.partial(model, training=False),
         autograph=False,

@@ -137,8 +137,7 @@ def launch(
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         if is_new:
-            compiled = plan.way == "xla"
-            check_own_parts(context, strategy.num_replicas_in_sync, console, compiled=compiled)
+            check_own_parts(context, strategy.num_replicas_in_sync, console)
         # 4. Train.
         from harness.training.train import train
 
@@ -291,13 +290,8 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, compiled: bool
-) -> None:
+def check_own_parts(context: RunContext, num_replicas: int, console: Console) -> None:
     """Check the user's network, loss and optimizer before a new run writes anything.
-
-    Args:
-        compiled: whether XLA compiles the run's training steps.
 
     Raises:
         InputError: if Keras rejects a part, or the user's code fails (the message names file and
@@ -310,7 +304,7 @@ def check_own_parts(
     job, num_outputs = context.job, context.dataset.num_outputs
     if line := check_network(job, num_outputs, num_replicas=num_replicas):
         console.warning(line)
-    check_loss(job, num_outputs, compiled=compiled)
+    check_loss(job, num_outputs)
     check_optimizer(job.train, job.code)
 
 

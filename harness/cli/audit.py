@@ -2,7 +2,6 @@
 
 import logging
 import subprocess
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +91,7 @@ def _audit(
     from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
 
-    found = audit_run(folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True))
+    found = audit_run(folder, epochs=depth, data=data, devices=devices)
     echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
     echo(found.sentence)
     try:

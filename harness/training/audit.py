@@ -36,7 +36,7 @@ from harness.job.keys import Job
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
-from harness.system.console import quoted
+from harness.system.console import echo, quoted
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import read_json_lines, text
@@ -330,14 +330,13 @@ class Auditor:
         *,
         data: Path | None,
         devices: str | None,
-        say: Callable[[str], None],
     ) -> None:
         """Choose the devices and the plan for this machine, and open the run's data.
 
         Raises:
             InputError: if the data are missing, or the plan in the record is broken.
         """
-        self.subject, self.scratch, self.say = subject, scratch, say
+        self.subject, self.scratch = subject, scratch
         self.tolerance = ""
         job, record = subject.job, subject.record
         kind = "gpu" if any("name" in each for each in record.starts[0].devices) else "cpu"
@@ -566,7 +565,8 @@ class Auditor:
     ) -> RunDirectory:
         """Train the job in a new process, to its end or for `epochs` epochs."""
         what = "all" if epochs is None else f"the first {epochs}"
-        self.say(f"training again, {what} of {self.subject.job.train.epochs} epochs on {devices}")
+        num_epochs = self.subject.job.train.epochs
+        echo(f"training again, {what} of {num_epochs} epochs on {devices}", err=True)
         run = self._begin(name, devices, plan)
         process = ManagedProcess("training", None, self.scratch / f"{name}.log")
         process.start(child_args("resume", str(run.folder), f"--devices={devices}", *self.options))
@@ -644,7 +644,6 @@ def audit(
     epochs: int | None,
     data: Path | None = None,
     devices: str | None = None,
-    say: Callable[[str], None],
 ) -> Audit:
     """Audit a finished run.
 
@@ -653,7 +652,6 @@ def audit(
         data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
             that contains these texts.
         devices: the value of `--devices`; by default devices like those in the run's record.
-        say: a function that prints a message; called before each training run.
 
     Raises:
         InputError: if the run can't be audited here.
@@ -664,7 +662,7 @@ def audit(
         if epochs is not None:
             epochs = min(epochs, subject.files["metrics.jsonl"].count(b"\n"))
         with scratch_directory() as scratch:
-            auditor = Auditor(subject, scratch, data=data, devices=devices, say=say)
+            auditor = Auditor(subject, scratch, data=data, devices=devices)
             with computing(subject.job, auditor.plan.threads, str(auditor.devices)):
                 checks = [*auditor.quick()]
             if epochs != 0:

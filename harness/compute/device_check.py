@@ -187,35 +187,29 @@ def _computations(layers: Iterable[str]) -> Iterator[tuple[str, Compute, Compute
     yield "a matrix product", product, product
     yield "an XLA kernel", by_xla, elementwise
     for name in layers:
-        yield f"cuDNN's {name}", _recurrent(name, numbers, True), _recurrent(name, numbers, False)
+        compute = functools.partial(_recurrent, name, numbers)
+        yield f"cuDNN's {name}", functools.partial(compute, True), functools.partial(compute, False)
 
 
-def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
-    """Return a function that computes a layer's outputs and gradients.
-
-    The gradients are with respect to the layer's input and weights.
-    """
-
-    def compute() -> list[tf.Tensor]:
-        random = np.random.default_rng(3)
-        # Without `fresh_names`, this layer would change Keras's automatic names of later layers.
-        with fresh_names():
-            layer = LAYERS[name](5, return_sequences=True, dtype="float32")
-            layer.build(SHAPE)
-        if name != "rnn":
-            layer.use_cudnn = use_cudnn
-        elif use_cudnn:
-            use_cudnn_rnn(layer)
-        layer.set_weights([random.normal(size=each.shape) / 3 for each in layer.weights])
-        x = tf.constant(numbers)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            outputs = layer(x)
-            loss = tf.reduce_sum(outputs * outputs)
-        weights = [each.value for each in layer.trainable_variables]
-        return [outputs, *tape.gradient(loss, [x, *weights])]
-
-    return compute
+def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> list[tf.Tensor]:
+    """Compute a layer's outputs, and the gradients with respect to its input and weights."""
+    random = np.random.default_rng(3)
+    # Without `fresh_names`, this layer would change Keras's automatic names of later layers.
+    with fresh_names():
+        layer = LAYERS[name](5, return_sequences=True, dtype="float32")
+        layer.build(SHAPE)
+    if name != "rnn":
+        layer.use_cudnn = use_cudnn
+    elif use_cudnn:
+        use_cudnn_rnn(layer)
+    layer.set_weights([random.normal(size=each.shape) / 3 for each in layer.weights])
+    x = tf.constant(numbers)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = layer(x)
+        loss = tf.reduce_sum(outputs * outputs)
+    weights = [each.value for each in layer.trainable_variables]
+    return [outputs, *tape.gradient(loss, [x, *weights])]
 
 
 def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:

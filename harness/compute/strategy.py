@@ -318,32 +318,27 @@ def describe_devices(
 
 
 def describe_numerics() -> dict[str, Any]:
-    """Return the settings that rounding and reproducibility depend on, for the run's record."""
+    """Return the settings that rounding and reproducibility depend on, for the run's record.
+
+    With a GPU, `cuda` describes the GPUs, the driver and CUDA.
+    """
     import tensorflow as tf
     from tensorflow.python.framework import config  # no public function reads the setting
 
+    gpus, variables = tf.config.get_visible_devices("GPU"), sorted(os.environ.items())
     return {
         "tf32": bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         "deterministic": bool(config.is_op_determinism_enabled()),
         "cublas_workspace": os.environ.get(CUBLAS_WORKSPACE),
-    }
-
-
-def describe_cuda() -> dict[str, Any]:
-    """Describe the GPUs, the driver and CUDA for the run's record; {} without a GPU."""
-    import tensorflow as tf
-
-    gpus = tf.config.get_visible_devices("GPU")
-    if not gpus:
-        return {}
-    return {
-        "driver": nvidia_driver(),
-        "compute_capabilities": [".".join(map(str, card_of(each).capability)) for each in gpus],
-        **gpu.library_versions(),
-        "site_libraries": gpu.shadowing_libraries(),
-        "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(RECORDED)
-        },
+        "cuda": {
+            "driver": nvidia_driver(),
+            "compute_capabilities": [".".join(map(str, card_of(each).capability)) for each in gpus],
+            **gpu.library_versions(),
+            "site_libraries": gpu.shadowing_libraries(),
+            "variables": {name: value for name, value in variables if name.startswith(RECORDED)},
+        }
+        if gpus
+        else {},
     }
 
 

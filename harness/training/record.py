@@ -10,12 +10,7 @@ import numpy as np
 
 from harness.compute.device_check import is_switched_off
 from harness.compute.recurrent import count_parameters, kernels_of, why_slow
-from harness.compute.strategy import (
-    describe_cuda,
-    describe_devices,
-    describe_numerics,
-    num_own_gpus,
-)
+from harness.compute.strategy import describe_devices, describe_numerics, num_own_gpus
 from harness.data.dataset import vocab_to_bytes
 from harness.data.input_pipeline import Reviews
 from harness.data.ngrams import NgramRatios
@@ -62,7 +57,6 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),
-            "cuda": describe_cuda(),
             **({"gpus_checked": not is_switched_off()} if num_own_gpus() else {}),
             **({"parent": parent.record()} if parent else {}),
         },

@@ -59,6 +59,7 @@ def job_begin(
         called: whether one of the user's scripts calls the job script.
     """
     from harness.slurm.batch import Start, faults_file, plan, shown_values
+    from harness.slurm.client import seconds
     from harness.slurm.environment import (
         BATCH_JOB,
         FLAGS,
@@ -66,18 +67,14 @@ def job_begin(
         SlurmEnvironment,
         array_seed,
         describe_given,
-        given_limit_s,
-        not_own,
         request_args,
         unmet_request,
     )
-    from harness.slurm.resources import Rules, drop, option_name, short_limit
+    from harness.slurm.resources import Rules, override, short_limit
     from harness.system.site_settings import check_trusted_network
 
-    shown = _shown()
-    foreign = not_own(os.environ, shown) if job and not called else []
-    variables = {name: text for name, text in os.environ.items() if name not in foreign}
-    allocation = SlurmEnvironment.from_environment(variables)
+    known = shown_values(_shown())
+    allocation = SlurmEnvironment.from_environment()
     planned = plan(
         kind,
         words or [],
@@ -90,10 +87,10 @@ def job_begin(
             never=Rules.of_site().never,
         ),
     )
-    unmet = unmet_request(allocation) if allocation and job else None
+    unmet = unmet_request(allocation, known) if allocation and job else None
     if unmet and allocation:
         log(logging.WARNING, f"{describe_given(allocation)}; {unmet}")
-    if job and planned.run and (short := short_limit(given_limit_s(variables))):
+    if job and planned.run and (short := short_limit(seconds(known.get("TimeLimit", "")))):
         log(logging.WARNING, short)
     if planned.step and allocation:
         check_trusted_network(allocation.num_nodes)
@@ -102,13 +99,11 @@ def job_begin(
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # an earlier start of this job may have left the file
-        requested = request_args(shown_values(shown), variables)
-        # In a job that continues a run, `allocation.flags` may already contain these options.
-        repeated = {*map(option_name, requested)}
-        flags = [*drop(shlex.split(allocation.flags), repeated), *requested]
+        requested = request_args(known, os.environ) if known else []
+        flags = override(shlex.split(allocation.flags), requested)
         # While the variables in `OF_GPUS` are unset, each srun step uses all GPUs of the job.
         lines += [
-            f"unset {' '.join((*foreign, *OF_GPUS))}",
+            f"unset {' '.join(OF_GPUS)}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
             f"export HARNESS_NODE_FAULTS={quoted(faults)}",
             f"export {BATCH_JOB}={allocation.job_id}",

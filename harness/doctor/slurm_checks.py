@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from harness import PROJECT
 from harness.doctor.finding import Finding
 from harness.errors import InputError, RunError
-from harness.slurm.client import ask, has_client, would_start
+from harness.slurm.client import ask, has_client, sbatch_args, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
     Rules,
     compose,
+    names_of,
     option_name,
     site_options,
-    words_in,
 )
 from harness.slurm.script import read_header
 from harness.system.site_settings import ALWAYS, NEVER, SITE, not_sourced
@@ -97,17 +97,18 @@ def _check_by_rules(rules: Rules) -> Finding:
     Args:
         rules: the sbatch options that the site refuses or demands.
     """
-    header = read_header(PROJECT, "lstm")
-    composed = compose(header, site_options(), (), rules=rules)
-    unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
-    removed = [line for line in header if line not in composed.header]
-    names = "|".join(option_name(words_in(line)[0]) for line in removed)
-    edit = rf"sed -E '/^#SBATCH --({names})\b/d' slurm/lstm.sh | " if names else ""
-    words = f"{unset} sbatch {shlex.join(composed.args)} {'' if names else 'slurm/lstm.sh'}"
-    line = edit + " ".join(words.split())
-    script = "\n".join(["#!/bin/bash", *composed.header, ""])
+    header, site = read_header(PROJECT, "lstm"), site_options()
+    args = compose(header, site, (), rules=rules)
+    removed = [name for name in map(option_name, header) if name not in names_of(args)]
+    unset = [name for name in site if VARIABLES[name] not in names_of(args)]
+    words = [*sbatch_args(unset), *rules.always]
+    if removed:
+        edit = rf"sed -E '/^#SBATCH --({'|'.join(removed)})\b/d' slurm/lstm.sh"
+        line = f"{edit} | {shlex.join(words)}"
+    else:
+        line = shlex.join([*words, "slurm/lstm.sh"])
     try:
-        answer = would_start(script, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
+        answer = would_start("#!/bin/bash\n", *args, timeout_s=TIMEOUT_S, unset=[*site])
     except (InputError, RunError) as error:
         remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
         return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)

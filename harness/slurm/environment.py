@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 # These variables contain the job's requests for GPUs. While they are set, srun makes the same
 # requests for each job step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
-FLAGS = "HARNESS_FLAGS"  # the user's sbatch options, quoted for a shell
+FLAGS = "HARNESS_FLAGS"  # the job's sbatch options, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
 BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
-MAX_LIMIT_S = 365 * 86_400  # a time limit of this length or more counts as no limit
+# Fields of `scontrol show job` with requests for GPUs (TresPerNode, …), and the options that set
+# them. A field's value is such as gres/gpu:a100:2,gres/disk:9 or cpu=4,gres/gpu=2.
+TRES = {"Node": "--gpus-per-node", "Task": "--gpus-per-task", "Socket": "--gpus-per-socket",
+        "Job": "--gpus"}  # fmt: skip
+GPUS_OF_TRES = re.compile(r"\bgpu[:=](?:([^:=,]+)[:=])?(\d+)")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class SlurmEnvironment:
     retries_memory: bool  # whether to request more memory after the job ran out of memory
     is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
     log: str | None  # the job's log file, if a job script exported its path
-    flags: str  # the user's sbatch options, quoted for a shell
+    flags: str  # the job's sbatch options, quoted for a shell
     first_job_id: str  # id of the job that began the run
     variables: dict[str, str]  # all SLURM_* variables except for the job's token
 
@@ -114,22 +119,6 @@ def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
     return listed.get(int(task), task) if task else None
 
 
-def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
-    """Return names of variables for memory and GPUs that come from the shell that called sbatch.
-
-    Args:
-        variables: the job's environment variables.
-        shown: the output of `scontrol show job`, which shows the job's own requests.
-    """
-    kinds = {"MinMemoryCPU=": "CPU", "MemPerTres=": "GPU", "MinMemoryNode=": "NODE"}
-    own = next((kind for word, kind in kinds.items() if f" {word}" in f" {shown}"), None)
-    found = [kind for kind in kinds.values() if variables.get(f"SLURM_MEM_PER_{kind}")]
-    memory = [f"SLURM_MEM_PER_{kind}" for kind in found if own in found and kind != own]
-    asked = " ".join(re.findall(r"\bTresPer\w+=(\S+)", shown)).replace("=", ":")
-    given = {name: variables.get(name) for name in OF_GPUS if shown}
-    return memory + [name for name, num in given.items() if num and f"gpu:{num}" not in asked]
-
-
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
     """Return the number of tasks in the job's array; 1 outside of an array."""
     return (_whole(allocation.variables, OF_ARRAYS[2]) if allocation else None) or 1
@@ -190,41 +179,67 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
     return None
 
 
-def given_limit_s(variables: Mapping[str, str]) -> int | None:
-    """Return the job's time limit in seconds; None if Slurm's variables do not say."""
-    start, end = (_whole(variables, f"SLURM_JOB_{name}_TIME") for name in ("START", "END"))
-    return None if start is None or end is None else end - start
-
-
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """Return a job's GRES, constraint, node lists, reservation, … as sbatch options.
+    """Return the resources that a job requested, as sbatch options.
 
-    A later job that continues the run needs these options and those that `asked_of` returns.
+    A later job that continues the run repeats these options.
 
     Args:
         known: the fields of `scontrol show job`.
         variables: the job's environment variables.
     """
     tasks = variables.get("SLURM_NTASKS")  # set only for --ntasks and --ntasks-per-…
-    # The options --gpus and --gpus-per-task may contain the type of the GPUs, as `h100:2`.
-    others = " ".join(known.get(f"TresPer{of}", "") for of in ("Job", "Task", "Socket"))
-    typed = re.findall("gpu:[^:, ]+:[0-9]+", others.replace("=", ":"))
-    gres = [re.sub("gres[/:]", "", known.get("TresPerNode", "")), *typed]
+    memory = {"mem-per-cpu": known.get("MinMemoryCPU"), "mem": known.get("MinMemoryNode")}
+    if per_gpu := re.search(r"gpu:(\d+)$", known.get("MemPerTres", "")):
+        memory = {"mem-per-gpu": f"{per_gpu[1]}M"}  # Slurm also shows MinMemoryNode=0
     requested = {
-        "gres": ",".join(filter(None, gres)),
-        # All memory of the node. Slurm also shows 0 for --mem-per-gpu.
-        "mem": "0" if known.get("MinMemoryNode") == "0" and not known.get("MemPerTres") else None,
+        "partition": known.get("Partition"),
+        "account": known.get("Account"),
+        "qos": known.get("QOS"),
+        "time": known.get("TimeLimit"),
+        "cpus-per-task": known.get("CPUs/Task"),
+        **memory,
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
         "nodelist": known.get("ReqNodeList"),
         "reservation": known.get("Reservation"),
         "licenses": known.get("Licenses"),
         "ntasks": tasks if tasks == known.get("NumTasks") else None,
+        **_gres_of(known, variables),
     }
     return [
         f"--{name}={value}"
         for name, value in requested.items()
-        if value not in (None, "(null)", "")
+        if value not in (None, "(null)", "N/A", "")
+    ]
+
+
+def _gres_of(known: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a job's GPUs per node and its other generic resources as values of sbatch options."""
+    others = [
+        each
+        for each in re.sub("gres[/:]", "", known.get("TresPerNode", "")).split(",")
+        if each and not each.startswith(("gpu", "(null)"))
+    ]
+    if not (kinds := [kind for _, kind, _ in gpu_requests(known)]):
+        return {"gres": ",".join(others) or "none"}
+    num = variables.get("SLURM_GPUS_ON_NODE", "1")
+    gpus = ":".join(filter(None, (max(kinds), num)))
+    if variables.get("SBATCH_GPUS_PER_NODE"):  # the site's way to request GPUs
+        return {"gpus-per-node": gpus, "gres": ",".join(others)}
+    return {"gres": ",".join((f"gpu:{gpus}", *others))}
+
+
+def gpu_requests(known: Mapping[str, str]) -> list[tuple[str, str, int]]:
+    """Return a job's requests for GPUs: the sbatch option, the GPUs' type or "", their number.
+
+    Args:
+        known: the fields of `scontrol show job`.
+    """
+    return [
+        (option, kind, int(num))
+        for of, option in TRES.items()
+        for kind, num in GPUS_OF_TRES.findall(known.get(f"TresPer{of}", ""))
     ]
 
 
@@ -232,33 +247,12 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
     """Return the resources that the job requested, for a later job that continues its run.
 
     Returns:
-        A dictionary: `nodes`, the number of nodes; `gpus`, the number of GPUs per node; `options`,
-        the sbatch options derived from Slurm's variables; `flags`, the user's sbatch options;
-        `retry_memory`, whether the user set --retry-memory. If Slurm is older than 23.02, `options`
-        contains no time limit.
+        A dictionary: `nodes`, the number of nodes; `options`, the other sbatch options;
+        `retry_memory`, whether the user set --retry-memory.
     """
-    variables = allocation.variables
-    limit_s = given_limit_s(variables) or 0
-    by_part = {
-        f"mem-per-{kind}": variables.get(f"SLURM_MEM_PER_{kind.upper()}") for kind in ("gpu", "cpu")
-    }
-    # For --mem=0 Slurm sets no variable; `request_args` adds the option to the flags.
-    all_memory = "0" if "--mem=0" in allocation.flags.split() else None
-    per_node = {"mem": variables.get("SLURM_MEM_PER_NODE") or all_memory}
-    memory = by_part if any(by_part.values()) else per_node
-    options = {
-        "partition": variables.get("SLURM_JOB_PARTITION"),
-        "account": variables.get("SLURM_JOB_ACCOUNT"),
-        "qos": variables.get("SLURM_JOB_QOS"),
-        "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
-        **{name: f"{mb}M" for name, mb in memory.items() if mb},
-        "cpus-per-task": variables.get("SLURM_CPUS_PER_TASK"),
-    }
     return {
         "nodes": allocation.num_nodes,
-        "gpus": variables.get("SLURM_GPUS_ON_NODE", "0"),
-        "options": [f"--{name}={value}" for name, value in options.items() if value],
-        "flags": allocation.flags,
+        "options": shlex.split(allocation.flags),
         "retry_memory": allocation.retries_memory,
     }
 
@@ -290,21 +284,21 @@ def describe_given(allocation: SlurmEnvironment) -> str:
     return f"job {allocation.job_id} on {each}{where}: {', '.join(filter(None, resources))}"
 
 
-def unmet_request(allocation: SlurmEnvironment) -> str | None:
+def unmet_request(allocation: SlurmEnvironment, known: Mapping[str, str]) -> str | None:
     """Return a message with the remedy if a request for GPUs was not fulfilled; else None.
 
     A user's option such as --gpus does not replace a script's `--gres`: Slurm obeys both.
+
+    Args:
+        known: the fields of `scontrol show job`.
     """
     num = given_gpus(allocation) or 0
-    num_in_job = num * allocation.num_nodes
-    numbers = {"--gpus-per-node": num, "--gpus-per-task": num, "--gpus": num_in_job}
-    for option, num_given in numbers.items():
-        name = f"SLURM_{option[2:].replace('-', '_').upper()}"
-        value = allocation.variables.get(name, "")
-        count = value.rpartition(":")[2]
+    for option, kind, count in gpu_requests(known):
+        num_given = num * allocation.num_nodes if option == "--gpus" else num
         # For `--gpus=2` with `--gres=gpu:1`, Slurm allocates two nodes with one GPU each.
         is_spread = num == 1 < num_given and not allocation.is_submitted
-        if count.isdigit() and (num_given < int(count) or is_spread):
+        if num_given < count or is_spread:
+            value = ":".join(filter(None, (kind, str(count))))
             return (
                 f"{option}={value} does not replace the script's --gres: Slurm obeys both; to "
                 f"get the GPUs on one node, use --gres=gpu:{value}, or {option}={value} together "

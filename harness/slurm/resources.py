@@ -20,9 +20,9 @@ from harness.system.site_settings import ALWAYS, NEVER
 # Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# The flags that a job repeats to continue a run never include these options: some apply once, and
-# `nodes` and `time` come from the record of the run.
-ONCE = ("dependency", "hold", "begin", "nodes", "time")
+# A job that continues a run does not repeat these options: three of them apply once, and the number
+# of nodes comes from the record of the run.
+ONCE = ("dependency", "hold", "begin", "nodes")
 LETTERS = {
     "-G": "gpus",
     "-d": "dependency",
@@ -94,31 +94,12 @@ class Rules:
 NO_RULES = Rules()
 
 
-@dataclass(frozen=True)
-class Composed:
-    """Options for sbatch that do not conflict with each other."""
-
-    header: list[str]  # the script's `#SBATCH` lines
-    args: list[str]
-    # Names of the site's environment variables to unset: each sets an option that is replaced or
-    # refused.
-    unset: list[str]
-
-
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment variables for sbatch that the site sets, such as SBATCH_ACCOUNT.
 
     The keys are the names of the variables.
     """
     return {name: value for name in VARIABLES if (value := environment.get(name))}
-
-
-def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """Return the site's variables, except those that set an option in one of `groups`.
-
-    Each group is a collection of option names, such as GPUS or MEMORY.
-    """
-    return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
 def compose(
@@ -128,11 +109,11 @@ def compose(
     *,
     gpus: str | None = None,
     rules: Rules = NO_RULES,
-) -> Composed:
+) -> list[str]:
     """Combine options for sbatch; the user's options replace the site's and the script's.
 
     Args:
-        header: the script's `#SBATCH` lines.
+        header: the options in the script's `#SBATCH` lines.
         site: the site's variables, as `site_options` returns them.
         args: the user's options, apart from `--gpus`.
         gpus: the value of `--gpus`, per node; if None, the site's or the script's request remains.
@@ -141,22 +122,16 @@ def compose(
     Raises:
         InputError: if the user's request for GPUs needs an option that the site refuses.
     """
-    args = [_gpu_arg(gpus, site), *args] if gpus else list(args)
-    requested = options_in(arg for arg in args if arg != "--gres=none")
+    args = [_gpu_arg(gpus, site), *args] if gpus else args
+    requested = names_of(arg for arg in args if arg != "--gres=none")
     if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
             f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
             "site requires, for example through a partition: append `-- --partition=NAME`"
         )
-    args = drop([*rules.always, *args], rules.never)
-    by_user = _replaced_by(options_in(args))
-    of_site = {name for variable in site if (name := VARIABLES[variable]) not in by_user}
-    replaced = by_user | _replaced_by(of_site) | {*rules.never}
-    return Composed(
-        header=[line for each in header if (line := _without(each, replaced))],
-        args=args,
-        unset=[name for name in site if VARIABLES[name] in {*by_user, *rules.never}],
-    )
+    of_site = [f"--{VARIABLES[name]}={value}" for name, value in site.items()]
+    options = override(override(header, of_site), [*rules.always, *args])
+    return drop(options, rules.never)
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
@@ -175,9 +150,19 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     return f"--gpus-per-node={gpus}" if per_node else f"--gres=gpu:{gpus}"
 
 
-def options_in(args: Iterable[str]) -> set[str]:
-    """Return the names of the GPU and memory options among sbatch arguments."""
-    return {option_name(arg) for arg in args} & {*GPUS, *MEMORY}
+def names_of(args: Iterable[str]) -> set[str]:
+    """Return the long names of the options among sbatch arguments."""
+    return {*map(option_name, args)} - {""}
+
+
+def override(options: Iterable[str], by: Sequence[str]) -> list[str]:
+    """Return sbatch options, followed by those in `by`, which replace others for the same resource.
+
+    For example, `--gpus-per-node` replaces `--gres`: Slurm would obey both.
+    """
+    names = names_of(by)
+    replaced = {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
+    return [*drop(options, names | replaced), *by]
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
@@ -194,33 +179,12 @@ def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
     return kept
 
 
-def _replaced_by(names: set[str]) -> set[str]:
-    return {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
-
-
-def words_in(line: str) -> list[str]:
-    """Return the options in a line, which may begin with `#SBATCH`."""
-    try:
-        return shlex.split(line.removeprefix("#SBATCH"), comments=True)
-    except ValueError:  # an unclosed quote, which sbatch will refuse
-        return []
-
-
 def option_name(arg: str) -> str:
     """Return an option's long name, such as `gpus` for `-G2`.
 
     The name is empty if `arg` is not an option, or if its option letter is unknown.
     """
     return arg[2:].partition("=")[0] if arg.startswith("--") else LETTERS.get(arg[:2], "")
-
-
-def _without(line: str, names: Collection[str]) -> str:
-    """Return a `#SBATCH` line without the options `names`; empty if no option is left."""
-    words = words_in(line)
-    kept = drop(words, names)
-    if kept == words:
-        return line
-    return f"#SBATCH {shlex.join(kept)}" if kept else ""
 
 
 # The requests of `harness submit`
@@ -242,8 +206,6 @@ class Resources:
     mem: str | None = None  # per node
     retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
     flags: tuple[str, ...] = ()  # sbatch options
-    # Those of the `flags` that a later job uses again to continue the run; None means all.
-    kept: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Refuse requests that sbatch would misinterpret, or would refuse with an unclear message.
@@ -258,7 +220,7 @@ class Resources:
                     f"--gpus {self.gpus}: should be 0 to 64 per node, with or without a type: "
                     "2 or a100:2"
                 )
-            if twice := options_in(self.flags) & {*GPUS}:
+            if twice := names_of(self.flags) & {*GPUS}:
                 raise InputError(f"--gpus, --{min(twice)}: both request GPUs; use only one of them")
         # Refuse the first word if it is not an option. A later word may be the value of an option,
         # so refuse a later word only if it is a job file or a script.
@@ -282,8 +244,8 @@ class Resources:
     @property
     def variables(self) -> dict[str, str]:
         """The environment variables that the job's script exports for these requests."""
-        flags = self.flags if self.kept is None else self.kept
-        variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
+        kept = shlex.join(drop(self.flags, ONCE))
+        variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: kept}
         return {name: value for name, value in variables.items() if value}
 
 

@@ -27,7 +27,6 @@ from harness.slurm.resources import (
     array_spec,
     compose,
     drop,
-    without,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -68,7 +67,6 @@ class SbatchJob:
     folder: Path  # the submission's folder
     script: str  # the content of job.sh
     args: tuple[str, ...]  # the sbatch arguments, without the script
-    unset: tuple[str, ...]  # environment variables to hide from sbatch
     architecture: str | None = None  # None for a comparison
     seeds: tuple[int, ...] = ()
     indices: tuple[int, ...] = ()  # the array tasks' indices, one per seed; empty without an array
@@ -80,7 +78,9 @@ class SbatchJob:
     @property
     def command(self) -> list[str]:
         """The sbatch command."""
-        return [*client.sbatch_args(self.unset), *self.args, str(self.folder / "job.sh")]
+        # The arguments already contain the options that the site's variables set.
+        sbatch = client.sbatch_args([*self.layout.site])
+        return [*sbatch, *self.args, str(self.folder / "job.sh")]
 
     @property
     def asks(self) -> list[str]:
@@ -144,44 +144,38 @@ class Wanted:
 
 
 def read_header(code: Path, name: str) -> list[str]:
-    """Return the `#SBATCH` lines of a script in the project; a site may have changed them.
+    """Return the options in the `#SBATCH` lines of a script; a site may have changed them.
 
     Raises:
-        InputError: if the script is missing.
+        InputError: if the script is missing, or a quote in one of the lines is not closed.
     """
     path = code / "slurm" / f"{name}.sh"
+    options: list[str] = []
     try:
-        # A site's comments may have any encoding; the job's script keeps their bytes.
-        lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
+        # A site's comments may have any encoding.
+        for line in path.read_text("utf-8", errors="surrogateescape").splitlines():
+            if line.strip() and not line.startswith("#"):
+                break  # sbatch reads no options after the first command
+            if line.startswith("#SBATCH"):
+                options += shlex.split(line.removeprefix("#SBATCH"), comments=True)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: can't be read ({error.strerror}), but the job needs its #SBATCH lines; "
-            "restore it from git, or set HARNESS_HOME to the project"
+            f"{path}: can't be read ({getattr(error, 'strerror', error)}), but the job needs its "
+            "#SBATCH lines; restore it from git, or set HARNESS_HOME to the project"
         ) from None
-    header = []
-    for line in lines:
-        if line.strip() and not line.startswith("#"):
-            break  # sbatch reads no options after the first command
-        if line.startswith("#SBATCH"):
-            header.append(line)
-    return header
+    return options
 
 
-def render_script(
-    header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
-) -> str:
+def render_script(variables: Mapping[str, str], call: Sequence[str | Path]) -> str:
     """Return the text of a job script.
 
     Args:
-        header: the `#SBATCH` lines.
         variables: the environment variables to export.
         call: the call of `supervise`, a function in slurm/common.sh that runs and requeues the job.
     """
     exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
     lines = [
         "#!/usr/bin/env bash",
-        *header,
-        "",
         "# Written by harness submit; runs the code and the job as they were at submission.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
@@ -241,14 +235,13 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
     # The name must not be job.toml, which marks the folder of a run.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     indices, listed = ((), {}) if wanted.pack else _indices(seeds, layout.array_size)
-    composed = compose(
+    args = compose(
         read_header(layout.code, script_of(job)),
         layout.site,
         resources.sbatch_args(),
         gpus=resources.gpus,
         rules=layout.rules,
     )
-    args = composed.args
     call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
     if wanted.resumes and not wanted.is_begun:
         name = "--sweep-id" if is_search else "--run-id"
@@ -267,13 +260,10 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         is_packed=bool(seeds) and wanted.pack,
         layout=layout,
         folder=folder,
-        script=render_script(
-            composed.header, {**layout.variables, **listed, **resources.variables}, call
-        ),
+        script=render_script({**layout.variables, **listed, **resources.variables}, call),
         job_file=None if wanted.resumes and wanted.is_begun else toml,
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
-        unset=tuple(composed.unset),
         resumes=wanted.resumes,
     )
 
@@ -293,19 +283,16 @@ def comparison_submission(
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
     ]
-    site = without(layout.site, GPUS, MEMORY)
+    site = {n: v for n, v in layout.site.items() if VARIABLES[n] not in (*GPUS, *MEMORY)}
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
-    composed = compose(read_header(layout.code, COMPARISON), site, args, rules=layout.rules)
+    args = compose(read_header(layout.code, COMPARISON), site, args, rules=layout.rules)
     return SbatchJob(
         name=COMPARISON,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
-        script=render_script(
-            composed.header, layout.variables, ["supervise", "compare", *patterns]
-        ),
-        args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
-        unset=tuple(name for name in layout.site if VARIABLES[name] in (*GPUS, *MEMORY)),
+        script=render_script(layout.variables, ["supervise", "compare", *patterns]),
+        args=_sbatch_args(COMPARISON, layout.runs, args, is_array=False),
     )
 
 
@@ -321,7 +308,8 @@ def _new_folder(runs: Path, name: str) -> Path:
 def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) -> tuple[str, ...]:
     logs = str(runs / "logs").replace("%", "%%")
     log = f"{logs}/%x-{'%A_%a' if is_array else '%j'}.out"
-    return ("--parsable", f"--job-name={name}", f"--output={log}", *args)
+    own = ("--parsable", f"--job-name={name}", f"--output={log}")
+    return (*own, *drop(args, ("job-name", "output")))
 
 
 def submissions(runs: Path) -> Path:

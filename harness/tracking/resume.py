@@ -14,21 +14,21 @@ from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, SearchSpec, is_search, is_sweep, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
-    GPU_TYPE,
     GPUS,
-    MEMORY,
     ONCE,
     Resources,
-    Rules,
     drop,
-    options_in,
-    words_in,
+    names_of,
+    override,
 )
 from harness.slurm.script import Wanted
 from harness.system.console import quoted
-from harness.system.lenient_json import table, text, whole
+from harness.system.lenient_json import table, whole
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
+
+# The options with GPUs among those that `request_args` returns, up to the number of GPUs.
+NUM_GPUS = re.compile(r"((?:\bgpu:|^--gpus-per-node=)(?:[^:,]+:)?)\d+")
 
 STOPPED = ("interrupted", "lost", "dead")
 
@@ -91,39 +91,25 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 def _resources(folder: Path, wanted: Resources) -> Resources:
     """Return the resources that the user requests; the run's last job supplies the defaults."""
     start = last_start(RunDirectory(folder).read_json(RECORD))
-    asked, named = table(start, "slurm_asked"), options_in(wanted.flags)
-    options = asked.get("options")
-    replaced = [
-        *(["time"] if wanted.time else []),
-        *(MEMORY if wanted.mem or named & {*MEMORY} else []),
-    ]
-    # `flags` come before the user's options: if an option is repeated, sbatch uses the last.
-    flags = drop(map(str, options if isinstance(options, list) else []), replaced)
-    asked_flags = words_in(text(asked.get("flags")) or "")
-    kept = drop(asked_flags, (*GPUS, *MEMORY, *ONCE))
-    refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
-    gpus, num_nodes = wanted.gpus, whole(asked.get("nodes"))
-    devices = start.get("devices") or ()  # the record lists the devices of all nodes
-    if gpus is None and not refused and not named & {*GPUS}:
-        num_gpus = sum("gpu" in str(each).lower() for each in devices)
-        if num_gpus:  # keep the number of replicas
-            gpus = str(max(1, num_gpus // (num_nodes or 1)))
-        else:  # request 0 GPUs if the run used the CPU
-            gpus = text(asked.get("gpus")) or ("0" if devices else None)
-        gres = next((flag for flag in asked_flags if flag.startswith("--gres=")), "")
-        if gpus not in (None, "0") and (kind := GPU_TYPE.search(gres)):
-            gpus = f"{kind[1]}:{gpus}"
-        # Generic resources of Slurm other than GPUs, for example space on a local disk.
-        others = re.findall(r"[=,](?!gpu|shard|mps|none)([^,]+)", gres)
-        if gpus and others:
-            of_gpus = [] if gpus == "0" else [f"gpu:{gpus}"]
-            kept.append(f"--gres={','.join([*of_gpus, *others])}")
-            gpus = None
+    asked, devices = table(start, "slurm_asked"), start.get("devices") or ()
+    options, gpus = asked.get("options"), wanted.gpus
+    last = drop(map(str, options if isinstance(options, list) else []), ONCE)
+    num_nodes = whole(asked.get("nodes")) or 1
+    # The record lists the devices of all nodes. A seed of a job with several seeds uses one GPU.
+    num_gpus = sum("gpu" in str(each).lower() for each in devices) // num_nodes
+    if gpus:
+        last = drop(last, GPUS)
+    elif num_gpus:
+        last = [NUM_GPUS.sub(rf"\g<1>{num_gpus}", option) for option in last]
+    if devices and not gpus and not names_of([*last, *wanted.flags]) & {*GPUS}:
+        gpus = str(num_gpus)
+    sizes = dataclasses.replace(wanted, nodes=None)
     return dataclasses.replace(
         wanted,
         gpus=gpus,
         nodes=wanted.nodes or num_nodes,
+        time=None,
+        mem=None,
         retry_memory=wanted.retry_memory or asked.get("retry_memory") is True,
-        flags=(*flags, *kept, *wanted.flags),
-        kept=(*kept, *wanted.flags),
+        flags=tuple(override(last, sizes.sbatch_args())),
     )

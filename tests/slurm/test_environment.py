@@ -6,13 +6,11 @@ import pytest
 
 from harness.slurm.batch import shown_values
 from harness.slurm.environment import (
-    OF_GPUS,
     SlurmEnvironment,
     array_seed,
     given_cpus,
     given_gpus,
     given_memory_gb,
-    not_own,
     report_node_fault,
     request_args,
     resume_command,
@@ -69,78 +67,64 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "foreign"),
-    [
-        ("MinMemoryCPU=4G", ["GPU", "NODE"]),
-        ("MinMemoryNode=0 MemPerTres=gres/gpu:8192", ["CPU", "NODE"]),
-        ("MinMemoryNode=8G", ["CPU", "GPU"]),
-        ("", []),
-    ],
-)
-def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) -> None:
-    """scontrol shows the job's request. If scontrol does not answer, all variables are kept."""
-    memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
-    assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
-
-
-@pytest.mark.parametrize(
-    ("shown", "is_own"),
-    [
-        ("TresPerNode=gres/gpu:1", False),
-        ("NumNodes=1", False),
-        ("TresPerNode=gres/gpu:2,gres/gpu:1", True),
-        ("TresPerTask=cpu=4,gres/gpu=2", True),
-        ("", True),
-    ],
-)
-def test_gpus_of_the_shell_that_called_sbatch(shown: str, is_own: bool) -> None:
-    """Such variables led to a warning that Slurm had not fulfilled the job's request."""
-    for name in OF_GPUS:
-        assert not_own({name: "2"}, shown) == ([] if is_own else [name])
-
-
-@pytest.mark.parametrize(
     ("shown", "options"),
     [
-        ("TresPerNode=gres/gpu:a100:2,gres/disk:9", ["--gres=gpu:a100:2,disk:9"]),
-        ("TresPerJob=gres/gpu:a100:2", ["--gres=gpu:a100:2"]),
-        ("TresPerNode=gres/disk:9 TresPerTask=cpu=4,gres/gpu:t4=1", ["--gres=disk:9,gpu:t4:1"]),
-        ("TresPerJob=gres/gpu:2 TresPerTask=cpu=4", []),
-        ("MinMemoryNode=0", ["--mem=0"]),
-        ("MinMemoryNode=0 MemPerTres=gres/gpu:8192", []),
-        ("MinMemoryNode=8G", []),
+        ("TresPerNode=gres/gpu:a100:2,gres/disk:9", ["--gres=gpu:a100:4,disk:9"]),
+        ("TresPerJob=gres/gpu:a100:8", ["--gres=gpu:a100:4"]),
+        ("TresPerNode=gres/disk:9 TresPerTask=cpu=4,gres/gpu:t4=1", ["--gres=gpu:t4:4,disk:9"]),
+        ("TresPerJob=gres/gpu:2 TresPerTask=cpu=4", ["--gres=gpu:4"]),
+        ("Account=(null) QOS=N/A TresPerNode=(null)", ["--gres=none"]),
+        ("MinMemoryNode=0", ["--mem=0", "--gres=none"]),
+        ("MinMemoryCPU=2G", ["--mem-per-cpu=2G", "--gres=none"]),
+        ("MinMemoryNode=0 MemPerTres=gres/gpu:8192", ["--mem-per-gpu=8192M", "--gres=none"]),
+        (
+            "Partition=a TimeLimit=1-02:00:00 CPUs/Task=4 Features=big ExcNodeList=n1",
+            [
+                *("--partition=a", "--time=1-02:00:00", "--cpus-per-task=4", "--constraint=big"),
+                *("--exclude=n1", "--gres=none"),
+            ],
+        ),
+        ("NumTasks=3", ["--ntasks=3", "--gres=none"]),
+        ("NumTasks=1", ["--gres=none"]),
     ],
 )
-def test_options_that_only_scontrol_shows(shown: str, options: list[str]) -> None:
-    """The type of the GPUs is kept for each option that requests GPUs; --mem=0 is kept too."""
-    assert request_args(shown_values(shown), {}) == options
+def test_requests_of_a_job(shown: str, options: list[str]) -> None:
+    """The options request the GPUs that each node has, whichever option the user gave."""
+    variables = {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS": "3"}
+    assert request_args(shown_values(shown), variables) == options
+
+
+def test_gpus_are_requested_again_in_the_sites_way() -> None:
+    """A site that sets SBATCH_GPUS_PER_NODE may refuse GPUs in --gres."""
+    known = shown_values("TresPerNode=gres/gpu:t4:2,gres/disk:9")
+    variables = {"SLURM_GPUS_ON_NODE": "2", "SBATCH_GPUS_PER_NODE": "1"}
+    assert request_args(known, variables) == ["--gpus-per-node=t4:2", "--gres=disk:9"]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "given", "option", "count", "is_unmet"),
+    ("nodes", "given", "shown", "option"),
     [
-        ("1", "2", "GPUS_PER_NODE", "a100:2", False),
-        ("1", "1", "GPUS_PER_NODE", "a100:2", True),
-        ("1", "1", "GPUS_PER_TASK", "2", True),
-        ("1", "1", "GPUS", "2", True),
-        ("2", "4", "GPUS", "8", False),
-        ("2", "4", "GPUS", "9", True),
-        ("2", "1", "GPUS", "2", True),
+        ("1", "2", "TresPerNode=gres/gpu:a100:2", None),
+        ("1", "1", "TresPerNode=gres/gpu:a100:2,gres/gpu:1", "--gpus-per-node=a100:2"),
+        ("1", "1", "TresPerTask=cpu=4,gres/gpu=2", "--gpus-per-task=2"),
+        ("1", "1", "TresPerJob=gres/gpu:2", "--gpus=2"),
+        ("2", "4", "TresPerJob=gres/gpu:8", None),
+        ("2", "4", "TresPerJob=gres/gpu:9", "--gpus=9"),
+        ("2", "1", "TresPerJob=gres/gpu:2", "--gpus=2"),
+        ("1", "1", "", None),
     ],
 )
 def test_gpus_that_slurm_did_not_give(
-    nodes: str, given: str, option: str, count: str, is_unmet: bool
+    nodes: str, given: str, shown: str, option: str | None
 ) -> None:
     """For `--gpus=2` and a script's `--gres=gpu:1`, Slurm gives two nodes with one GPU each."""
-    variables = {
-        "SLURM_JOB_NUM_NODES": nodes,
-        "SLURM_GPUS_ON_NODE": given,
-        f"SLURM_{option}": count,
-    }
-    assert (unmet_request(allocation(**variables)) is not None) == is_unmet
+    variables = {"SLURM_JOB_NUM_NODES": nodes, "SLURM_GPUS_ON_NODE": given}
+    said = unmet_request(allocation(**variables), shown_values(shown)) or ""
+    assert said.partition(" ")[0] == (option or "")
     # `harness submit` removes the script's --gres, so two nodes are the user's choice.
-    is_unmet = is_unmet and (nodes, given) != ("2", "1")
-    assert (unmet_request(allocation(**variables, HARNESS_SNAPSHOT="1")) is not None) == is_unmet
+    submitted = allocation(**variables, HARNESS_SNAPSHOT="1")
+    is_unmet = option is not None and (nodes, given) != ("2", "1")
+    assert (unmet_request(submitted, shown_values(shown)) is not None) == is_unmet
 
 
 @pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])

@@ -92,25 +92,25 @@ def test_a_time_limit_below_five_minutes_is_short() -> None:
 
 # Conflicts of options
 
-HEADER = ["#SBATCH --gres=gpu:1", "#SBATCH --mem=16G -p main  # a note", "#SBATCH --time=5"]
+HEADER = ["--gres=gpu:1", "--mem=16G", "-p", "main", "--time=5"]
 
 
 @pytest.mark.parametrize(
-    ("args", "header"),
+    ("args", "options"),
     [
         (["--gpus-per-node=2"], HEADER[1:]),
         (["--gpus-per-node", "2"], HEADER[1:]),
         (["-G2"], HEADER[1:]),
-        (["--mem-per-gpu=4G"], [HEADER[0], "#SBATCH -p main", HEADER[2]]),
+        (["--mem-per-gpu=4G"], [HEADER[0], *HEADER[2:]]),
+        (["--partition=b"], [*HEADER[:2], HEADER[4]]),
         (["--mem-bind=local", "-C", "gpu"], HEADER),
     ],
 )
 def test_an_option_replaces_others_for_the_same_resource(
-    args: list[str], header: list[str]
+    args: list[str], options: list[str]
 ) -> None:
-    """The option is removed from the script's header; sbatch alone would keep both options."""
-    composed = compose(HEADER, {}, args)
-    assert (composed.header, composed.args, composed.unset) == (header, args, [])
+    """The script's option is removed; sbatch alone would keep both options."""
+    assert compose(HEADER, {}, args) == [*options, *args]
 
 
 @pytest.mark.parametrize(
@@ -124,26 +124,24 @@ def test_an_option_replaces_others_for_the_same_resource(
         ({"SBATCH_GRES": "none"}, "2", ["--gres=gpu:2"]),
         ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
         ({"SBATCH_GPUS": "1"}, "2", ["--gres=gpu:2"]),
+        ({"SBATCH_GPUS": "1"}, None, ["--gpus=1"]),
     ],
 )
 def test_gpus_are_requested_in_the_sites_way(
-    site: dict[str, str], gpus: str, args: list[str]
+    site: dict[str, str], gpus: str | None, args: list[str]
 ) -> None:
     """The site's variables choose option and type; they and the script's --gres are removed."""
     composed = compose(HEADER, site_options({**site, "OTHER": "1"}), [], gpus=gpus)
-    assert (composed.args, composed.header) == (args, HEADER[1:])
-    assert {*composed.unset} == {*site}
+    assert composed == [*HEADER[1:], *args]
 
 
 @pytest.mark.parametrize("name", ["gres", "--gres"])
 def test_rules_of_a_site(name: str) -> None:
-    """An option that the site refuses is never sent; options that it demands come first."""
+    """An option that the site refuses is never sent; options that it demands are added."""
     rules = Rules.of_site({"HARNESS_SBATCH_NEVER": f"{name} mem", "HARNESS_SBATCH_ALWAYS": "-n1"})
     site = site_options({"SBATCH_GRES": "gpu:a100:1", "SBATCH_QOS": "q"})
-    composed = compose(HEADER, site, ["--mem=4G", "--time=5"], gpus="0", rules=rules)
-    assert composed.args == ["-n1", "--time=5"]
-    assert not [line for line in composed.header if "gres" in line or "--mem" in line]
-    assert composed.unset == ["SBATCH_GRES"]
+    composed = compose(HEADER, site, ["--mem=4G", "--time=9"], gpus="0", rules=rules)
+    assert composed == ["-p", "main", "--qos=q", "-n1", "--time=9"]
     with pytest.raises(InputError, match="--gres: is refused by this site"):
         compose(HEADER, site, [], gpus="2", rules=rules)
     with pytest.raises(InputError, match="'gres,mem' should be the long name"):
@@ -154,9 +152,6 @@ def test_rules_of_a_site(name: str) -> None:
 
 GOLDEN = """\
 #!/usr/bin/env bash
-#SBATCH --job-name=lstm
-#SBATCH --mem=16G
-
 # Written by harness submit; runs the code and the job as they were at submission.
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
@@ -176,7 +171,7 @@ def layout(tmp_path: Path) -> Layout:
     """A project with two scripts; the path of its runs contains a space and a percent sign."""
     (tmp_path / "slurm").mkdir()
     # A comment in a script need not be UTF-8; sbatch reads only the script's header.
-    header = "#!/bin/bash\n#SBATCH --job-name={0}\n# caf\udce9\n\n#SBATCH --mem=16G\n"
+    header = "#!/bin/bash\n#SBATCH --job-name={0}\n# caf\udce9\n\n#SBATCH --mem=16G  # big\n"
     for name in ("lstm", "compare"):
         text = header.format(name) + "true\n#SBATCH --too=late\n"
         (tmp_path / f"slurm/{name}.sh").write_text(text, errors="surrogateescape")
@@ -203,21 +198,24 @@ def test_script_of_one_run(layout: Layout) -> None:
     job = submission(layout, 3, nodes=1)
     assert untimed(job.script) == GOLDEN
     assert untimed(shlex.join(job.command)) == (
-        "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --nodes=1 "
-        "'/my runs/100%/.submissions/TIME-lstm/job.sh'"
+        "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --mem=16G "
+        "--nodes=1 '/my runs/100%/.submissions/TIME-lstm/job.sh'"
     )
     assert job.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
     assert job.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
-    with pytest.raises(InputError, match=r"slurm/gru\.sh: can't be read"):
-        read_header(layout.code, "gru")
+    (layout.code / "slurm/rnn.sh").write_text("#SBATCH --comment='a\n")
+    for name, reason in (("gru", "No such file"), ("rnn", "No closing quotation")):
+        with pytest.raises(InputError, match=rf"slurm/{name}\.sh: can't be read \({reason}"):
+            read_header(layout.code, name)
 
 
 def test_several_seeds_are_an_array(layout: Layout) -> None:
     """The index of a task is its seed; each task has its own run and log."""
     job = submission(layout, 1, 2, 7, gpus="2")
     assert job.script.splitlines()[-1].endswith("lstm.toml'")
-    assert job.command[3:6] == [
-        *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--gres=gpu:2"),
+    assert job.command[3:7] == [
+        *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--mem=16G"),
+        "--gres=gpu:2",
     ]
     assert job.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12_7")
     assert job.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
@@ -273,12 +271,13 @@ def test_comparison_waits_for_all_trainings(layout: Layout, tmp_path: Path) -> N
     asked = Resources(mem="9G", time="9", flags=("--gres", "gpu:3", "-C", "ib"))
     array = submission(at, 1, 2, **vars(asked))
     single = submission(at, **vars(asked))
-    assert single.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
-    assert "--mem=16G" not in single.script
+    unset = ["env", "-uSBATCH_GPUS_PER_NODE", "-uSBATCH_QOS", "sbatch"]
+    assert single.command[:4] == unset
+    assert "--mem=16G" not in single.args
     comparison = comparison_submission({"12": array, "13": single}, asked, at)
-    assert comparison.command[:3] == ["env", "-uSBATCH_GPUS_PER_NODE", "sbatch"]
-    assert comparison.args[3:] == ("-C", "ib", "--dependency=afterany:12:13")
-    assert "--mem=16G" in comparison.script
+    assert comparison.command[:4] == unset
+    options = ("--mem=16G", "--qos=q", "-C", "ib", "--dependency=afterany:12:13")
+    assert comparison.args[3:] == options
     patterns = shlex.split(comparison.script.splitlines()[-1])[1:]
     runs = [*array.run_folders("12"), *single.run_folders("13")]
     for folder in [*runs, at.runs / "lstm/slurm-123_1", tmp_path / "r 1x/lstm/slurm-12_1"]:

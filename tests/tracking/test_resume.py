@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +25,7 @@ from tests.tracking.site import Site
 from tests.tracking.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
-SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_PARTITION": "long",
-         "SLURM_JOB_ACCOUNT": "lab", "SLURM_JOB_QOS": "normal"}  # fmt: skip
-# A later start, with more memory and a time limit of an hour and a half.
-LAST = {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_MEM_PER_NODE": "1500",
-        "SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700005401"}  # fmt: skip
-FLAGS = (
-    "-d afterok:3 -C 'a100&big' -H --exclude=n1 --gpus-per-node=4 --mem-per-gpu=2G -t 5 --ntasks=1"
-)
-LONG, LAST_ARGS = "--partition=long --account=lab --qos=normal", "--nodes=1 --time=91 --mem=1500M"
+LAST = ("--partition=long", "--time=01:30:00", "--mem=1500M", "--gres=gpu:a100:4,lscratch:50")
 
 
 def stopped(folder: Path, record: dict[str, Any]) -> RunStatus:
@@ -48,67 +41,40 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
 
 
 @pytest.mark.parametrize(
-    ("variables", "devices", "wanted", "args", "gpus"),
+    ("options", "devices", "wanted", "args", "gpus"),
     [
-        (SLURM, GPUS, Resources(), f"--nodes=2 {LONG}", "1"),
+        # A run of a job with several seeds used some of the job's GPUs.
+        (LAST, GPUS, Resources(), [*LAST[:3], "--gres=gpu:a100:2,lscratch:50"], None),
+        (LAST, [CPU], Resources(), LAST, None),
+        (LAST, [], Resources(), LAST, None),
+        (LAST, GPUS, Resources(gpus="t4:1"), LAST[:3], "t4:1"),
         (
-            *(SLURM, [CPU], Resources(nodes=1, flags=("-pshort",), gpus="a100:1")),
-            *(f"--nodes=1 {LONG} -pshort", "a100:1"),
+            *(LAST, GPUS, Resources(time="5", flags=("--mem-per-gpu=2G", "-pshort", "-G1"))),
+            *(["--time=5", "--mem-per-gpu=2G", "-pshort", "-G1"], None),
         ),
-        (LAST, [], Resources(), LAST_ARGS, "2"),
-        (
-            *(LAST, [], Resources(time="5", flags=("--mem-per-gpu=2G",))),
-            *("--nodes=1 --time=5 --mem-per-gpu=2G", "2"),
-        ),
-        ({"SLURM_MEM_PER_GPU": "2048"}, [], Resources(), "--nodes=1 --mem-per-gpu=2048M", "0"),
-        (None, [CPU], Resources(), "", "0"),
-        (None, [], Resources(flags=("-G2",)), "-G2", None),
-        (
-            *({"SLURM_CPUS_PER_TASK": "16"}, [], Resources(flags=("-c8",))),
-            *("--nodes=1 --cpus-per-task=16 -c8", "0"),
-        ),
-        # Holds and dependencies are dropped; the last start's resources replace those in FLAGS.
-        (
-            *({**LAST, "HARNESS_FLAGS": FLAGS}, [], Resources(flags=("--exclude=n3",))),
-            *(f"{LAST_ARGS} -C 'a100&big' --exclude=n1 --ntasks=1 --exclude=n3", "2"),
-        ),
-        ({"HARNESS_FLAGS": "it's"}, [], Resources(), "--nodes=1", "0"),
-        # The type of the GPUs and other GRES are kept, but the number of GPUs is that of the run.
-        ({"HARNESS_FLAGS": "--gres=gpu:2080ti:4"}, GPUS, Resources(), "--nodes=1", "2080ti:2"),
-        (
-            *({"HARNESS_FLAGS": "--gres=gpu:a100:4,lscratch:50"}, GPUS, Resources()),
-            *("--nodes=1 --gres=gpu:a100:2,lscratch:50", None),
-        ),
-        (
-            *({"HARNESS_FLAGS": "--gres=lscratch:50"}, [CPU], Resources()),
-            *("--nodes=1 --gres=lscratch:50", None),
-        ),
-        (
-            *({"HARNESS_FLAGS": "--gres=lscratch:50,gpu:t4:1"}, GPUS, Resources()),
-            *("--nodes=1 --gres=gpu:t4:2,lscratch:50", None),
-        ),
-        # Slurm sets no variable for --mem=0.
-        ({"HARNESS_FLAGS": "--mem=0"}, [], Resources(), "--nodes=1 --mem=0M", "0"),
-        ({"HARNESS_FLAGS": "--mem=0"}, [], Resources(mem="4G"), "--nodes=1 --mem=4G", "0"),
-        ({**LAST, "HARNESS_FLAGS": "--mem=0"}, [], Resources(), LAST_ARGS, "2"),
-        ({"HARNESS_FLAGS": "--gres=shard:2"}, GPUS[:1], Resources(), "--nodes=1", "1"),
-        ({"HARNESS_FLAGS": "--gres=gpu:t4:4,a:1"}, GPUS, Resources(gpus="1"), "--nodes=1", "1"),
+        (["--gpus-per-node=t4:4"], GPUS, Resources(), ["--gpus-per-node=t4:2"], None),
+        (["--gres=lscratch:50"], [CPU], Resources(), ["--gres=lscratch:50"], None),
+        (["--nodes=4", "-d", "afterok:3", "-H", "-C", "a&b"], [], Resources(), ["-C", "a&b"], None),
+        (None, [CPU], Resources(), [], "0"),
+        (None, GPUS, Resources(mem="4G"), ["--mem=4G"], "2"),
+        (None, [], Resources(flags=("-G2",)), ["-G2"], None),
     ],
 )
 def test_the_job_requests_the_resources_of_the_last_start(
     tmp_path: Path,
-    variables: dict[str, str] | None,
+    options: Sequence[str] | None,
     devices: list[dict[str, str]],
     wanted: Resources,
-    args: str,
+    args: Sequence[str],
     gpus: str | None,
 ) -> None:
-    """The user's requests replace GPUs, nodes, partition, time and memory of the last start."""
-    job = SlurmEnvironment.from_environment({**(variables or {}), "SLURM_JOB_ID": "7"})
-    asked = {"slurm_asked": asked_of(job)} if job and variables is not None else {}
+    """The user's options replace those of the last start; holds and dependencies are dropped."""
+    variables = {"SLURM_JOB_ID": "7", "HARNESS_FLAGS": shlex.join(options or ())}
+    job = SlurmEnvironment.from_environment(variables)
+    asked = {"slurm_asked": asked_of(job)} if job and options is not None else {}
     record = {"starts": [{"devices": devices, **asked}]}
     resumed = as_job(stopped(tmp_path / "a", record), wanted)
-    assert shlex.join(resumed.resources.sbatch_args()) == args
+    assert resumed.resources.sbatch_args() == ["--nodes=1", *args]
     assert resumed.resources.gpus == gpus
     resumed.resources.check()
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
@@ -119,12 +85,13 @@ def test_a_seed_of_a_job_on_several_nodes_continues_on_one(tmp_path: Path) -> No
     dataset: Any = SimpleNamespace(record=dict)
     for num in (1, 2):
         step = {"SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": str(num)}
+        step |= {"SLURM_JOB_NUM_NODES": "2", "HARNESS_FLAGS": "--gres=gpu:4"}
         status = stopped(tmp_path / str(num), {})
-        job = SlurmEnvironment.from_environment({**SLURM, **step, "SLURM_JOB_ID": "7"})
+        job = SlurmEnvironment.from_environment({**step, "SLURM_JOB_ID": "7"})
         run, start = RunDirectory(status.folder), {"devices": GPUS * num}
         write_provenance(run, dataset, job, devices_asked=None, plan={}, start=start)
         wanted = as_job(status, Resources()).resources
-        assert (wanted.nodes, wanted.gpus) == (num, "2")
+        assert (wanted.nodes, wanted.flags) == (num, ("--gres=gpu:2",))
 
 
 @pytest.mark.parametrize("name", ["search", "session", "run"])

@@ -42,23 +42,9 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether this script is a Slurm batch script or is called by one. False in a terminal of a notebook
-# server, and in an interactive allocation, where several runs would share the job's id.
-is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
-is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && ! -t 0 && ! -t 2 ]]; }
-
-# Whether this script was called by its path; sbatch runs a copy in Slurm's spool folder.
-is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
-
-# Unsets step variables that sbatch passed on from its caller; a batch script itself is in no step.
-forget_step() {
-    if is_called; then
-        [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_STEP_ID:-} ]] || return 0
-        [[ $(timeout 20 scontrol show step "$SLURM_JOB_ID.$SLURM_STEP_ID" 2>&1) == *'not found'* ]] ||
-            return 0
-    fi
-    unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
-}
+# Whether this script is a Slurm batch script: sbatch runs a copy in Slurm's spool folder. A script
+# that is called by its path in a job is none: several runs would share the job's id.
+is_batch() { [[ -n ${SLURM_JOB_ID:-} && ! $(dirname "$0") -ef $PROJECT/slurm ]]; }
 
 prepare() {
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
@@ -79,6 +65,8 @@ prepare_batch() {
     # Links a name with squeue's id to an array task's log, whose own name contains the raw id.
     [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
         ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
+    # sbatch passes on the step of the shell that calls it; a batch script itself is in no step.
+    unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
     export HARNESS_OFFLINE=1 # a download would only time out on compute nodes without a network
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
@@ -88,13 +76,11 @@ prepare_batch() {
 # Runs the command of a script with the user's arguments, and ends the script. The command is `train
 # JOB`, `tune`, `resume run|sweep FOLDER`, `compare`, `tensorboard` or `doctor`.
 supervise() {
-    local plan options=()
-    forget_step
+    local plan job=''
     ! is_batch || listen # before any installation: an untrapped signal would end the job for good
     prepare
-    ! is_called || options+=(--called)
-    ! is_batch || { prepare_batch; options+=(--job); }
-    if plan=$(show_job | harness job-begin --home "$PROJECT" ${options[@]+"${options[@]}"} -- "$@"); then
+    ! is_batch || { prepare_batch; job=--job; }
+    if plan=$(show_job | harness job-begin ${job:+"$job"} -- "$@"); then
         BEGUN=yes
         eval "$plan" # sets STEP and RUN, and calls inside_venv
     else

@@ -43,22 +43,18 @@ def _allocation() -> "SlurmEnvironment":
 def job_begin(
     kind: str,
     words: Annotated[list[str] | None, typer.Argument()] = None,
-    home: Path = Path(),
     runs: RunsFolder = Path("runs"),
     job: Annotated[bool, typer.Option("--job")] = False,
-    called: Annotated[bool, typer.Option("--called")] = False,
 ) -> None:
     """Choose the command that a job script runs, and log the resources of its Slurm job.
 
     Args:
         kind: the purpose of the script; `harness.slurm.batch.plan` lists the purposes.
         words: the script's arguments.
-        home: the folder of the project.
         runs: the folder of the runs.
         job: whether Slurm runs the script as a batch job.
-        called: whether one of the user's scripts calls the job script.
     """
-    from harness.slurm.batch import Start, faults_file, plan, shown_values
+    from harness.slurm.batch import faults_file, plan, shown_values
     from harness.slurm.client import seconds
     from harness.slurm.environment import (
         BATCH_JOB,
@@ -70,23 +66,12 @@ def job_begin(
         request_args,
         unmet_request,
     )
-    from harness.slurm.resources import Rules, override, short_limit
+    from harness.slurm.resources import override, short_limit
     from harness.system.site_settings import check_trusted_network
 
     known = shown_values(_shown())
     allocation = SlurmEnvironment.from_environment()
-    planned = plan(
-        kind,
-        words or [],
-        Start(
-            home,
-            str(runs),
-            allocation if job else None,
-            is_called=called,
-            seed=array_seed(),
-            never=Rules.of_site().never,
-        ),
-    )
+    planned = plan(kind, words or [], str(runs), allocation if job else None, array_seed())
     unmet = unmet_request(allocation, known) if allocation and job else None
     if unmet and allocation:
         log(logging.WARNING, f"{describe_given(allocation)}; {unmet}")

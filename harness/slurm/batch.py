@@ -10,7 +10,6 @@ import itertools
 import math
 import re
 import shlex
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.errors import InputError, Interrupted
 from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment, given_memory_gb
+from harness.slurm.resources import Rules
 from harness.slurm.script import submissions
 from harness.system.files import atomic_write, make_folder
 from harness.system.leased_dir import to_json
@@ -57,64 +57,51 @@ class Plan:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Start:
-    """The facts that `plan` needs about one execution of the job script (a start)."""
-
-    home: Path  # the project's folder
-    runs: str
-    allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
-    is_called: bool = False  # whether a user's script called the job script, maybe for several runs
-    seed: str | None = None  # seed of this array task; None outside of an array
-    never: tuple[str, ...] = ()  # names of sbatch options that the site refuses, such as mem
-
-    @property
-    def step(self) -> tuple[str, ...]:
-        """The srun command that starts a process on each node; empty if the job has one node."""
-        if not self.allocation or self.allocation.num_nodes == 1:
-            return ()
-        num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
-        return (
-            *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
-            *([] if "mem" in self.never else ["--mem=0"]),
-            # srun does not inherit --cpus-per-task from sbatch. At some sites, srun does not
-            # inherit the environment either.
-            *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
-            *([f"--cpus-per-task={cpus}"] if cpus else []),
-        )
-
-    def run_id(self, words: Sequence[str], *, of_array: bool = False) -> str | None:
-        """Return the run's id, which a requeue does not change; None outside of a batch job."""
-        if not self.allocation:
-            return None
-        job = self.allocation.own_id
-        job = job.partition("_")[0] if of_array else job
-        checksum = f"-{zlib.crc32(chr(0).join(words).encode('utf-8', 'surrogateescape'))}"
-        return f"slurm-{job}{checksum if self.is_called and words else ''}"
+def _step(allocation: SlurmEnvironment | None) -> tuple[str, ...]:
+    """Return the srun command that starts a process on each node; empty if the job has one node."""
+    if not allocation or allocation.num_nodes == 1:
+        return ()
+    num, cpus = allocation.num_nodes, allocation.cpus_per_task
+    return (
+        *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
+        *([] if "mem" in Rules.of_site().never else ["--mem=0"]),
+        # srun does not inherit --cpus-per-task from sbatch. At some sites, srun does not inherit
+        # the environment either.
+        *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
+        *([f"--cpus-per-task={cpus}"] if cpus else []),
+    )
 
 
-def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
+def plan(
+    kind: str,
+    words: Sequence[str],
+    runs: str,
+    allocation: SlurmEnvironment | None,
+    seed: str | None,
+) -> Plan:
     """Choose the command that a script in `slurm/` runs.
 
     Args:
         kind: train, tune, resume, compare, tensorboard or doctor.
         words: the script's own arguments, followed by the user's arguments. For train, the script's
             argument is the path of a job file; for resume, `run FOLDER` or `sweep FOLDER`.
+        runs: the default of the user's option --runs.
+        allocation: the batch job; None for a local run.
+        seed: the seed of this array task; None outside of an array.
 
     Raises:
         InputError: if an array task is to train several seeds.
     """
-    runs = value_of("--runs", words) or start.runs
+    runs = value_of("--runs", words) or runs
     if kind == "train":
-        return _training(words, start, runs)
+        return _training(words, runs, allocation, seed)
     if kind == "tune":
-        return _search(words, start, runs)
+        return _search(words, runs, allocation)
     if kind == "resume":
         of, folder, *rest = words
         # A sweep starts the job steps of its workers itself.
-        return Plan(
-            ("harness", "resume", folder, *rest), folder, runs, start.step if of == "run" else ()
-        )
+        step = _step(allocation) if of == "run" else ()
+        return Plan(("harness", "resume", folder, *rest), folder, runs, step)
     if kind == "compare":
         out = ("--out", f"{runs}/comparison") if value_of("--out", words) is None else ()
         return Plan(("harness", "compare", *out, *words), runs=runs)
@@ -123,28 +110,30 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
     return Plan(("harness", kind, *words), runs=runs)
 
 
-def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
+def _training(
+    words: Sequence[str], runs: str, allocation: SlurmEnvironment | None, seed: str | None
+) -> Plan:
     job, *rest = words
-    job = str(start.home / job)
     options, seeds = [], value_of("--seeds", rest)
-    if start.seed is not None and seeds is not None:
+    if seed is not None and seeds is not None:
         raise InputError(
             f"--seeds {seeds}: can't be combined with --array, because each task of an array "
             "trains one seed; leave out one of them"
         )
-    if start.seed is not None and value_of("--seed", rest) is None:
-        options += ["--seed", start.seed]
-    if (run_id := value_of("--run-id", rest)) is None and (run_id := start.run_id(rest)):
+    if seed is not None and value_of("--seed", rest) is None:
+        options += ["--seed", seed]
+    if (run_id := value_of("--run-id", rest)) is None and allocation:
+        run_id = f"slurm-{allocation.own_id}"
         options += ["--run-id", run_id]
     return Plan(
         ("harness", "train", job, *options, *rest),
         run=f"{runs}/{_name_of(job)}/{run_id}" if run_id else "",
         runs=runs,
-        step=start.step if seeds is None else (),  # each seed uses one node
+        step=_step(allocation) if seeds is None else (),  # each seed uses one node
     )
 
 
-def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
+def _search(words: Sequence[str], runs: str, allocation: SlurmEnvironment | None) -> Plan:
     """Return a search's command, which is the same for all tasks of an array.
 
     If `words` contain `--join X`, the command is `harness sweep join X`.
@@ -160,9 +149,9 @@ def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
     run = value_of("--join", words) or ""
     if command == ["tune"]:
         jobs = [word for word in words if word.endswith(".toml")] or [*words[:1], ""]
-        if (sweep_id := value_of("--sweep-id", words)) is None:
-            sweep_id = start.run_id(words, of_array=True)
-            arguments += ["--sweep-id", sweep_id] if sweep_id else []
+        if (sweep_id := value_of("--sweep-id", words)) is None and allocation:
+            sweep_id = f"slurm-{allocation.own_id.partition('_')[0]}"
+            arguments += ["--sweep-id", sweep_id]
         run = f"{runs}/{_name_of(jobs[0])}/{sweep_id}" if sweep_id else ""
     return Plan(("harness", *command, *arguments), run, runs)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.slurm.batch import Counters, Ending, Start, counters_file, decide, ending_of, plan
+from harness.slurm.batch import Counters, Ending, counters_file, decide, ending_of, plan
 from harness.slurm.environment import SlurmEnvironment
 
 WARNED, TERMED = ("USR2",), ("TERM",)
@@ -266,20 +266,20 @@ TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_I
 @pytest.mark.parametrize(
     ("start", "words", "command", "run"),
     [
-        (None, "train a.toml --set a=1", "harness train /p/a.toml --set a=1", ""),
-        (JOB, "train a.toml -x", "harness train /p/a.toml --run-id slurm-42 -x", "a/slurm-42"),
+        (None, "train a.toml --set a=1", "harness train a.toml --set a=1", ""),
+        (JOB, "train a.toml -x", "harness train a.toml --run-id slurm-42 -x", "a/slurm-42"),
         (JOB, "train a.toml --run-id=u --run-id v", None, "a/v"),
         (JOB, "train a.toml --run-id u --run-id=v", None, "a/v"),
         (
             TASK,
             "train a.toml -x",
-            "harness train /p/a.toml --seed 3 --run-id slurm-42_3 -x",
+            "harness train a.toml --seed 3 --run-id slurm-42_3 -x",
             "a/slurm-42_3",
         ),
         (
             TASK,
             "train a.toml --seed=7",
-            "harness train /p/a.toml --run-id slurm-42_3 --seed=7",
+            "harness train a.toml --run-id slurm-42_3 --seed=7",
             None,
         ),
         (JOB, "tune b.toml", "harness tune b.toml --sweep-id slurm-42", "b/slurm-42"),
@@ -303,7 +303,7 @@ def test_plan_of_a_start(
     """A run is named after its Slurm job, array tasks share a sweep, and users may choose ids."""
     kind, *rest = words.split()
     seed = "3" if start is TASK else None
-    planned = plan(kind, rest, Start(Path("/p"), "/runs", start, seed=seed))
+    planned = plan(kind, rest, "/runs", start, seed)
     assert command is None or list(planned.words) == command.split()
     assert run is None or planned.run == (f"/runs/{run}" if run else "")
 
@@ -311,24 +311,27 @@ def test_plan_of_a_start(
 def test_seeds_in_an_array_are_refused() -> None:
     """Each task would train all seeds. The message names an option that the user has given."""
     with pytest.raises(InputError, match="--seeds 1-3: can't be combined with --array"):
-        plan("train", ["b.toml", "--seeds", "1-3"], Start(Path("/p"), "/runs", TASK, seed="2"))
+        plan("train", ["b.toml", "--seeds", "1-3"], "/runs", TASK, "2")
 
 
 def test_bash_gets_quoted_words(tmp_path: Path) -> None:
     """The run's folder is named after the `name` in the job file."""
     (tmp_path / "a.toml").write_text('name = "b"\n[model.options]\nname = "wide"\n')
-    assert plan("train", ["a.toml"], Start(tmp_path, "/my runs", JOB)).run == "/my runs/b/slurm-42"
+    named = plan("train", [f"{tmp_path}/a.toml"], "/my runs", JOB, None)
+    assert named.run == "/my runs/b/slurm-42"
     words = ["a b.toml", "--set", "x=it's", "", "two\nlines", "$HOME"]
-    shell = plan("train", words, Start(tmp_path, "/my runs")).shell()
+    shell = plan("train", words, "/my runs", None, None).shell()
     assert shell.endswith("""'x=it'"'"'s' '' 'two\nlines' '$HOME'""")
     assert "export HARNESS_RUNS='/my runs'\n" in shell
 
 
-def test_a_step_omits_options_that_the_site_refuses(tmp_path: Path) -> None:
+def test_a_step_omits_options_that_the_site_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job on several nodes starts a step without these options; a job on one node has no step."""
     two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
-    step = [*Start(tmp_path, "/runs", two).step]
+    words = ("resume", ["run", "f"], "/runs")
+    step = [*plan(*words, two, None).step]
     assert {"--ntasks=2", "--cpus-per-task=4", "--mem=0"} < {*step}
     step.remove("--mem=0")
-    assert [*Start(tmp_path, "/runs", two, never=("mem",)).step] == step
-    assert Start(tmp_path, "/runs", allocation()).step == ()
+    monkeypatch.setenv("HARNESS_SBATCH_NEVER", "mem")
+    assert [*plan(*words, two, None).step] == step
+    assert plan(*words, allocation(), None).step == ()

@@ -49,14 +49,11 @@ requeue_if_preempted() {
 
 # Executes the decision after the command has ended with RC; ends the script.
 finish() {
-    local code=$RC asked=none
+    local code=$RC
     # A signal ended the harness before signals were handled.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
     if is_batch && [[ $RC == 75 || $RC -ge 126 || (-z $BEGUN && $RC != 2) ]]; then
-        until [[ -n $REQUEUED || $asked == "$SIGNALS" ]]; do # another signal may come meanwhile
-            asked=$SIGNALS
-            decide "$code"
-        done
+        [[ -n $REQUEUED ]] || decide "$code"
         if [[ -n $REQUEUED ]]; then
             say "job $JOB is back in the queue and will continue its run"
         elif [[ $VERDICT == requeue ]]; then

@@ -270,18 +270,6 @@ def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> No
     assert not [line for line in lines if re.search(r"\b42\b(?!_2)", line)]
 
 
-def test_a_signal_after_the_end_of_the_harness_counts(project: Project, asked: Path) -> None:
-    """A preemption may come while `job-end` decides about the job."""
-    project.program(
-        'if [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
-        'touch "${NOTE%.json}.ready"; sleep 1; exit 1',
-        real=["job-begin"],
-    )
-    code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
-    assert (code, "unbound" in output) == (137, False), output
-    assert "show job 42" in asked.read_text()  # the check for a preemption
-
-
 def test_a_warning_during_the_installation_requeues_the_job(project: Project, asked: Path) -> None:
     """The script listens before it prepares the environment."""
     (project.path / "requirements.lock").touch()

@@ -135,6 +135,13 @@ class Harness:
         path = write_program(self.folder / "bin" / name, script)
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
+    def hide_slurm(self) -> None:
+        """Leave only git on the PATH of the commands."""
+        program = self.folder / "only-git/git"
+        program.parent.mkdir(parents=True)
+        program.symlink_to(str(shutil.which("git")))
+        self.environment["PATH"] = str(program.parent)
+
     def show_gpus(self) -> None:
         """Let the commands use this machine's GPUs."""
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)

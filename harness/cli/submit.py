@@ -188,8 +188,9 @@ def _submit(request: "Request") -> None:
     from harness.slurm.submit import submit as submit_all
     from harness.tracking.run_dir import default_runs
 
-    submitted = submit_all(request)
-    for job_id, submission in submitted.items():
+    submitted = {}
+    for job_id, submission in submit_all(request):
+        submitted[job_id] = submission
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
     echo(f"code  {first.layout.snapshot}")

@@ -356,8 +356,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
     """Return the path of a run's counters, which later jobs that continue the run also use.
 
-    Each run has its own file, because a user's job script may start several runs, and the steps of
-    different runs can't be compared.
+    Each run has its own file, because the steps of different runs can't be compared.
     """
     named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
     return submissions(runs) / f"{named}.json"

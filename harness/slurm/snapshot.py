@@ -24,7 +24,6 @@ from harness.system.git import (
     is_checkout,
     is_snapshot,
     new_files,
-    private_files,
     secrets_among,
     tracked_files,
 )
@@ -32,10 +31,6 @@ from harness.system.site_settings import SITE
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
-
-# In projects without git, files and folders with these names are not code.
-NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
-           ".*_cache", ".setup.lock*")  # fmt: skip
 
 
 def project_folder() -> Path:
@@ -51,7 +46,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if git can't list the files, or if the files that git doesn't track exceed
+            MAX_NEW_FILES or MAX_NEW_BYTES.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -98,7 +94,7 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     """Yield one line with the files that look like secrets, if there are any.
 
     Raises:
-        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: as for `code_files`.
     """
     if is_snapshot(project):
         return
@@ -114,23 +110,24 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
 def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     """List the tracked and the new files of the project, with slurm/site.sh but without secrets.
 
-    Without git, list all files except those of runs, caches and environments.
-
     Returns:
         A list of the code's files, and a dictionary of the secret files with the reasons; all paths
         are relative to the project.
 
     Raises:
-        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if git can't list the files, or if the files that git doesn't track exceed
+            MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     try:
-        if not is_checkout(project):
-            raise GitError(f"{project} is not a git checkout")
+        if not is_checkout(project):  # git may find a checkout in a parent folder
+            raise GitError("is not a git checkout")
         new, tracked = new_files(project, runs), tracked_files(project)
         private = secrets_among(project, new)
-    except GitError:
-        new, tracked = list(_walk(project, runs)), []
-        private = private_files(project, new)
+    except GitError as error:
+        raise InputError(
+            f"{project}: {error}; harness submit copies the files that git lists: clone the "
+            "project, or submit a script of slurm/ with sbatch"
+        ) from None
     new = [name for name in new if not name.startswith(".submissions/") and name not in private]
     total = sum((project / name).lstat().st_size for name in new if not name.endswith("/"))
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
@@ -139,7 +136,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
             f"{project}: {len(new):,} untracked files with {total / 1e6:,.0f} MB in total are "
             f"probably not all code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); "
             f"the limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; move data "
-            "files out of the project or, if you use git, add them to .gitignore"
+            "files out of the project, or add them to .gitignore"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()
@@ -148,25 +145,6 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )
     return found, private
-
-
-def _walk(project: Path, runs: Path) -> Iterable[str]:
-    real_runs = os.path.realpath(runs)
-    for at, folders, files in os.walk(project):
-        here = Path(at)
-        files += [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [name for name in folders if not _is_no_code(here / name, real_runs)]
-        for name in files:
-            if not _is_no_code(here / name, real_runs):
-                yield str((here / name).relative_to(project))
-
-
-def _is_no_code(path: Path, real_runs: str) -> bool:
-    return (
-        any(path.match(pattern) for pattern in NO_CODE)
-        or os.path.realpath(path) == real_runs  # no error if links form a loop
-        or (path / "pyvenv.cfg").exists()
-    )
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:

@@ -48,7 +48,6 @@ from harness.slurm.script import (
 from harness.slurm.snapshot import left_out, project_folder, take_snapshot
 from harness.system.console import Console, quoted
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
-from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network, not_sourced
 
@@ -169,11 +168,6 @@ def doubts(request: Request) -> Iterator[str]:
             f"{program} is missing, and a submitted job installs nothing; run bash "
             "slurm/common.sh --setup, or set HARNESS_VENV to an environment"
         )
-    if is_checkout(request.project) and not commit_of(request.project):
-        yield (
-            f"git can't determine the commit of {request.project}; the job uses a copy of the "
-            "whole folder, and the job's record contains no commit"
-        )
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
@@ -200,11 +194,8 @@ def _check_start(planned: SbatchJob) -> None:
         raise type(error)(f"{planned.name}: {error}") from None
 
 
-def submit(request: Request) -> dict[str, SbatchJob]:
-    """Submit all jobs of a request, or none.
-
-    Returns:
-        The submitted jobs, with their ids as keys.
+def submit(request: Request) -> Iterator[tuple[str, SbatchJob]]:
+    """Submit the jobs of a request one after the other; yield each job with its id.
 
     Raises:
         InputError: if sbatch refuses a job; the message states the reason.
@@ -216,38 +207,28 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     snapshot = take_snapshot(request.project, request.runs)
     variables = job_variables(request.project, snapshot, request.runs)
     layout = dataclasses.replace(draft, variables=variables)
-    submitted: dict[str, SbatchJob] = {}
-    try:
-        for wanted in request.jobs:
-            submission = job_submission(wanted, layout)
-            submitted[_submit(submission)] = submission
-        if request.compares:
-            submission = comparison_submission(submitted, request.jobs[0].resources, layout)
-            submitted[_submit(submission)] = submission
-    except (InputError, RunError, OSError) as error:
-        if not submitted:
-            raise
-        kind = InputError if isinstance(error, InputError) else RunError
-        raise kind(f"{error}; {_withdraw(submitted)}") from None
-    except KeyboardInterrupt:
-        if submitted:
-            _withdraw(submitted)
-        raise
-    return submitted
+    trainings: dict[str, SbatchJob] = {}
+    for wanted in request.jobs:
+        submission = job_submission(wanted, layout)
+        job_id = _submit(submission)
+        trainings[job_id] = submission
+        yield job_id, submission
+    if request.compares:
+        submission = comparison_submission(trainings, request.jobs[0].resources, layout)
+        yield _submit(submission), submission
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
     The script of the running job runs the sbatch command outside of the site's container, because
-    the container may lack sbatch.
+    the container may lack sbatch. It may lack git too, so the new job runs the code of this job.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
         the job's id.
     """
-    layout = _layout(request, take_snapshot(request.project, request.runs))
-    submission = job_submission(request.jobs[0], layout)
+    submission = job_submission(request.jobs[0], _layout(request, request.project))
     _write(submission)
     record = submission.folder / "record.json"
     atomic_write(record, to_json(_record_of(submission, JOB_ID)))
@@ -313,8 +294,11 @@ def _submit(submission: SbatchJob) -> str:
         Console().warning(line)
     try:
         atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
-    except (OSError, RunError) as error:  # without a record the harness can't find the job
-        raise RunError(f"{error}; {_withdraw({job_id: submission})}") from None
+    except (OSError, RunError) as error:
+        raise RunError(
+            f"{error}; job {job_id} is in the queue, but harness can't find it without this file; "
+            f"cancel it: scancel {job_id}"
+        ) from None
     return job_id
 
 
@@ -345,20 +329,3 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
         "snapshot": submission.layout.snapshot,
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
-    """Cancel submitted jobs after an error.
-
-    Returns:
-        Text for the end of the error message. The text says whether the jobs were cancelled.
-    """
-    ids = ", ".join(submitted)
-    try:
-        client.ask("scancel", *submitted)
-    except (InputError, RunError) as error:
-        return f"jobs {ids} could not be cancelled ({error}); cancel them yourself"
-    for job_id, submission in submitted.items():
-        submission.record(job_id).unlink(missing_ok=True)
-        shutil.rmtree(submission.folder, ignore_errors=True)
-    return f"jobs {ids} were cancelled"

@@ -83,16 +83,6 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         return nothing | {"git_problem": str(error)}
 
 
-def commit_of(project: Path) -> str | None:
-    """Return the commit of a checkout; None without a checkout or commit, or if git fails."""
-    if not is_checkout(project):  # else git may find a checkout in a parent folder
-        return None
-    try:
-        return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
-    except (GitError, OSError):
-        return None
-
-
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
     # Read the record first: in an unreadable folder the record is empty, but `is_checkout` raises.

@@ -146,23 +146,6 @@ def test_all_jobs_and_their_comparison(
     assert Path(comparison["logs"][0]).exists()
 
 
-def test_a_later_refusal_takes_back_what_was_submitted(
-    submitter: Submitter, cluster: SlurmCluster
-) -> None:
-    """If the comparison is refused, the five jobs are cancelled, and one line says so."""
-    real = shutil.which("sbatch")
-    refuses = "case $* in *--job-name=compare*) echo 'no more jobs' >&2; exit 1 ;; esac"
-    submitter.harness.program("sbatch", f'{refuses}\nexec {real} "$@"')
-    done = submitter.run("--all", "--", "--hold")
-    assert done.returncode == 2
-    said = done.stderr.splitlines()[-1]
-    assert "compare: was not submitted" in said
-    ids = said.rpartition("jobs ")[2].removesuffix(" were cancelled").split(", ")
-    assert len(ids) == 5
-    assert {cluster.state(job_id) for job_id in ids} == {"CANCELLED"}
-    assert submitter.left() == []
-
-
 def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     project: SlurmProject, undisturbed: Path
 ) -> None:

@@ -98,18 +98,6 @@ def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path:
     assert not (snapshot / "token.txt").exists()
 
 
-def test_without_git_secrets_are_left_out_too(tmp_path: Path) -> None:
-    """All other files are copied."""
-    (tmp_path / "project/slurm").mkdir(parents=True)
-    for name in ("a.py", "b.py", "c.py"):
-        (tmp_path / "project" / name).touch(0o644)
-    write(tmp_path / "project", ["my_token.txt", "notes.txt"])
-    (tmp_path / "project/notes.txt").chmod(0o600)
-    snapshot = take_snapshot(tmp_path / "project", tmp_path / "runs")
-    names = sorted(path.name for path in snapshot.iterdir())
-    assert names == ["__pycache__", "a.py", "b.py", "c.py", "snapshot.json"]
-
-
 def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
     """A diff may contain a secret that no file name reveals."""
     run = RunDirectory(tmp_path / "run")

@@ -168,18 +168,15 @@ def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
         assert (snapshot / "slurm/site.sh").read_text() == text
 
 
-def test_snapshot_of_a_folder_without_git(project: Path) -> None:
-    """The snapshot has no environments, caches and runs; its record has no commit."""
+def test_code_that_git_can_not_list_is_refused(project: Path, tmp_path: Path) -> None:
+    """The line has git's error, or says that there is no checkout."""
+    (project / ".git/HEAD").unlink()
+    with pytest.raises(InputError, match=r"not a git repository.*; harness submit copies"):
+        take_snapshot(project, tmp_path / "runs")
     shutil.rmtree(project / ".git")
-    (project / "loop").symlink_to("loop")
-    wanted = code(project)
-    (project / "my env").mkdir()
-    for name in (".venv-1/x", "__pycache__/x", "out/x", "my env/pyvenv.cfg", "1.out"):
-        (project / name).parent.mkdir(exist_ok=True)
-        (project / name).touch()
-    snapshot = take_snapshot(project, project / "out")
-    assert code(snapshot) == wanted
-    assert json.loads((snapshot / "snapshot.json").read_text())["commit"] is None
+    with pytest.raises(InputError, match=r"is not a git checkout; .* with sbatch"):
+        take_snapshot(project, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:

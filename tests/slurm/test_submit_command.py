@@ -47,7 +47,8 @@ def submissions(harness: Harness) -> list[Path]:
 
 def test_a_dry_run_writes_nothing(harness: Harness) -> None:
     """`--dry-run` prints script and command, needs no Slurm, and imports no large library."""
-    harness.environment |= {"PATH": "/nowhere", "PYTHONPROFILEIMPORTTIME": "1"}
+    harness.hide_slurm()
+    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     before = contents(harness.folder)
     words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
     done = harness.run("submit", LSTM, *SHRUNK, *words)
@@ -64,13 +65,12 @@ def test_a_dry_run_writes_nothing(harness: Harness) -> None:
 
 
 def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
-    """`submit` warns of a missing dataset or environment, and of a checkout that git can't read."""
+    """`submit` warns of a missing dataset or environment."""
     words = ["submit", LSTM, "--dry-run"]
     harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
     done = harness.run_here(*words)
     assert "packaged SAMPLE; to get the dataset, run: harness data fetch" in done.stderr
     assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
-    assert "git can't" not in done.stderr
     site = project / "slurm/site.sh"
     site.write_text("HARNESS_CONTAINER=(env)\n")  # the environment may be in the image
     assert "bin/harness is missing" not in harness.run_here(*words).stderr
@@ -78,7 +78,6 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     harness.environment["HARNESS_DATA"] = str(harness.folder)
     done = harness.run_here(*words)
     assert "the job will end with an error; put the dataset there, or unset" in done.stderr
-    (project / ".git/HEAD").unlink()
     for name in ("imdb.npz", "bin/harness"):
         (harness.folder / name).parent.mkdir(exist_ok=True)
         (harness.folder / name).touch()
@@ -87,7 +86,6 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     assert "SAMPLE" not in done.stderr
     assert "bin/harness" not in done.stderr
     assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
-    assert f"warning: git can't determine the commit of {project}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_sbatch_refuses_before_anything_is_written(site: Harness) -> None:
     assert "rnn: would not start: allocation failure: Invalid qos" in line
     calls = (site.folder / "calls").read_text().splitlines()
     assert sum("--test-only" in call for call in calls) == 1
-    site.environment["PATH"] = "/nowhere"
+    site.hide_slurm()
     done = site.run_here("submit", LSTM)
     assert (done.returncode, "sbatch: is not on the PATH" in done.stderr) == (2, True)
     assert not site.runs.exists()
@@ -176,9 +174,7 @@ def test_a_refused_submission_leaves_nothing(site: Harness, error: str, code: in
     assert submissions(site) == []
 
 
-def test_a_job_without_a_record_is_cancelled(
-    site: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The harness could not find such a job, and the user would submit a second one."""
 
     def full(*_: object) -> None:
@@ -187,8 +183,18 @@ def test_a_job_without_a_record_is_cancelled(
     monkeypatch.setattr(submit, "_record_of", full)
     done = site.run_here("submit", LSTM)
     assert done.returncode == 1
-    assert "No space left on device; jobs 77 were cancelled" in done.stderr
-    assert (site.folder / "cancelled").read_text() == "77\n"
+    assert "No space left on device; job 77 is in the queue" in done.stderr
+    assert done.stderr.endswith("cancel it: scancel 77\n")
+
+
+def test_a_later_refusal_leaves_the_earlier_jobs(site: Harness) -> None:
+    """The lines above the error name the submitted jobs."""
+    site.program(
+        "sbatch", "case $* in *=compare*) echo 'no more jobs' >&2; exit 1 ;; esac; echo 77"
+    )
+    done = site.run_here("submit", "--all")
+    assert (done.returncode, done.stdout.count("job 77: ")) == (2, 5)
+    assert done.stderr.splitlines()[-1].endswith("compare: was not submitted: no more jobs")
 
 
 @pytest.mark.parametrize(

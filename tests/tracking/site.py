@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A machine without Slurm, until a test adds programs."""
     tools = tmp_path / "tools"  # /bin may contain Slurm's programs
     tools.mkdir()
-    for name in ("cat", "sleep", "sh"):
-        (tools / name).symlink_to(f"/bin/{name}")
+    for name in ("cat", "sleep", "sh", "git"):
+        (tools / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tools}")
     return Site(tmp_path)

@@ -159,7 +159,7 @@ def test_a_request_that_names_no_run_is_one_line(
     harness: Harness, words: list[str], said: str
 ) -> None:
     """The exit code is 2, and nothing is written."""
-    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    harness.hide_slurm()
     done = harness.run_here("submit", *words, "--dry-run")
     assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
     assert not harness.runs.exists()
@@ -167,7 +167,7 @@ def test_a_request_that_names_no_run_is_one_line(
 
 def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
     """The end of a sweep's job does not show which trial was out of memory."""
-    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    harness.hide_slurm()
     sweep = make_sweep(harness.runs / "sweep", RANDOM).folder
     (sweep / "state.json").write_text(json.dumps({"phase": "interrupted", "time_s": 1.0}))
     words = ["submit", "--resume", sweep, "--dry-run"]
@@ -180,7 +180,7 @@ def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
 
 def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
     """Each job script resumes one run; sbatch options apply to all jobs."""
-    harness.environment["PATH"] = "/nowhere"  # without Slurm
+    harness.hide_slurm()
     for name, signal in (("a", "SIGUSR2"), ("b", "SIGUSR2"), ("cancelled", "SIGTERM")):
         stopped(harness.runs / "gru" / name, {})
         state = {"phase": "interrupted", "signal": signal, "slurm_job": "7"}

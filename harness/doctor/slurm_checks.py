@@ -11,6 +11,7 @@ from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, sbatch_args, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
+    VARIABLES,
     Rules,
     compose,
     names_of,

@@ -12,7 +12,6 @@ from harness.cli.options import (
     Here,
     RunsFolder,
     TrustCode,
-    by_srun,
     confirm_here,
 )
 from harness.errors import DiskError, InputError, RunError
@@ -51,7 +50,7 @@ def audit(
     if quick + full + (epochs is not None) > 1:
         raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
     if not quick:
-        confirm_here(by_srun(), here=here)
+        confirm_here(here=here)
     if len(folders) == 1:
         depth = 0 if quick else None if full else epochs or 1
         _audit(folders[0], depth, devices=devices, data=data, runs=runs)

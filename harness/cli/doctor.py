@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
-ON_GPU = "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G"
 ROW = "{:14}{:>10}{:>9}{:>13}{:>12}{:>11}"
 
 
@@ -54,7 +53,7 @@ def doctor(
     if devices is not None:
         parse_devices(devices)
     if probe:
-        confirm_here(f"{ON_GPU} harness doctor --probe", here=here)
+        confirm_here(here=here)
         estimates = measure(devices, data)
         is_well = _print_json([*estimates]) if as_json else _print_estimates(estimates)
     else:

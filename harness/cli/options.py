@@ -2,8 +2,6 @@
 
 import logging
 import os
-import shlex
-import sys
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated
@@ -108,23 +106,10 @@ TrustCode = Annotated[
 ]
 
 
-def submission(job: Path | str, overrides: list[str] | None, *options: str) -> str:
-    """Return the command that submits a job with the same settings."""
-    changed = [f"--set={each}" for each in overrides or ()]
-    return shlex.join(["harness", "submit", str(job), *changed, *options])
-
-
-def by_srun() -> str:
-    """Return this process's own command, to run with srun."""
-    words = [word for word in sys.argv[1:] if word != "--exit-with-parent"]  # of harness.train
-    return shlex.join(["srun", "harness", *words])
-
-
-def confirm_here(instead: str, *, here: bool) -> None:
+def confirm_here(*, here: bool) -> None:
     """On a cluster, warn that this command trains outside of a Slurm job.
 
     Args:
-        instead: the command that does the same in a Slurm job.
         here: whether the user passed --here.
 
     Raises:
@@ -136,16 +121,17 @@ def confirm_here(instead: str, *, here: bool) -> None:
     # CONFIRMED keeps child processes from repeating the warning.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
         return
+    instead = "use harness submit, or put srun before the command"
     if not here and os.environ.get(JOBS_ONLY) == "1":
         raise InputError(
-            f"this site allows training only in Slurm jobs; start a job with: {instead}; or pass "
-            "--here to train on this machine"
+            f"this site allows training only in Slurm jobs; {instead}; or pass --here to train on "
+            "this machine"
         )
     if not here and has_cluster():
         log(
             logging.WARNING,
             f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in a "
-            f"Slurm job, run: {instead}",
+            f"Slurm job, {instead}",
         )
         if hint := not_sourced([JOBS_ONLY]):
             log(logging.WARNING, hint)

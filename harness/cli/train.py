@@ -24,9 +24,7 @@ from harness.cli.options import (
     Strict,
     TrustCode,
     Workers,
-    by_srun,
     confirm_here,
-    submission,
 )
 from harness.errors import InputError
 from harness.system.console import Console, echo, log, quoted
@@ -88,13 +86,6 @@ def train(
 
     A run trains and tests one model and records everything in its folder.
     """
-    wanted = seeds if seed is None else seed
-    seeded = [] if wanted is None else [f"--seeds={wanted}"]
-    instead = submission(job_files[0] if len(job_files) == 1 else "JOB", overrides, *seeded)
-    if parent or data or full or run_id:  # `harness submit` does not have these options
-        instead = by_srun()
-    elif seeds is not None:
-        instead += " --pack"
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
@@ -107,7 +98,7 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                confirm_here(instead, here=here)
+                confirm_here(here=here)
             launched = LaunchOptions(devices, data, full, strict, parent)
             result = launch(run, job, options=launched, console=console)
         finally:
@@ -135,7 +126,7 @@ def train(
     options += ["--full"] if full else []
     options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
-    confirm_here(instead, here=here)
+    confirm_here(here=here)
     folders = train_batch(
         BatchRequest(
             jobs=jobs,
@@ -169,20 +160,19 @@ def resume(
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions, launch
 
-    instead = f"harness submit --resume {quoted(run_folder)}"
     if is_sweep(run_folder):
         if strict:
             raise InputError("--strict: is for a run; leave it out for a sweep")
         from harness.cli.tune import resume_sweep
 
-        confirm_here(instead, here=here)
+        confirm_here(here=here)
         resume_sweep(run_folder, devices, data)
         return
 
     run = RunDirectory.open(run_folder)
     job = run.job()
     if not run.finished():
-        confirm_here(instead, here=here)
+        confirm_here(here=here)
     options = LaunchOptions(devices, data, strict=strict, takes_back_cancel=True)
     console = Console()
     _print_result(run, launch(run, job, options=options, console=console), console)

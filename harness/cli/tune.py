@@ -15,9 +15,7 @@ from harness.cli.options import (
     TrustCode,
     Workers,
     WorkersPerGpu,
-    by_srun,
     confirm_here,
-    submission,
 )
 from harness.system.console import Console, echo, quoted
 
@@ -70,8 +68,7 @@ def tune(
     request = _request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
-    only_here = sweep_id or data or full  # `harness submit` does not have these options
-    confirm_here(by_srun() if only_here else submission(job_file, overrides), here=here)
+    confirm_here(here=here)
     run_sweep(sweep, search, request, full=full)
 
 
@@ -176,7 +173,7 @@ def retrain(
 
     kind = one_device_each(devices, "run")
     sweep, chosen = SweepDirectory.open(folder), parse_seeds(seeds)
-    confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", here=here)
+    confirm_here(here=here)
     retrain_best(sweep, chosen, data=data, workers=workers, console=Console(), devices=kind)
 
 
@@ -195,5 +192,5 @@ def join(
 
     request = _request(devices, data, workers, workers_per_gpu)
     sweep = SweepDirectory.open(folder)
-    confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", here=here)
+    confirm_here(here=here)
     run_sweep(sweep, sweep.search(), request)

@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     take_any_text()
     options = parser().parse_args(words)
     try:
-        confirm_here("sbatch slurm/doctor.sh", here=options.here)
+        confirm_here(here=options.here)
         name = f"acceptance-{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}.json"
         out = options.runs / name
         devices = options.devices or site_devices()

@@ -278,28 +278,21 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     harness.program("sinfo", "echo main")
     first = harness.run_here(*words).stderr.splitlines()[0]
     assert "this is not a Slurm job, so " in first
-    job, changed = shlex.quote(str(JOBS / "lstm.toml")), ["--set", "train.epochs=8"]
-    assert f"harness submit {job}" in first
+    assert "use harness submit, or put srun before the command" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
-    tune = JOBS / "tune_lstm.toml"
     sweep = make_sweep(harness.folder / "sweep", RANDOM).folder
-    for command, instead in (
-        (words, f"harness submit {job};"),
-        ([*words, *changed, "--seed", "2"], f"harness submit {job} --set=train.epochs=8 --seeds=2"),
-        ([*words[:2], "--from", "p"], f"srun harness train {job} --from p;"),
-        (
-            [*words[:2], JOBS / "gru.toml", "--seeds", "1-2"],
-            "harness submit JOB --seeds=1-2 --pack;",
-        ),
-        (["tune", tune, *changed], f"harness submit {shlex.quote(str(tune))} --set=train.epochs=8"),
-        (["audit", "a", "b", "--full"], "srun harness audit a b --full;"),
-        (["sweep", "join", sweep], f"sbatch slurm/tune.sh --join {sweep}"),
-        (["sweep", "retrain", sweep], f"sbatch slurm/tune.sh --retrain {sweep}"),
-        (["doctor", "--probe"], "srun --gres=gpu:1 --cpus-per-task=4 --mem=16G harness doctor "),
+    for command in (
+        words,
+        [*words[:2], JOBS / "gru.toml", "--seeds", "1-2"],
+        ["tune", JOBS / "tune_lstm.toml"],
+        ["audit", "a", "b", "--full"],
+        ["sweep", "join", sweep],
+        ["sweep", "retrain", sweep],
+        ["doctor", "--probe"],
     ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"only in Slurm jobs; start a job with: {instead}" in done.stderr
+        assert "only in Slurm jobs; use harness submit, or put srun" in done.stderr
     assert not harness.runs.exists()
     assert "only in Slurm jobs" not in harness.refuse("audit", "a", "--quick")
     said = harness.run_here("sweep", "retrain", sweep, "--here").stderr

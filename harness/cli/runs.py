@@ -51,24 +51,28 @@ def status(
     """
     from harness.slurm.client import Queue
     from harness.tracking.status import select_runs, survey
-    from harness.tracking.status_table import StatusScreen
+    from harness.tracking.status_table import print_table, warn_of_queue
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
     queue = Queue()
-    console = StatusScreen(runs, everything=everything or bool(names), watches=watch)
 
     def look() -> "list[RunStatus]":
         return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
 
+    if as_json:
+        echo(json.dumps([each.as_json() for each in look()], indent=2, allow_nan=False))
+        warn_of_queue(queue)
+        return
+    everything = everything or bool(names)
     try:
-        if as_json:
-            content = [each.as_json() for each in look()]
-            echo(json.dumps(content, indent=2, allow_nan=False))
-            console.complain(queue.problem)
-        else:
-            while console.draw(look(), queue.problem) and watch:
-                time.sleep(WATCH_S)
+        while True:
+            statuses = look()
+            print_table(statuses, runs, everything=everything, clears=watch)
+            warn_of_queue(queue)
+            if not (watch and any(each.alive for each in statuses)):
+                break
+            time.sleep(WATCH_S)
     except KeyboardInterrupt:
         if not watch:
             raise

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from harness.slurm.client import Queue
 from harness.system.console import echo, log, rich_console
 from harness.tracking.records import RunStatus, one_line
 from harness.tracking.status import NUM_NEWEST, format_duration
@@ -102,50 +103,33 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
     return Group(*parts)
 
 
-class StatusScreen:
-    """Shows the table once, or repeatedly."""
+def print_table(
+    statuses: Sequence[RunStatus], runs: Path, *, everything: bool, clears: bool
+) -> None:
+    """Print the table.
 
-    def __init__(self, runs: Path, *, everything: bool, watches: bool = False) -> None:
-        self.runs, self.everything, self.watches = runs, everything, watches
-        self.console = rich_console()
-        self._before: list[str] = []
-        self._complained: str | None = None
+    Args:
+        statuses: the status of each run.
+        runs: the folder of all runs.
+        everything: whether to show all runs that have ended, not only the newest.
+        clears: whether to clear a terminal first.
+    """
+    shown, older = split_shown(statuses, everything=everything)
+    none = "" if shown else f"no run below {runs}; start one: harness train jobs/lstm.toml"
+    below = [line for line in (none, older) if line]
+    console = rich_console()
+    if not console.is_terminal:
+        echo("\n".join([*(as_lines([*map(cells, shown)]) if shown else []), *below]))
+        return
+    if clears:
+        console.clear()
+    if shown:
+        console.print(as_renderable(shown, console.width))
+    for line in below:
+        console.print(Text(line, "dim"))
 
-    def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Print the table.
 
-        If the output is not a terminal, the table is printed only if it has changed. If `watches`
-        is true, a terminal is cleared first.
-
-        Args:
-            statuses: the status of each run.
-            problem: why squeue gave no answer; None if squeue answered or is not installed.
-
-        Returns:
-            Whether any run is training or waiting.
-        """
-        shown, older = split_shown(statuses, everything=self.everything)
-        none = "" if shown else f"no run below {self.runs}; start one: harness train jobs/lstm.toml"
-        below = [line for line in (none, older) if line]
-        if self.console.is_terminal:
-            if self.watches:
-                self.console.clear()
-            if shown:
-                self.console.print(as_renderable(shown, self.console.width))
-            for line in below:
-                self.console.print(Text(line, "dim"))
-        else:
-            lines = [*(as_lines([cells(each) for each in shown]) if shown else []), *below]
-            if lines != self._before:
-                if self._before:
-                    echo()
-                echo("\n".join(lines))
-            self._before = lines
-        self.complain(problem)
-        return any(each.alive for each in statuses)
-
-    def complain(self, problem: str | None) -> None:
-        """Warn that squeue gave no answer, but do not repeat the same warning."""
-        if problem and problem != self._complained:
-            log(logging.WARNING, f"{problem}; the table shows the run folders only")
-        self._complained = problem
+def warn_of_queue(queue: Queue) -> None:
+    """Warn if squeue gave no answer."""
+    if queue.problem:
+        log(logging.WARNING, f"{queue.problem}; the table shows the run folders only")

@@ -323,26 +323,18 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The heartbeat's time comes from the node's clock, and the file's time from the file
-        # server's clock. Either clock may be wrong, so ignore a time in the future. If neither time
-        # is in the future, use the later time.
-        beats = (status.time_s, heartbeat.modified_s)
-        ages = [now - at for at in beats if at <= now]
-        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
+        # The file's time comes from the file server's clock. Clocks of nodes are wrong more often.
+        status.heartbeat_age_s = round(max(0.0, now - heartbeat.modified_s), 1)
     # A sweep keeps its old result while its search continues with more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None
     if submission:
         _add_submission(status, submission)
     status.job = status.job or folder.parent.name
-    if not status.time_s:
-        with contextlib.suppress(OSError, ValueError):  # a record may contain an invalid path
-            status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
     # If the heartbeat is older than the submission, the submitted job will continue the run. Both
     # times come from the file server, because a node's clock may be minutes ahead.
-    last_s = modified or status.time_s
-    is_newer = submission and (not status.phase or submission.time_s > last_s)
+    is_newer = submission and (not status.phase or submission.time_s > (modified or 0.0))
     if submission and submission.resumed_by and is_newer:
         status.reported_job = status.slurm_job = submission.resumed_by
         status.log, status.is_resubmitted = submission.log, True

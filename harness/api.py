@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import toml_value
 from harness.errors import InputError, Interrupted, RunError
+from harness.inference.predict import Classifier, Prediction, check_texts
 from harness.job.job_file import load_job, shown
 from harness.job.own_code import trusting
+from harness.job.search import is_sweep, load_search
+from harness.report.collect import LeftOut, expand
+from harness.report.summary import Part, compared, figures, print_parts, to_markdown
 from harness.slurm.pool import run_printed
 from harness.system.console import log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
@@ -30,6 +34,8 @@ from harness.tracking.run_dir import (
     RESULT,
     RunDirectory,
     default_runs,
+    find_runs,
+    is_ensemble,
     named_or_all,
     remove_empty,
     reserve_id,
@@ -41,9 +47,6 @@ if TYPE_CHECKING:
     import keras
     import pandas
 
-    from harness.inference.predict import Prediction
-    from harness.report.collect import LeftOut
-    from harness.report.summary import Part
     from harness.training.audit import Audit
 
 PathLike = str | Path
@@ -94,14 +97,12 @@ class Run:
 
         return load_model(run)
 
-    def predict(self, texts: str | Iterable[str]) -> "list[Prediction]":
+    def predict(self, texts: str | Iterable[str]) -> list[Prediction]:
         """Classify raw texts, or a single text.
 
         Raises:
             InputError: if a text contains no words, or the run is unfinished.
         """
-        from harness.inference.predict import Classifier, check_texts
-
         checked = check_texts([texts] if isinstance(texts, str) else [*texts])
         run = self._directory
         run.model_file()  # refuses an unfinished run before the slow import
@@ -109,7 +110,7 @@ class Run:
         return Classifier(run).classify(checked)
 
     @property
-    def _directory(self) -> "RunDirectory":
+    def _directory(self) -> RunDirectory:
         return RunDirectory.open(self.folder)
 
 
@@ -168,21 +169,17 @@ class Sweep:
 class Comparison:
     """The result of `harness compare`; its repr is what the command prints."""
 
-    parts: "tuple[Part, ...]"  # each part compares the runs on one dataset
-    left_out: "tuple[LeftOut, ...]"
+    parts: tuple[Part, ...]  # each part compares the runs on one dataset
+    left_out: tuple[LeftOut, ...]
 
     def __repr__(self) -> str:
         """Return the tables and sentences that `harness compare` prints."""
-        from harness.report.summary import print_parts
-
         file = io.StringIO()
         print_parts(self.parts, rich_console(file=file, force_terminal=False, force_jupyter=False))
         return file.getvalue().rstrip("\n")
 
     def _repr_markdown_(self) -> str:
         """Return the tables in Markdown, for a notebook."""
-        from harness.report.summary import to_markdown
-
         return to_markdown(self.parts)
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -190,8 +187,6 @@ class Comparison:
 
         Accuracies are numbers from 0 to 1; times are in seconds.
         """
-        from harness.report.summary import figures
-
         return figures(self.parts).infer_objects()
 
     def write(self, folder: PathLike) -> Path:
@@ -275,8 +270,6 @@ def tune(
         Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
             name as `sweep_id`; only `harness resume` continues a failed or cancelled search.
     """
-    from harness.job.search import load_search
-
     overrides = _overrides(settings, options)
     folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
@@ -346,10 +339,6 @@ def load_runs(*folders: PathLike) -> Runs:
     Raises:
         InputError: if a folder does not exist.
     """
-    from harness.job.search import is_sweep
-    from harness.report.collect import expand
-    from harness.tracking.run_dir import find_runs, is_ensemble
-
     named = named_or_all([Path(each) for each in folders], default_runs())
     found = find_runs(expand(named, []), in_sweeps=("winner",))
     begun = [run.path for run in found if RunDirectory(run.path).exists()]
@@ -373,8 +362,6 @@ def compare(
             dataset, or `baseline` is `"ngrams"` and the dataset is missing or can't be fit.
         RunError: if the dataset in `data` is broken.
     """
-    from harness.report.summary import compared
-
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
     parts, left_out = compared(named, baseline=baseline, data=folder)

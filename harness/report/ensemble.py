@@ -67,18 +67,13 @@ LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_a
 DIGITS = 4  # decimal digits of a weight
 
 
-class Member(BaseModel, frozen=True):
-    """A member of an ensemble.
-
-    In `ensemble.toml`, a member has more fields, such as `seed`, which only people read.
-    """
-
-    weight: Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1)]
 
 
-class MemberRun(Member, frozen=True):
+class MemberRun(BaseModel, frozen=True):
     """A run in an ensemble."""
 
+    weight: Weight
     folder: str  # the path from the ensemble to the run, so both can be moved together
     job: str  # the name of the run's job
     model_checksum: str  # the sha256 of `model.keras`
@@ -90,7 +85,8 @@ class Ensemble(BaseModel, frozen=True):
     folder: Path
     dataset_checksum: str
     runs: Annotated[tuple[MemberRun, ...], Field(min_length=1)]
-    ngrams: Member | None = None  # the linear model
+    ngrams_weight: Weight | None = None  # the weight of the linear model, if it is a member
+    weights_from: str = ""  # the ensemble that supplied the weights; only people read this field
     settings: dict[str, Any]  # the settings of the runs (see `settings_of`)
 
     @classmethod
@@ -115,7 +111,8 @@ class Ensemble(BaseModel, frozen=True):
     @property
     def weights(self) -> list[float]:
         """The weights of the runs, then the weight of the linear model if it is a member."""
-        return [each.weight for each in (*self.runs, self.ngrams) if each]
+        of_model = [] if self.ngrams_weight is None else [self.ngrams_weight]
+        return [*(each.weight for each in self.runs), *of_model]
 
     def members(self) -> list[RunDirectory]:
         """Return the runs.
@@ -190,7 +187,7 @@ class EnsembleClassifier:
             if not is_same:
                 raise InputError(f"{whose}: {path} has changed; {MAKE_AGAIN}")
         self.weights, self.ngrams = ensemble.weights, None
-        if ensemble.ngrams:
+        if ensemble.ngrams_weight is not None:
             path = ensemble.folder / NGRAMS_FILE
             with _readable(whose, path, MAKE_AGAIN):
                 self.ngrams = NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
@@ -251,7 +248,6 @@ class RunMember:
         return {
             "data": self.run.result["dataset_checksum"],
             "data.limit": self.job.data.limit,
-            "classes": self.run.result["classes"],
             "validation reviews": len(labels),
         }
 
@@ -501,7 +497,7 @@ def _given_weights(
     theirs = {
         "data": ensemble.dataset_checksum,
         "jobs": [each.job for each in ensemble.runs],
-        "ngrams": ensemble.ngrams is not None,
+        "ngrams": ensemble.ngrams_weight is not None,
     }
     remedy = "give an ensemble of the same jobs in the same order"
     check_equal(of, theirs, "the new ensemble", mine, remedy)
@@ -519,26 +515,24 @@ def content_of(
     weights_from: Path | None,
 ) -> dict[str, Any]:
     """Return the content of `ensemble.toml` for an ensemble in `folder`."""
-    runs = [
-        {
-            "folder": printable(os.path.relpath(each.folder.resolve(), folder.resolve())),
-            "job": each.job,
-            "seed": each.seed,
-            "weight": weight,
-            "model_checksum": sha256_of(RunDirectory(each.folder).model_file()),
-        }
-        for each, weight in zip([each.run for each in members], weights, strict=False)
-    ]
-    content = {
-        "dataset_checksum": members[0].run.result["dataset_checksum"],
-        "weights_from": printable(str(weights_from.absolute())) if weights_from else "",
-        "runs": runs,
-        "settings": settings_of(members, ngrams=model is not None),
-    }
-    if model:
-        about = {"num_training": model.num_training, "C": model.strength, "weight": weights[-1]}
-        content["ngrams"] = about
-    return content
+    runs = tuple(
+        MemberRun(
+            weight=weight,
+            folder=printable(os.path.relpath(each.run.folder.resolve(), folder.resolve())),
+            job=each.run.job,
+            model_checksum=sha256_of(RunDirectory(each.run.folder).model_file()),
+        )
+        for each, weight in zip(members, weights, strict=False)
+    )
+    ensemble = Ensemble(
+        folder=folder,
+        dataset_checksum=members[0].run.result["dataset_checksum"],
+        runs=runs,
+        ngrams_weight=weights[-1] if model else None,
+        weights_from=printable(str(weights_from.absolute())) if weights_from else "",
+        settings=settings_of(members, ngrams=model is not None),
+    )
+    return ensemble.model_dump(exclude={"folder"}, exclude_none=True)
 
 
 def settings_of(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:

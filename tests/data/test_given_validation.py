@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -115,7 +114,9 @@ def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -
     assert "all 60 training reviews" in score_ngrams(dataset, limit=30).note
 
 
-def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
+def test_an_ensemble_validates_on_the_validation_split(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`data.validation_split` has no effect; the linear model is fit to the reviews of the runs."""
     runs = tmp_path / "runs"
     shares = ("data.validation_split=0.2", "data.validation_split=0.3")
@@ -123,11 +124,11 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
     every = write_finished(runs / "all", dataset, 7, "data.validation_split=0", "train.keep=last")
 
     def of(folders: list[Path], run_id: str, weights_from: Path | None = None) -> object:
-        folder, result, _ = make_ensemble(
+        _, result, _ = make_ensemble(
             folders, runs, ngrams=True, weights_from=weights_from, run_id=run_id
         )
-        toml = tomllib.loads((folder / "ensemble.toml").read_text())
-        return toml["ngrams"]["num_training"], result["num_validation"]
+        (line,) = capsys.readouterr().err.splitlines()
+        return int(line.split()[3]), result["num_validation"]
 
     source = f"data.source={tmp_path / 'mine.csv'}"
     for folder in (*few, every):

@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import DiskError, InputError
 from harness.inference.predict import Prediction, read_ratios, read_vocabulary
-from harness.report.ensemble import Ensemble, EnsembleClassifier, Member
+from harness.report.ensemble import Ensemble, EnsembleClassifier
 from harness.system.files import MAX_RECORD_BYTES
 from harness.tracking.run_dir import RATIOS_FILE
 
@@ -43,7 +43,7 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
     run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
-    members = {"runs": (), "ngrams": Member(weight=1)}
+    members = {"runs": (), "ngrams_weight": 1.0}
     ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | members)
     for name in ("harness.inference.predict", "harness.report.ensemble"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)

@@ -75,7 +75,8 @@ def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> No
     together, answered = probabilities(harness, folder, file)
     linear = NgramModel.from_bytes((folder / "ngrams.npz").read_bytes()).of_texts(answered)
     toml = (folder / "ensemble.toml").read_text()
-    weights = [float(line[9:]) for line in toml.splitlines() if line.startswith("weight = ")]
+    weights = [float(line.split(" = ")[1]) for line in toml.splitlines() if "weight = " in line]
+    weights = [*weights[1:], weights[0]]  # the weight of the linear model comes first
     assert len(weights) == 3
     np.testing.assert_allclose(together, np.average([*alone, linear], 0, weights), atol=1e-6)
     assert "ensemble" in harness.refuse("export", folder, "--out", tmp_path / "out")

@@ -126,14 +126,6 @@ def test_equal_jobs_rarely_show_a_difference(num: int) -> None:
     assert errors <= 12
 
 
-def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
-    """Two seeds are too few for so many comparisons, and the sentence says so."""
-    group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
-    found = differences(group)
-    assert found["low"].isna().all()
-    assert "over 2 seeds; no interval: the seeds are too few" in found["sentence"].iloc[0]
-
-
 @pytest.mark.parametrize("second", [{}, {2: 89.0}, {2: 80.0}])
 def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float]) -> None:
     """A second seed of one job does not help, and the sentence gives the reason."""

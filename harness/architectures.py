@@ -5,7 +5,7 @@ A custom network needs no change here: the job contains its path, see jobs/READM
 Keras is imported inside the functions, because jobs are checked without it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,71 +20,45 @@ if TYPE_CHECKING:
 LOWEST = -6e4
 
 
-def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the notebook's plain RNN, with 2,080 recurrent parameters at 32 units."""
-    from keras.layers import SimpleRNN
-
-    layer = SimpleRNN(config.units, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
+ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
 
-def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the notebook's LSTM, with 8,320 recurrent parameters at 32 units."""
-    from keras.layers import LSTM
+def recurrent_layers(config: "ModelConfig") -> Sequence["keras.Layer"]:
+    """Return the recurrent layers of one of the notebook's networks, in the network's order.
 
-    layer = LSTM(config.units, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
+    The layers map `[batch, time, embedding_dim]` to `[batch, units]`, or to `[batch, time, units]`
+    if `over_time(config)`.
+    """
+    from keras.layers import GRU, LSTM, Bidirectional, SimpleRNN
 
-
-def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the notebook's GRU: 6,240 recurrent parameters (32 units, `reset_after` off)."""
-    from keras.layers import GRU
-
-    layer = GRU(config.units, reset_after=config.reset_after, return_sequences=over_time(config))
-    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
-
-
-def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the notebook's bidirectional LSTM: 16,640 recurrent parameters (32 units)."""
-    from keras.layers import LSTM, Bidirectional
-
-    layer = Bidirectional(LSTM(config.units, return_sequences=over_time(config)))
-    return sentiment(vocab_size, config, layer, num_outputs=num_outputs)
-
-
-def stacked_lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Build the notebook's stacked LSTM: 16,640 recurrent parameters (32 units)."""
-    from keras.layers import LSTM
-
-    second = LSTM(config.second_units or config.units, return_sequences=over_time(config))
-    first = LSTM(config.units, return_sequences=True)
-    return sentiment(vocab_size, config, first, second, num_outputs=num_outputs)
+    units, over = config.units, over_time(config)
+    match config.architecture:
+        case "rnn":
+            return [SimpleRNN(units, return_sequences=over)]
+        case "lstm":
+            return [LSTM(units, return_sequences=over)]
+        case "gru":  # the notebook's GRU has `reset_after` off
+            return [GRU(units, reset_after=config.reset_after, return_sequences=over)]
+        case "bilstm":
+            return [Bidirectional(LSTM(units, return_sequences=over))]
+        case _:
+            # The order in which layers are made determines their initial weights.
+            second = LSTM(config.second_units or units, return_sequences=over)
+            return [LSTM(units, return_sequences=True), second]
 
 
-BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
-    "rnn": rnn,
-    "lstm": lstm,
-    "gru": gru,
-    "bilstm": bilstm,
-    "stacked_lstm": stacked_lstm,
-}
-
-
-def sentiment(
-    vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int
-) -> "keras.Model":
+def sentiment(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
     """Build a network that classifies texts: embedding, recurrent layers, probabilities.
 
     Args:
         vocab_size: the number of word indices.
         config: the job's `[model]` table.
-        recurrent: layers that map `[batch, time, embedding_dim]` to `[batch, units]`, or to
-            `[batch, time, units]` if `over_time(config)`.
         num_outputs: 1 for two classes (the probability of label 1), else the number of classes.
     """
     import keras
     from keras import layers
 
+    recurrent = recurrent_layers(config)  # first, because the order determines initial weights
     tokens = keras.Input([None], dtype="int32", name="tokens")
     in_words: tuple[keras.Layer, ...] = ()
     if config.word_dropout:  # a layer with rate 0 would change the seeds of later layers
@@ -274,7 +248,7 @@ class ModelConfig(ConfigSection):
     # Whether reviews are padded at their ends, so that the network must ignore the padding.
     right_padded: ClassVar[bool] = False
 
-    architecture: Annotated[str, Facts(choices=tuple(BUILDERS), is_function=True)] = Field(
+    architecture: Annotated[str, Facts(choices=ARCHITECTURES, is_function=True)] = Field(
         description="network; a custom network is `file.py:function` or `package.module:function`"
     )
     units: int = Field(32, ge=1, le=4096, description="units of a recurrent layer")
@@ -327,7 +301,7 @@ class ModelConfig(ConfigSection):
     @property
     def is_own(self) -> bool:
         """Whether the network is custom, not one of the five built-in ones."""
-        return self.architecture not in BUILDERS
+        return self.architecture not in ARCHITECTURES
 
 
 class RightPaddedModel(ModelConfig):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.architectures import BUILDERS
+from harness.architectures import sentiment
 from harness.compute.recurrent import count_parameters
 from harness.job.job_file import load_job
 from harness.layers import GlobalBatchDropout, for_training, global_batch
@@ -32,7 +32,7 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
     278,241 for the RNN is a misprint.
     """
     job = load_job(JOBS / "notebook" / f"{name}.toml")
-    counted = count_parameters(BUILDERS[name](job.data.vocab_size, job.model))
+    counted = count_parameters(sentiment(job.data.vocab_size, job.model))
     assert counted == {"parameters": total, "recurrent_parameters": recurrent}
 
 
@@ -41,10 +41,10 @@ def test_several_classes_have_a_probability_each(name: str) -> None:
     """The probabilities add up to 1; two classes have one output, as in the notebook."""
     job = load_job(JOBS / "notebook" / f"{name}.toml")
     tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
-    several = BUILDERS[name](50, job.model, num_outputs=7)(tokens)
+    several = sentiment(50, job.model, num_outputs=7)(tokens)
     assert several.shape == (3, 7)
     np.testing.assert_allclose(np.sum(several, axis=1), 1, rtol=1e-5)
-    assert BUILDERS[name](50, job.model)(tokens).shape == (3, 1)
+    assert sentiment(50, job.model)(tokens).shape == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_padding_at_the_end_changes_nothing(name: str, pooling: str, tmp_path: P
     """
     settings = [f"model.pooling={pooling}", "model.units=4", "data.bucket=true"]
     job = load_job(JOBS / f"{name}.toml", settings)
-    model, plain = BUILDERS[name](50, job.network()), BUILDERS[name](50, job.model)
+    model, plain = sentiment(50, job.network()), sentiment(50, job.model)
     plain.set_weights(model.get_weights())
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
@@ -130,7 +130,7 @@ def test_dropout_over_sequences_draws_for_each_row_and_time() -> None:
 def test_the_training_copy_has_equal_weights_and_other_dropout() -> None:
     """The copy predicts the same and contains none of Keras's dropout layers."""
     job = load_job(JOBS / "bilstm.toml", ["model.units=4", "data.vocab_size=50"])
-    model = BUILDERS["bilstm"](50, job.model)
+    model = sentiment(50, job.model)
     copy = for_training(model, seed=1, batch_size=8)
     tokens = np.arange(24).reshape(4, 6)
     np.testing.assert_array_equal(model(tokens), copy(tokens, training=False))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
-from harness.architectures import BUILDERS
+from harness.architectures import sentiment
 from harness.compute.recurrent import turn_cudnn_off
 from harness.compute.strategy import num_own_gpus
 from harness.data.epoch_order import padded_lengths
@@ -63,8 +63,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             if its network does not return probabilities, `[rows, num_outputs]`.
     """
     if not job.model.is_own:
-        build = BUILDERS[job.model.architecture]
-        return build(job.data.vocab_size, job.network(), num_outputs=num_outputs)
+        return sentiment(job.data.vocab_size, job.network(), num_outputs=num_outputs)
     name, key = job.model.architecture, "model.architecture"
     where = f"{key} = {name!r}"
     options = OptionReader(job.model.options, "model.options")

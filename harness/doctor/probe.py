@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
-from harness.architectures import BUILDERS
+from harness.architectures import ARCHITECTURES
 from harness.errors import InputError, NodeFault, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
@@ -32,7 +32,6 @@ from harness.system.lenient_json import read_json, read_json_lines
 from harness.system.processes import own_code_first
 from harness.tracking.run_dir import RECORD, RESULT, last_start
 
-ARCHITECTURES = tuple(BUILDERS)
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
 # The `data.limit` of a short run: reviews per split; half of the training split is for validation.

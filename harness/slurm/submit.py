@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
-from harness.architectures import BUILDERS
+from harness.architectures import ARCHITECTURES
 from harness.data.locations import missing_in, named_folder
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
@@ -88,7 +88,7 @@ def make_request(
             "--pack: trains several seeds in one job; list the seeds, for example: --seeds 1-5"
         )
     project = project_folder()
-    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in BUILDERS]
+    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ARCHITECTURES]
     jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
     return check_request(jobs, runs, compares=job_file is None)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.architectures import BUILDERS
+from harness.architectures import sentiment
 from harness.compute import evaluator as evaluator_module
 from harness.compute.evaluator import Evaluator
 from harness.compute.execution_plan import ExecutionPlan
@@ -43,7 +43,7 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
-    model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
+    model = sentiment(VOCAB_SIZE, job.model)
     rows = encoded(TEST)
     expected = model.predict_on_batch(rows)[:, 0]
     evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled))
@@ -69,7 +69,7 @@ def test_batches_by_length_keep_the_order_of_the_probabilities(
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
     job = load_job(JOBS / "bilstm.toml", settings)
     keras.utils.set_random_seed(1)
-    model = BUILDERS["bilstm"](VOCAB_SIZE, job.network())
+    model = sentiment(VOCAB_SIZE, job.network())
     lengths = np.random.default_rng(1).integers(1, 25, 21)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)

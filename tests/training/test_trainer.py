@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.architectures import BUILDERS
+from harness.architectures import sentiment
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset, Split, make_split
 from harness.data.epoch_order import epoch_permutation
@@ -105,7 +105,7 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
     """Train the network in plain Keras, one epoch per learning rate, and return its metrics."""
     keras.utils.set_random_seed(job.train.seed)
     keras.config.set_dtype_policy("float64")
-    model = BUILDERS[job.model.architecture](VOCAB_SIZE, job.model)
+    model = sentiment(VOCAB_SIZE, job.model)
     optimizer = keras.optimizers.get(job.train.optimizer)
     tokens, labels = encoded(TRAIN), TRAIN.labels
     training, validation = slice(0, NUM_TRAINING), slice(NUM_TRAINING, None)

@@ -142,10 +142,7 @@ def wait_until_saved(
     while waited_s < WAIT_S:
         now = refresh(status, queue)
         is_new = now.time_s > status.time_s or status.phase not in OVER
-        # A search records its interruption before its last worker has saved.
-        is_here = now.host == socket.gethostname()
-        saves = bool(now.trials) and is_here and is_run_alive(now.process or 0, now.time_s)
-        if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
+        if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
             now = refresh(status, queue)  # the run may have saved after the record was read
             return ": ".join(filter(None, (now.run, now.state, now.note)))
         sleep(POLL_S)

@@ -31,10 +31,6 @@ from harness.system.processes import in_threads
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
-# When a run starts again, its heartbeat keeps the earlier values of these fields until the first
-# step. `step` is not kept; otherwise a job that resumes a run would seem to make progress even if
-# the job trains no step.
-REACHED = ("epoch", "val_accuracy")
 
 
 class Heartbeat:
@@ -50,7 +46,6 @@ class Heartbeat:
         self.run, self.clock = run, clock
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
-            **{name: previous[name] for name in REACHED if name in previous},
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),

@@ -82,7 +82,7 @@ def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
     lines = as_lines([*map(cells, survey(site.runs, Queue()))])
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "lstm/a 1 running 3/6 812 3m10s 62.50",
-        "lstm/d 1 starting 3/6 62.50 restarts: 1",
+        "lstm/d 1 starting -/6 restarts: 1",
         "lstm/b 1 finished 6/6 87.00 88.00 restarts: 2",
         "lstm/c 1 failed RunError: a b c",
     ]

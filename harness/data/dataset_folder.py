@@ -7,6 +7,7 @@ reviews. Computing the checksum of IMDB (46 MB) takes 0.03 s.
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
 from harness.system.files import (
     OTHERS_WRITE,
+    atomic_directory,
     cache_folder,
     distrust,
     raise_unless_missing,
@@ -44,25 +46,17 @@ PRIVATE, READABLE = 0o2700, 0o2755
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
-    """Store a dataset, unless the folder contains it already.
+    """Store a dataset in place of an earlier dataset, unless the folder contains it already.
 
     The folder appears only when all its files are written.
 
     Raises:
-        InputError: if the folder is neither empty nor a dataset, is a broken symbolic link, or is a
-            symbolic link that belongs to another user.
         DiskError: if the folder can't be written.
     """
-
-    def check(earlier: Path) -> None:
-        is_empty = not earlier.exists() or (earlier.is_dir() and not any(earlier.iterdir()))
-        if not is_empty and not is_dataset_folder(earlier):
-            raise InputError(f"{folder}: is neither empty nor a dataset; move it away")
-
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
     try:
-        with replaced_directory(folder, check) as temporary:
+        with replaced_directory(folder, lambda _: None) as temporary:
             fill_folder(dataset, temporary, READABLE)
     except OSError as error:
         raise DiskError(write_refusal(folder, error, "free up space on this disk")) from None
@@ -155,16 +149,15 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
         OSError: if a path is missing.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()
-    reasons = {path: reason for path in paths if (reason := distrust(path, owners))}
-    for path, reason in reasons.items():
-        remedy = (
-            "run harness data fetch and unset HARNESS_DATA, or, if you trust the owner, write "
-            f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
-        )
-        if reason == OTHERS_WRITE:
-            writable = [str(each) for each in reasons if reasons[each] == OTHERS_WRITE]
-            remedy = f"chmod go-w {shlex.join(writable)}"
-        raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
+    for path in paths:
+        if reason := distrust(path, owners):
+            remedy = (
+                "unset HARNESS_DATA and run harness data fetch, or, if you trust the owner, write "
+                f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
+            )
+            if reason == OTHERS_WRITE:
+                remedy = f"chmod -R go-w {shlex.quote(str(folder))}"
+            raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
@@ -181,23 +174,18 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name
-
-    def check(earlier: Path) -> None:
-        # On a file system without locks, another process may have made the dataset while this
-        # process was making it. Keep the other process's dataset, because a run may already be
-        # reading it.
-        if open_if_whole(earlier):
-            raise FileExistsError
-
     if dataset := open_if_whole(cached):
         return dataset
     with turn_at(cached):
         if dataset := open_if_whole(cached):
             return dataset
+        shutil.rmtree(cached, ignore_errors=True)  # broken, or from another user
         try:
-            with replaced_directory(cached, check) as temporary:
+            with atomic_directory(cached) as temporary:
                 fill(temporary)
         except OSError as error:
+            # On a file system without locks, another process may have made the dataset in the
+            # meantime. Use its dataset.
             if not open_if_whole(cached):
                 remedy = "free space there, or set XDG_CACHE_HOME to a folder on a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None

@@ -3,7 +3,6 @@
 The data are a user's texts, IMDB from a folder or a download, or the packaged sample of IMDB.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -19,11 +18,11 @@ import numpy as np
 
 from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
 from harness.data.dataset_folder import (
+    READABLE,
     cached_dataset,
     check_owners,
     fill_folder,
     open_folder,
-    open_if_whole,
     save_folder,
 )
 from harness.data.locations import (
@@ -38,7 +37,7 @@ from harness.data.own_texts import open_source
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
-from harness.system.files import is_file, turn_at
+from harness.system.files import is_file
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
@@ -78,9 +77,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     for folder in searched:
         if holds_dataset(folder):
             return _open_named(folder, "")
-    if os.environ.get("HARNESS_OFFLINE"):
-        reason = f"HARNESS_OFFLINE forbids a download; {ELSEWHERE}"
-    elif not download:
+    if not download or os.environ.get("HARNESS_OFFLINE"):
         reason = f"no download was tried; {ELSEWHERE}"
     else:
         try:
@@ -101,26 +98,20 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
 
     Raises:
-        InputError: if the source contains no reviews, only the sample, or reviews that are refused;
-            or if the folder in the cache contains other files.
+        InputError: if the source contains no reviews, or reviews that are refused.
         RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
     if source is None:
         if (named := named_folder()) and holds_dataset(named):
-            with contextlib.suppress(InputError, RunError):  # their remedy is `harness data fetch`
-                return _open_named(named, "HARNESS_DATA")
-        with turn_at(folder):  # only one of several processes downloads
-            if known := open_if_whole(folder):
-                return known
-            save_folder(_download(), folder)
-            return open_folder(folder)
+            return _open_named(named, "HARNESS_DATA")
+        return cached_dataset(
+            folder.name, lambda target: fill_folder(_download(), target, READABLE)
+        )
     if os.path.isdir(source / "train" / "pos"):  # noqa: PTH112 - `Path.is_dir` may raise an error
         dataset = read_raw_reviews(source)
     else:
         dataset = _open_named(source, "--from")
-    if dataset.is_sample:
-        raise InputError(f"--from {source}: contains only the SAMPLE of IMDB; name another folder")
     save_folder(dataset, folder)
     return open_folder(folder)
 
@@ -130,13 +121,9 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return open_folder(folder)
     if is_file(folder / NPZ):
         return _convert(folder)
-    remedy = "run harness data fetch"
-    if name == "HARNESS_DATA":
-        remedy += f", then unset HARNESS_DATA or copy the files in {fetched_folder()} to {folder}"
-    if name == "--from":
-        remedy = "name a folder that contains imdb.npz or a stored dataset, or the folder aclImdb/"
     raise InputError(
-        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; {remedy}"
+        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; name "
+        f"another folder, or unset HARNESS_DATA and run harness data fetch"
     )
 
 
@@ -168,8 +155,8 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     members = _genuine_members(content)
     if not members:
         raise InputError(
-            f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, run "
-            "harness data fetch and unset HARNESS_DATA, or, to use your own texts, set data.source"
+            f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, unset "
+            "HARNESS_DATA and run harness data fetch; to use your own texts, set data.source"
         )
     # `np.load` of the whole archive could unpickle other data than these verified members.
     arrays = {
@@ -343,8 +330,6 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         if not folder or not holds_dataset(folder):  # the data may have been moved
             folder = None
         dataset = open_dataset(data or folder, full=True)
-        if record.get("is_sample") and not dataset.is_sample:
-            raise InputError(f"{whose}: began with the packaged SAMPLE of IMDB; leave --data out")
     check_same(dataset, str(record.get("checksum")), whose)
     return dataset
 

@@ -88,7 +88,7 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
     """The message names `harness data fetch` and data.source; no code of the file runs."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
-    says = r"data/imdb\.npz: is not Keras's .* data fetch and unset HARNESS_DATA, .* data\.source$"
+    says = r"data/imdb\.npz: is not Keras's .* run harness data fetch; .* data\.source$"
     with pytest.raises(InputError, match=says):
         open_dataset(folder)
     assert not mark.exists()
@@ -184,33 +184,27 @@ def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert downloads == [1]
 
 
-def test_fetch_downloads_if_the_named_data_are_refused(
+def test_fetch_warns_that_runs_read_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The refusal of the data names this command, which warns that runs still read these data."""
-    monkeypatch.setenv("HARNESS_DATA", str(write_npz(tmp_path / "data", y_test=np.array([1]))))
+    """The command downloads the data if the named folder has none, and opens them otherwise."""
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("harness.data.sources._download", small)
-    assert fetch().checksum == small().checksum
     fetch_command()
     assert f"{tmp_path}/data: runs read this folder, not {tmp_path}/" in capsys.readouterr().err
     write_npz(tmp_path / "data")
     fetch_command()
     assert capsys.readouterr().err == ""
-    write_npz(tmp_path / "data", y_test=np.array([1]))
-    with pytest.raises(InputError, match="run harness data fetch and unset HARNESS_DATA"):
-        open_dataset()
 
 
 def test_full_refuses_a_stored_sample(tmp_path: Path) -> None:
-    """`fetch` refuses a stored sample, too: later runs would train on it."""
+    """Without --full, a run trains on the stored sample."""
     sample = dataclasses.replace(small(), is_sample=True)
     save_folder(sample, tmp_path / "sample")
     job = load_job(JOBS / "lstm.toml")
     assert open_data(job, tmp_path / "sample").is_sample
     with pytest.raises(InputError, match=r"^--full: .*sample contains the SAMPLE of IMDB; name"):
         open_data(job, tmp_path / "sample", full=True)
-    with pytest.raises(InputError, match=r"^--from .*sample: contains only the SAMPLE of IMDB"):
-        fetch(tmp_path / "sample")
 
 
 def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +214,10 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
-    with pytest.raises(InputError, match="; run harness data fetch, then unset HARNESS_DATA or"):
+    with pytest.raises(InputError, match="; name another folder, or unset HARNESS_DATA"):
         open_dataset()
     for name in ("typo", "x" * 300):
-        with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
+        with pytest.raises(InputError, match=r"--from .* name another folder"):
             fetch(tmp_path / name)
 
 
@@ -245,12 +239,8 @@ def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
 
 
-def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
-    """A folder with other files is refused and not changed."""
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="is neither empty nor a dataset"):
-        save_folder(small(), tmp_path)
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+def test_a_disk_that_refuses_a_dataset_is_named() -> None:
+    """The message names the folder."""
     with pytest.raises(DiskError, match="/proc/imdb: can't be written"):
         save_folder(small(), Path("/proc/imdb"))
 

@@ -80,7 +80,7 @@ def test_data_that_everybody_can_change_are_refused(shared: Path, name: str) -> 
     """The message contains the command that corrects the modes of all paths."""
     for path in (shared / name, shared / "words.txt"):
         path.chmod(path.stat().st_mode | 0o002)
-    with pytest.raises(InputError, match="others can write to it; chmod go-w") as refused:
+    with pytest.raises(InputError, match="others can write to it; chmod -R go-w") as refused:
         open_folder(shared)
     subprocess.run(shlex.split(str(refused.value).rpartition("; ")[2]), check=True)
     assert open_folder(shared)

@@ -142,32 +142,25 @@ class PaddedReviews:
         return tf.gather(self._tokens, at), ratios
 
 
-class Start(NamedTuple):
-    """The step of the first batch."""
-
-    step: int = 0  # the step of the first batch, counted from the start of the permutations
-    # The number of the run's steps before the first epoch of the permutations. `Batch.step` is the
-    # sum of this number and the step in the permutations.
-    steps_before: int = 0
-
-
 def batches(
     strategy: tf.distribute.Strategy,
     reviews: Reviews,
     permutations: np.ndarray,
     *,
     shape: BatchShape,
-    start: Start | None = None,
+    first_step: int = 0,
+    steps_before: int = 0,
 ) -> tf.distribute.DistributedDataset:
     """Return the batches of some epochs, repeated without end: a `Batch` for each replica and step.
 
     Args:
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
-        start: the step of the first batch; by default the first step of a run.
+        first_step: the step of the first batch, counted from the start of the permutations.
+        steps_before: the number of the run's steps before the first epoch of the permutations.
+            `Batch.step` is the sum of this number and the step in the permutations.
     """
     batch_size = shape.batch_size
-    first_step, steps_before = start or Start()
     num_epochs, num_reviews = permutations.shape
     steps_per_epoch = num_steps(num_reviews, batch_size)
 
@@ -232,8 +225,7 @@ class _Source:
         Args:
             step: the step of each batch, `[num, 1] int64`.
             position: the positions of the examples in the global batch, `[num, examples] int64`.
-            before: the number of the run's steps before the first epoch of the permutations,
-                `Start.steps_before`.
+            before: the number of the run's steps before the first epoch of the permutations.
         """
         steps_per_epoch = num_steps(self.num_reviews, self.batch_size)
         first_in_epoch = step % steps_per_epoch * self.batch_size

@@ -355,21 +355,13 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
 
 
 def _check_classes(job: Job, dataset: Dataset) -> None:
-    """Check that the reviews of each part of a user's texts include all classes.
-
-    With two classes, the parts are training, test and validation. With more classes, only the
-    training reviews are checked, because the other parts may lack a rare class.
-    """
+    """Check that a user's training reviews include all classes; other parts may lack a class."""
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)
-    parts = {"training": train.labels[:cut]}
-    if len(dataset.classes) == 2:
-        parts |= {"test": dataset.test.labels[: limit or None]}
-        parts |= {"validation": train.labels[cut:]} if share else {}
-    for part, labels in parts.items():
-        for label in sorted({*range(len(dataset.classes))} - {*labels.tolist()}):
-            raise InputError(
-                f"data.source {dataset.folder}: none of the {len(labels)} {part} reviews has the "
-                f"label {dataset.classes[label]!r}; change data.limit = {limit} or "
-                f"data.validation_split = {share}, or add reviews"
-            )
+    labels = train.labels[:cut]
+    if missing := {*range(len(dataset.classes))} - {*labels.tolist()}:
+        raise InputError(
+            f"data.source {dataset.folder}: none of the {len(labels)} training reviews has the "
+            f"label {dataset.classes[min(missing)]!r}; change data.limit = {limit} or "
+            f"data.validation_split = {share}, or add reviews"
+        )

@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
@@ -217,8 +217,6 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
 
 
 def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
-    columns: list[str] = []
-    names: Collection[str] = ()
     with open_text(table.path, form.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -229,15 +227,9 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
                     f"line {number} is not an object; write one such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
-            if not columns or row.keys() != names:
-                # This row is the first, or has other keys than the row before (for example, an
-                # additional `split`), so find the columns in this row.
-                names = {*row}
-                with about(f"line {number}"):
-                    columns = _columns([*row], table, form)
+            with about(f"line {number}"):
+                columns = _columns([*row], table, form)
             yield _text(table, f"line {number}", *(row[name] for name in columns))
-    if not columns:
-        raise InputError("is empty; write an object in each line")
 
 
 def _text(

@@ -62,10 +62,10 @@ def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
                 f"{module} should be a name of letters, digits and _ that no module of Python has; "
                 "rename the file"
             )
-        stored, is_kept = f"{path.name}:{function}", _path_of(module, code) == target
+        stored, is_kept = f"{path.name}:{function}", _path_of(module, code.__contains__) == target
     else:
         module, top = target, target.partition(".")[0]
-        stored, is_kept = reference, _path_of(module, code) is not None
+        stored, is_kept = reference, _path_of(module, code.__contains__) is not None
     if not is_kept:
         for path_in, source in _sources(root or _root_of(module), module, top):
             if code.setdefault(path_in, source) != source:
@@ -135,22 +135,19 @@ def _root_of(module: str) -> Path:
     """Return the first folder of `sys.path` that contains a module's source."""
     for folder in sys.path:
         root = Path(folder or ".").absolute()
-        if _file_of(module, root):
+        if _path_in(root, module):
             return root
     raise InputError(f"sys.path has no Python source of {module}; install it, or name its file")
 
 
-def _paths(module: str) -> tuple[str, str]:
+def _path_of(module: str, exists: Callable[[str], bool]) -> str | None:
+    """Return the first path that a module's source may have and that exists."""
     stem = module.replace(".", "/")
-    return f"{stem}.py", f"{stem}/__init__.py"
+    return next(filter(exists, (f"{stem}.py", f"{stem}/__init__.py")), None)
 
 
-def _file_of(module: str, root: Path) -> str | None:
-    return next((path for path in _paths(module) if (root / path).is_file()), None)
-
-
-def _path_of(module: str, code: Mapping[str, str]) -> str | None:
-    return next((path for path in _paths(module) if path in code), None)
+def _path_in(root: Path, module: str) -> str | None:
+    return _path_of(module, lambda path: (root / path).is_file())
 
 
 def _sources(root: Path, module: str, top: str | None) -> Iterator[tuple[str, str]]:
@@ -171,7 +168,7 @@ def _sources(root: Path, module: str, top: str | None) -> Iterator[tuple[str, st
             # The package `harness` is not the user's code, even if `root` contains it.
             if first != top if top else first == "harness" != module:
                 continue
-            path = _file_of(each, root)
+            path = _path_in(root, each)
             if path is None:
                 if each == module:
                     # The module's file is missing, so this call raises an error.
@@ -217,7 +214,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _check_function(code: Mapping[str, str], module: str, function: str) -> None:
-    path = _path_of(module, code) or ""
+    path = _path_of(module, code.__contains__) or ""
     tree = _parsed(code[path], path)
     has_star = any(isinstance(each, ast.alias) and each.name == "*" for each in ast.walk(tree))
     symbols = symtable.symtable(code[path], path, "exec").get_symbols()
@@ -245,7 +242,7 @@ class _Code:
             return known
         parent, _, last = name.rpartition(".")
         above = self.module(parent) if parent else None
-        path = _path_of(name, self.code)
+        path = _path_of(name, self.code.__contains__)
         module = types.ModuleType(f"{self.alias}.{name}")
         is_package = path is None or path.endswith("__init__.py")
         module.__package__ = module.__name__ if is_package else module.__name__.rpartition(".")[0]

@@ -17,7 +17,7 @@ import tensorflow as tf
 from harness.compute.device_errors import check_results
 from harness.compute.train_step import TrainStep
 from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
-from harness.data.input_pipeline import Batch, Reviews, Start, batches
+from harness.data.input_pipeline import Batch, Reviews, batches
 from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
 from harness.slurm.nodes import WorkerGroup
@@ -132,10 +132,15 @@ class Trainer:
         self._open_until = progress.epoch + len(permutations)
         # If the iterator could end, tf.distribute would ask all replicas at every step whether they
         # have another batch. So the iterator is endless, and the loop counts the batches.
-        start = Start(progress.step, progress.epoch * self.steps_per_epoch)
-        self._batches: Iterator[Batch] = iter(
-            batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
+        opened = batches(
+            self.train_step.strategy,
+            self.training,
+            permutations,
+            shape=shape,
+            first_step=progress.step,
+            steps_before=progress.epoch * self.steps_per_epoch,
         )
+        self._batches: Iterator[Batch] = iter(opened)
 
     # The loop
 

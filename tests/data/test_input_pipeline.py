@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from harness.data.epoch_order import BatchShape, epoch_permutation, num_steps, permutations_ahead
-from harness.data.input_pipeline import Batch, Reviews, Start, batches
+from harness.data.input_pipeline import Batch, Reviews, batches
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -26,12 +26,12 @@ def make_reviews() -> Reviews:
 def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
     """Return all batches of one or more epochs as arrays."""
     strategy = tf.distribute.get_strategy()
-    start = Start(settings.pop("first_step", 0), settings.pop("steps_before", 0))
+    first, before = settings.pop("first_step", 0), settings.pop("steps_before", 0)
     sizes = {"batch_size": 4, "maxlen": 5} | settings
     shape = BatchShape(sizes["batch_size"], sizes["maxlen"], bool(sizes.get("bucket")))
     orders, given = np.atleast_2d(order), reviews or make_reviews()
-    made = batches(strategy, given, orders, shape=shape, start=start)
-    num = len(orders) * num_steps(orders.shape[1], shape.batch_size) - start.step
+    made = batches(strategy, given, orders, shape=shape, first_step=first, steps_before=before)
+    num = len(orders) * num_steps(orders.shape[1], shape.batch_size) - first
     return [Batch(*(np.asarray(part) for part in batch)) for batch in islice(made, num)]
 
 

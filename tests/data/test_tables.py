@@ -205,7 +205,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),
-        "empty.jsonl": ("", "is empty"),
+        "empty.jsonl": ("", "has no rows"),
         "no.parquet": ("not one", "can't be read"),
         "no.csv.zst": ("not packed", "can't be read"),
     }

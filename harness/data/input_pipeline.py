@@ -97,51 +97,6 @@ class Reviews(Split):
         return lengths
 
 
-class PaddedReviews:
-    """Reviews, padded as by Keras's `pad_sequences`: zeros, then the last tokens of a review.
-
-    With `data.bucket` the zeros come last.
-    """
-
-    def __init__(self, reviews: Reviews, shape: BatchShape) -> None:
-        """Copy the reviews into tensors on the CPU.
-
-        Every graph that uses a NumPy array contains a copy of the array. An empty review consists
-        of the token START: cuDNN does not accept an empty row, and a network's mean over the words
-        of an empty row is not finite. After the tokens of the last review, the tensor of tokens
-        therefore contains a padding token and START.
-        """
-        self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
-        empty, ends = self.num_tokens + 1, reviews.offsets[1:]
-        starts = ends - reviews.lengths(shape.maxlen)
-        self._ratios = None
-        with tf.device("/cpu:0"):
-            self._tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
-            self._starts = tf.constant(np.append(starts, empty))
-            self._ends = tf.constant(np.append(ends, empty + 1))
-            if reviews.ratios is not None:
-                self._ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
-
-    def take(
-        self, rows: tf.Tensor, time: int | tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
-        """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
-
-        Args:
-            rows: indices of reviews, `[…]`; an index one past the last review means an empty
-                review.
-            time: with `data.bucket`, at least the length of the longest review; by default
-                `maxlen`.
-        """
-        starts, ends = (tf.gather(each, rows)[..., None] for each in (self._starts, self._ends))
-        places = tf.range(self.shape.maxlen, dtype=tf.int64)[:time]
-        first = starts if self.shape.bucket else ends - self.shape.maxlen
-        at = first + places  # the indices of the reviews' tokens among all tokens
-        at = tf.where((at >= starts) & (at < ends), at, self.num_tokens)
-        ratios = () if self._ratios is None else tf.gather(self._ratios, at)
-        return tf.gather(self._tokens, at), ratios
-
-
 def batches(
     strategy: tf.distribute.Strategy,
     reviews: Reviews,
@@ -168,7 +123,7 @@ def batches(
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
         num_examples = -(-batch_size // num_replicas)  # per replica
-        source = _Source(reviews, permutations, shape)
+        source = BatchSource(reviews, permutations, shape)
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -205,19 +160,53 @@ def batches(
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
-class _Source:
+class BatchSource:
     """The data for all batches, as tensors on the CPU."""
 
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
-        self.batch_size, self.num_reviews = shape.batch_size, len(reviews)
-        self.reviews = PaddedReviews(reviews, shape)
-        self.times = None
+        """Copy the data into tensors: every graph that uses a NumPy array contains a copy of it.
+
+        An empty review consists of the token START: cuDNN does not accept an empty row, and a
+        network's mean over the words of an empty row is not finite. After the tokens of the last
+        review, the tensor of tokens therefore contains a padding token and START.
+        """
+        self.shape, self.num_reviews = shape, len(reviews)
+        self.num_tokens = int(reviews.offsets[-1])
+        empty, ends = self.num_tokens + 1, reviews.offsets[1:]
+        lengths = reviews.lengths(shape.maxlen)
+        self.times = self.ratios = None
         with tf.device("/cpu:0"):
+            self.tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
+            self.starts = tf.constant(np.append(ends - lengths, empty))
+            self.ends = tf.constant(np.append(ends, empty + 1))
             self.labels = tf.constant(reviews.labels.astype(np.float32))
             self.permuted = tf.constant(permutations.ravel())
+            if reviews.ratios is not None:
+                self.ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
             if shape.bucket:
-                lengths = reviews.lengths(shape.maxlen)
                 self.times = tf.constant(time_steps(permutations, lengths, shape))
+
+    def padded(
+        self, rows: tf.Tensor, time: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
+        """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
+
+        The padding is that of Keras's `pad_sequences`: zeros, then the last tokens of a review.
+        With `data.bucket` the zeros come last.
+
+        Args:
+            rows: indices of reviews, `[…]`; an index one past the last review means an empty
+                review.
+            time: with `data.bucket`, at least the length of the longest review; by default
+                `maxlen`.
+        """
+        starts, ends = (tf.gather(each, rows)[..., None] for each in (self.starts, self.ends))
+        places = tf.range(self.shape.maxlen, dtype=tf.int64)[:time]
+        first = starts if self.shape.bucket else ends - self.shape.maxlen
+        at = first + places  # the indices of the reviews' tokens among all tokens
+        at = tf.where((at >= starts) & (at < ends), at, self.num_tokens)
+        ratios = () if self.ratios is None else tf.gather(self.ratios, at)
+        return tf.gather(self.tokens, at), ratios
 
     def batches(self, step: tf.Tensor, position: tf.Tensor, before: int) -> Batch:
         """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.
@@ -227,23 +216,24 @@ class _Source:
             position: the positions of the examples in the global batch, `[num, examples] int64`.
             before: the number of the run's steps before the first epoch of the permutations.
         """
-        steps_per_epoch = num_steps(self.num_reviews, self.batch_size)
-        first_in_epoch = step % steps_per_epoch * self.batch_size
+        batch_size = self.shape.batch_size
+        steps_per_epoch = num_steps(self.num_reviews, batch_size)
+        first_in_epoch = step % steps_per_epoch * batch_size
         left = self.num_reviews - first_in_epoch
         in_epoch = first_in_epoch + position
-        real = (position < self.batch_size) & (in_epoch < self.num_reviews)
+        real = (position < batch_size) & (in_epoch < self.num_reviews)
         in_epoch = tf.minimum(in_epoch, self.num_reviews - 1)
         chosen = tf.gather(self.permuted, step // steps_per_epoch * self.num_reviews + in_epoch)
         # With data.bucket `num` is 1, since batches differ in length.
         time = None if self.times is None else self.times[step[0, 0]]
         rows = tf.where(real, chosen, self.num_reviews)
-        tokens, ratios = self.reviews.take(rows, time)
+        tokens, ratios = self.padded(rows, time)
         return Batch(
             tokens=tokens,
             labels=tf.gather(self.labels, chosen),
             weights=tf.cast(real, tf.float32),
-            positions=tf.cast(tf.minimum(position, self.batch_size - 1), tf.int32),
-            count=tf.cast(tf.minimum(left, self.batch_size), tf.float32)[:, 0],
+            positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
+            count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
             step=(before + step)[:, 0],
             ratios=ratios,
         )

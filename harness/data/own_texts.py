@@ -287,10 +287,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     split_of: np.ndarray = np.frombuffer(gathered.splits, np.int8)
     has_splits = split_of[0] >= 0
-    remedy = ""
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
-        remedy = ", or state the split of each review, for example in a column named split"
     # Sort by the hash of the words (two integers), then by the label, so that the order of reviews
     # with the same words is fixed too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
@@ -299,7 +297,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
         if len(chosen) < MIN_REVIEWS and (name in SPLITS or len(chosen)):
             raise InputError(
                 f"contains {len(chosen)} {name} reviews, but should contain at least "
-                f"{MIN_REVIEWS}; add {name} reviews{remedy}"
+                f"{MIN_REVIEWS}; add reviews"
             )
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
     notes = [f"split by the hash of their words, with {TEST_SHARE:.0%} test reviews"]
@@ -419,11 +417,9 @@ def describe(dataset: Dataset) -> Iterator[str]:
     train = parts["train"]
     for name, split in parts.items():
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
-        # Describe the most frequent classes, in the order of their labels.
-        chosen = sorted(np.argsort(-counts, kind="stable")[:SHOWN])
-        shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
-        if more := len(dataset.classes) - len(chosen):
-            shares.append(f"and {more:,} more classes; the rarest has {counts.min():,} reviews")
+        first = zip(counts[:SHOWN], dataset.classes, strict=False)
+        shares = [f"{count / len(split):.1%} {name}" for count, name in first]
+        shares.append(f"the rarest class has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less

@@ -242,22 +242,20 @@ def _text(
     names: Sequence[str] = (),
 ) -> Text:
     """Return a row as a `Text`; a row without a split gets the split of the table."""
-
-    def refusal(column: str, value: Any, rule: str) -> InputError:
-        return InputError(
-            f"{row}: the {column} is {repr(value)[:40]}, but should be {rule}; name another column "
-            f"in data.{column}_column, or correct the {column}"
-        )
-
     location = f"{table.location} {row}".lstrip()
     if split is None:
         split = table.split
     elif not isinstance(split, str) or (split := split.strip().casefold()) not in KNOWN_SPLITS:
-        raise refusal("split", split, "train, validation or test")
-    if not isinstance(text, str | None):
-        raise refusal("text", text, "a string")
-    if not isinstance(label, str | bool | int | float | None):
-        raise refusal("label", label, "a word or a number")
+        raise InputError(
+            f"{row}: the split is {repr(split)[:40]}, but should be train, validation or test; "
+            "correct it, or name another column in data.split_column"
+        )
+    if not (isinstance(text, str | None) and isinstance(label, str | bool | int | float | None)):
+        raise InputError(
+            f"{row}: the text is {repr(text)[:40]} and the label is {repr(label)[:40]}, but should "
+            "be a string and a word or a number; name other columns in data.text_column and "
+            "data.label_column"
+        )
     return Text(text or "", _label(label, names), split, location)
 
 
@@ -298,11 +296,10 @@ def _column(names: Sequence[str], name: str, key: str) -> str:
     exact = [each for each in names if each == name]
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
-        fault = f"{len(found)} columns named {name}, but should have exactly one"
-        if not found:
-            fault = f"no column {name}{did_you_mean(name, [*filter(str.isprintable, names)])}"
         raise InputError(
-            f"has {fault}; its columns are {listed(names)}; name the right column in {key}"
+            f"has {len(found) or 'no'} columns {name}, but should have one"
+            f"{did_you_mean(name, names)}; its columns are {listed(names)}; name the right column "
+            f"in {key}"
         )
     return found[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import PaddedReviews, Reviews
+from harness.data.input_pipeline import BatchSource, Reviews
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.doctor.probe import ARCHITECTURES
@@ -51,7 +51,8 @@ def test_all_programs_are_given_the_reviews_of_a_run(tmp_path: Path) -> None:
     ):
         for split, tokens in ((dataset.train, padded.tokens), (dataset.test, padded.test)):
             reviews = Reviews(*encode_split(split.take(100), VOCAB_SIZE), split.labels[:100])
-            wanted, _ = PaddedReviews(reviews, shape).take(np.arange(100))
+            every = np.arange(100)
+            wanted, _ = BatchSource(reviews, every[None], shape).padded(every)
             np.testing.assert_array_equal(tokens, wanted)
         np.testing.assert_array_equal(padded.labels, dataset.train.labels[:100])
 

@@ -14,7 +14,7 @@ from harness.compute.execution_plan import ExecutionPlan, Way
 from harness.compute.recurrent import kernels_of
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import PaddedReviews, Reviews, batches, in_parts
+from harness.data.input_pipeline import BatchSource, Reviews, batches, in_parts
 from harness.job.job_file import load_job
 from tests.compute.test_network import custom
 from tests.conftest import JOBS
@@ -150,7 +150,8 @@ def test_several_classes_train_like_plain_keras() -> None:
     sums = train_step.train_steps(opened(several), 3).numpy()
 
     optimizer = keras.optimizers.RMSprop(job.train.learning_rate)
-    tokens, _ = PaddedReviews(several, BatchShape(20, LENGTH)).take(np.arange(NUM_REVIEWS))
+    every = np.arange(NUM_REVIEWS)
+    tokens, _ = BatchSource(several, every[None], BatchShape(20, LENGTH)).padded(every)
     for step, chosen in enumerate((slice(0, 20), slice(20, 40), slice(40, 50))):
         with tf.GradientTape() as tape:
             outputs = plain(tokens[chosen], training=True)

@@ -113,7 +113,7 @@ def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
     assert source_checksum(path, form) != source_checksum(
         path, form.model_copy(update={"label_column": "x"})
     )
-    with pytest.raises(InputError, match=r"no column text; .* are 'Nr', 'Review', 'x'"):
+    with pytest.raises(InputError, match=r"no columns text, .* are 'Nr', 'Review', 'x'"):
         found(path, DataConfig(delimiter=";", encoding="latin-1"))
     utf16 = tmp_path / "b.tsv"
     utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
@@ -179,7 +179,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
     introduction = open_source(tmp_path / "a.csv", form).introduction
     assert "21 training, 20 validation and 20 test reviews" in introduction
-    with pytest.raises(InputError, match="no column fold; "):
+    with pytest.raises(InputError, match="no columns fold, "):
         found(tmp_path / "a.csv", DataConfig(split_column="fold"))
 
 
@@ -201,7 +201,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         "lacks.jsonl": (
             '{"text": "a", "label": 1}\n{"text": "b"}\n',
-            "line 2: has no column label",
+            "line 2: has no columns label",
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),
@@ -216,7 +216,11 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut.csv.gz").write_bytes((folder / "cut.csv.gz").read_bytes()[:-200])
     yield folder / "cut.csv.gz", "can't be read"
     for name, table, said in (
-        ("lists", {"text": ["a"], "label": [[1]]}, r"row 1: the label is \[1\]"),
+        (
+            "lists",
+            {"text": ["a"], "label": [[1]]},
+            r"row 1: the text is 'a' and the label is \[1\]",
+        ),
         ("bytes", {"text": [b"a"], "label": [1]}, "row 1: the text is b'a'"),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")

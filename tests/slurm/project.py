@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ class SlurmProject:
         self.stand_in = Project(folder)
         self.path = self.stand_in.path
         shutil.copytree(PROJECT / "jobs", self.path / "jobs")
+        # `harness submit` copies the files that git lists.
+        subprocess.run(["git", "init", "--quiet"], cwd=self.path, timeout=60, check=True)
         if real:
             self.stand_in.executable(self.stand_in.venv / "bin/harness", HARNESS)
         # The settings of the site; KERAS_HOME and XDG_CACHE_HOME hide this machine's data.

@@ -16,7 +16,7 @@ from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.data.tables import json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, UNKNOWN, encode_text, tokenize
 from harness.errors import InputError
-from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
+from harness.system.files import raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import CHECKSUMS, RATIOS_FILE, RunDirectory
 
 CHUNK_BYTES = 1 << 18  # about 200 reviews
@@ -131,20 +131,19 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
 # Reading files of a run
 
 
-def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> bytes:
+def read_kept(run: RunDirectory, name: str) -> bytes:
     """Read a file of a finished run and compare its checksum with the one in `result.json`.
 
     Args:
         run: the run.
         name: the file's name, a key of `CHECKSUMS`.
-        limit: the largest size to read, in bytes.
 
     Raises:
         InputError: if the file is missing, or its checksum differs.
         DiskError: if reading the disk fails.
     """
     try:
-        content = read_plain_file(path := run.path(name), limit)
+        content = read_plain_file(path := run.path(name), MAX_BYTES)
     except OSError as error:
         raise_unless_missing(error, path)
         raise InputError(
@@ -167,7 +166,7 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     """
     if not run.job().model.ngram_ratios:
         return None
-    return NgramRatios.from_bytes(read_kept(run, RATIOS_FILE, MAX_BYTES))
+    return NgramRatios.from_bytes(read_kept(run, RATIOS_FILE))
 
 
 # Classifying texts

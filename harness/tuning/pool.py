@@ -1,17 +1,14 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-If a worker ends with an error after the command has seen it begin a trial, the pool restarts the
-worker at once and counts no failure, because the protocol limits the number of attempts at a trial.
-If a process ends with an error before that, the pool counts a failure of this process. A command
-fails after 25 consecutive failures of one process, or after three if harness itself raised the last
-error and the disk did not cause it. When a trial of any worker is accepted, the pool resets the
-failure counts of all processes to 0.
+The pool restarts a process that ends with an error. A command fails after 25 failures of one
+process without an accepted trial of any worker in between, or after three if harness itself raised
+the last error and the disk did not cause it.
 """
 
 import sys
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,8 +48,7 @@ class WorkerProcess(ManagedProcess):
     """A worker or a proposer, with a count of its failures."""
 
     uuid: str = ""  # unique id of the current process
-    has_begun: bool = False  # whether the current process has begun an attempt
-    num_failures: int = 0  # the number of consecutive failures
+    num_failures: int = 0  # the number of failures since a trial was accepted
     num_done: int = 0  # the number of accepted trials at the last failure
     not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 
@@ -91,7 +87,7 @@ class WorkerPool(ProcessPool):
         self._ended.add(worker.uuid)
         worker.uuid = uuid.uuid4().hex
         self.start(worker, self._args(worker))
-        worker.has_begun, worker.not_before_s = False, None
+        worker.not_before_s = None
 
     def _args(self, worker: WorkerProcess) -> list[str]:
         slot, request = worker.slot, self.request
@@ -109,12 +105,11 @@ class WorkerPool(ProcessPool):
         """Return the uuids of this pool's workers that have ended."""
         return self._ended | {worker.uuid for worker in self.workers if not worker.alive}
 
-    def tend(self, num_done: int, at_work: Collection[str]) -> None:
+    def tend(self, num_done: int) -> None:
         """Restart processes that ended with an error.
 
         Args:
             num_done: the number of accepted trials in the whole search.
-            at_work: the uuids of the workers that are training a trial.
 
         Raises:
             InputError, NodeFault, RunError: if a process failed too often; the message contains the
@@ -122,7 +117,6 @@ class WorkerPool(ProcessPool):
         """
         now_s = time.monotonic()
         for worker in self.everybody:
-            worker.has_begun |= worker.uuid in at_work
             if worker.alive or worker.is_done:
                 continue
             if worker.not_before_s is None:
@@ -135,10 +129,10 @@ class WorkerPool(ProcessPool):
         code, line = worker.code or 0, worker.last_line()
         is_outage = code == DISK_CODE or line.startswith("srun: error") or is_said_of_disk(line)
         limit = MAX_ERRORS if code in ERRORS and not is_outage else MAX_FAILURES
-        if worker.has_begun or num_done > worker.num_done:
+        if num_done > worker.num_done:
             worker.num_failures = 0
         worker.num_done = num_done
-        worker.num_failures += not worker.has_begun
+        worker.num_failures += 1
         if code not in ERRORS:
             line = f"exit code {code}; last line: {line}"
         if worker.num_failures >= limit:

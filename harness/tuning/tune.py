@@ -210,8 +210,7 @@ class Command:
     def _tend(self) -> None:
         silent = execute(tell_gone(self.view, self.pool.ended))
         self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
-        workers = {attempt.worker for attempt in running(self.view).values()}
-        self.pool.tend(len(self.view.accepted), workers)
+        self.pool.tend(len(self.view.accepted))
 
     def _turn(self) -> dict[str, Any] | None:
         """Check the search once; return the search's result if it has ended, else None.

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.errors import InputError, Interrupted, NodeFault, RunError
+from harness.errors import InputError, NodeFault, RunError
 from harness.slurm.pool import Slot
 from harness.system.console import Console
 from harness.tuning.pool import (
@@ -41,26 +41,13 @@ class Pool(WorkerPool):
         """Let the worker's process end with an exit code; None keeps it running."""
         self.worker.popen = SimpleNamespace(poll=lambda: code)  # type: ignore[assignment]
 
-    def end(self, code: int, num_done: int = 0, *, has_begun: bool = False) -> None:
+    def end(self, code: int, num_done: int = 0) -> None:
         """End the worker, tend the pool, and skip the pause before the worker's restart."""
-        self.tend(num_done, {self.worker.uuid} if has_begun else set())
         self.exit(code)
-        self.tend(num_done, set())
+        self.tend(num_done)
         if self.worker.not_before_s is not None:
             self.worker.not_before_s = 0
-        self.tend(num_done, set())
-
-
-@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, FAILED])
-def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int) -> None:
-    """There is no limit; each restart is a new process, and the old process counts as ended."""
-    pool = Pool(tmp_path)
-    for n in range(2 * MAX_FAILURES):
-        before = pool.worker.uuid
-        assert before not in pool.ended
-        pool.end(code, has_begun=True)
-        assert (len(pool.starts), before in pool.ended) == (n + 2, True)
-        assert pool.worker.uuid not in pool.ended
+        self.tend(num_done)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +70,6 @@ def test_failures_in_a_row_end_the_command(
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
-    pool.end(codes[0], has_begun=True)  # does not count
     for code in codes[:-1]:
         pool.end(code)
     said = f"worker a-w0 failed {len(codes)} times: {line[:7]}"
@@ -98,7 +84,7 @@ def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
         pool.end(FAILED, num_done)
         pool.proposer.popen = SimpleNamespace(poll=lambda: FAILED)  # type: ignore[assignment]
         pool.proposer.not_before_s = None
-        pool.tend(num_done, set())
+        pool.tend(num_done)
         assert [each.num_failures for each in pool.everybody] == [1, 1]
 
 

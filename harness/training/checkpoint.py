@@ -101,7 +101,6 @@ def adopt(
     identity: str,
     *,
     of: str = "",
-    sha256: str = "",
     max_epochs: int | None = None,
 ) -> bool:
     """Copy a checkpoint of another run to a new run.
@@ -114,12 +113,11 @@ def adopt(
         target: the new run; this process must hold its lease.
         identity: the identity of the new run, which is a checksum of its job and data.
         of: the identity of the run that must have written the checkpoint; "" allows any.
-        sha256: the checksum that the file must have; "" allows any.
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
         Whether the checkpoint was copied; false if it is missing or broken, or violates one of the
-        conditions that the arguments `of`, `sha256` and `max_epochs` set.
+        conditions that the arguments `of` and `max_epochs` set.
 
     Raises:
         DiskError: if the disk can't be read; the checkpoint may be intact.
@@ -128,8 +126,6 @@ def adopt(
     try:
         with open_plain_file(source) as file:
             content = file.read()
-        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except MemoryError:

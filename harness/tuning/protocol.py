@@ -65,7 +65,6 @@ class Trial(Record):
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    checkpoints: Mapping[str, str] = {}  # path of a run's last checkpoint → its sha256
     # The name of the worker of a running trial, not stored in the trial's files
     worker: str = ""
 

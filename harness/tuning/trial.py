@@ -18,7 +18,7 @@ from harness.job.keys import OBJECTIVES, Job
 from harness.job.search import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
-from harness.system.files import is_of_disk, sha256_of
+from harness.system.files import is_of_disk
 from harness.system.resource_monitor import resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
@@ -26,7 +26,7 @@ from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
 from harness.tuning.disk import Disk, execute
-from harness.tuning.protocol import Trial, attempt_folder, result_file
+from harness.tuning.protocol import Trial, result_file
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
@@ -85,20 +85,15 @@ class Trials:
         return 0 < MAX_GROWTH * self._first_gb < resident_memory_gb()
 
     def _run(self, trial: Trial, k: int) -> dict[str, Any]:
-        results, checkpoints = [], {}
+        results = []
         for seed in self.search.seeds():
             job = self.search.job_of(trial.values, seed=seed, epochs=trial.limit)
             run = self.sweep.trial_run(trial.n, k, seed)
             if not run.finished():
                 self._train(trial, k, job, run)
             results.append(run.result())
-            if self.search.continues_trials:
-                newest = run.checkpoints()[-1]
-                name = newest.relative_to(run.folder.parent).as_posix()
-                checkpoints[name] = sha256_of(newest)
         return {
             "scores": mean_scores(results, self.search.table.objective),
-            "checkpoints": checkpoints,
             "epochs": results[0].get("num_epochs"),
             "kept_epoch": statistics.fmean(result["kept_epoch"] for result in results),
             "training_s": round(sum(result.get("training_s") or 0.0 for result in results), 3),
@@ -130,31 +125,26 @@ class Trials:
         """Copy the checkpoint with which a run of attempt k begins into the run's folder.
 
         The run begins with the newest checkpoint of the trial's earlier attempts or, without one,
-        with the parent trial's last checkpoint. If the parent trial's checkpoint was removed, as
-        happens at the end of a search, the attempt trains the parent's epochs again, with bitwise
-        identical results.
+        of the parent trial. If the parent trial's checkpoints were removed, as happens at the end
+        of a search, the attempt trains the parent's epochs again, with bitwise identical results.
 
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.
         """
         seed = int(run.folder.name.removeprefix("seed"))
-        for older in range(k - 1, 0, -1):
-            for path in reversed(self.sweep.trial_run(trial.n, older, seed).checkpoints()):
-                if checkpoint.adopt(path, run, identity):
-                    return
-        if trial.parent is None:
-            return
-        parent = execute(Disk(self.sweep.folder).read(Trial, result_file(trial.parent)))
-        if not parent:
-            raise OSError(f"trial {trial.parent}: its result is not visible yet")
-        folder = self.sweep.path(attempt_folder(parent.n, parent.attempt))
-        for name, sha256 in parent.checkpoints.items():
-            is_own = name.startswith(f"{run.folder.name}/")
-            if is_own and checkpoint.adopt(folder / name, run, identity, sha256=sha256):
+        earlier = [self.sweep.trial_run(trial.n, older, seed) for older in range(k - 1, 0, -1)]
+        if trial.parent is not None:
+            parent = execute(Disk(self.sweep.folder).read(Trial, result_file(trial.parent)))
+            if not parent:
+                raise OSError(f"trial {trial.parent}: its result is not visible yet")
+            earlier.append(self.sweep.trial_run(parent.n, parent.attempt, seed))
+        for path in (path for each in earlier for path in reversed(each.checkpoints())):
+            if checkpoint.adopt(path, run, identity):
                 return
-        self.observers.console.warning(
-            f"trial {parent.n}: its checkpoint is missing; its epochs are trained again"
-        )
+        if trial.parent is not None:
+            self.observers.console.warning(
+                f"trial {trial.parent}: its checkpoint is missing; its epochs are trained again"
+            )
 
     def saved(self, n: int, k: int) -> int:
         """Return the sum of the steps in the newest checkpoints of an attempt's runs."""

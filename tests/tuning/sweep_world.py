@@ -297,8 +297,6 @@ class World:
             if not parent:
                 raise OSError("the parent's result is not visible yet")
             saved = await disk.read(Saved, checkpoint(parent.n, parent.attempt))
-            # In place of the checksum in the parent's result.
-            saved = saved if saved and 2 * saved.epochs == limit else None
         epochs = saved.epochs if saved else 0
         await disk.write(checkpoint(n, k), Saved(epochs=epochs))
         while epochs < limit:

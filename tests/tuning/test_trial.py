@@ -150,15 +150,15 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It warns if the checkpoint was changed or pruned, and ends with the same bytes.
+    """It warns if the checkpoint is broken or pruned, and ends with the same bytes.
 
     TensorFlow's global registry of gradients does not keep the graphs of the ended trial.
     """
     warnings: list[str] = []
     monkeypatch.setattr(rungs.observers.console, "warning", warnings.append)
     parent = rungs.sweep.trial_run(0, 1, 1)
-    with parent.checkpoints()[-1].open("ab") as file:
-        file.write(b"changed")
+    for path in parent.checkpoints():
+        path.write_bytes(path.read_bytes()[:-100])
     train(rungs, 3, limit=3, parent=0)
     before = num_graphs()
     Pruned().prune(parent.folder, parent.folder, CHECKPOINTS)
@@ -220,9 +220,10 @@ def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
         raise error
 
     monkeypatch.setattr(checkpoint, "open_plain_file", fail)
-    found = {"seed1/checkpoints/step-3.npz": "0" * 64}
-    scores = {"val_accuracy": 0.5}
-    accept(trials.sweep, dropout(0, attempt=1, scores=scores, checkpoints=found))
+    path = trials.sweep.trial_run(0, 1, 1).path("checkpoints", "step-000000003.npz")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    accept(trials.sweep, dropout(0, attempt=1, scores={"val_accuracy": 0.5}))
     child = dropout(1, limit=3, parent=0)
     if isinstance(error, OSError):
         with pytest.raises(OSError, match="no disk"):

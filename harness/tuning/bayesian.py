@@ -8,7 +8,6 @@ many random points in one prediction, and starts its minimizations only from the
 points.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +16,7 @@ import scipy.optimize
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.oracles import BayesianOptimizationOracle
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-
-# The kernel comes from the best of 21 fits, so a warning about one fit does not matter.
-warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn.gaussian_process")
 
 NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # how many finished trials `subset` chooses
 NUM_POINTS = 2000  # number of random points at which the acquisition function is computed

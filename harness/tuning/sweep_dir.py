@@ -19,7 +19,7 @@ import socket
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import DiskError, InputError
 from harness.job.own_code import mode_in
@@ -177,14 +177,10 @@ class SweepDirectory(LeasedDirectory):
         return shown(view)
 
 
-def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` record with the current user, machine and time.
-
-    Args:
-        reason: why the search failed; empty if the search has not failed.
-    """
+def stop_now(**fields: Any) -> Stop:
+    """Make a `Stop` record with the current user, machine and time, and with other fields."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
-    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
+    return Stop(by=by, at=at.isoformat(timespec="seconds"), **fields)
 
 
 def stop_search_in(folder: Path) -> None:

@@ -170,8 +170,7 @@ class Command:
         """Resume a stopped search; trials that have already failed can't stop the search again."""
         execute(self.view.look())
         failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
-        stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
-        execute(change_stop(self.view, stop))
+        execute(change_stop(self.view, stop_now(is_lifted=True, forgiven=failed)))
         take_back_cancel(self.sweep.folder)
 
     def _run(self, *, resumes: bool) -> dict[str, Any]:
@@ -240,8 +239,8 @@ class Command:
             return result
         forgiven = self.view.stop.forgiven if self.view.stop else ()
         if error := same_failure(t for n, t in self.view.accepted.items() if n not in forgiven):
-            stop = stop_now(f"three trials had the same error: {error}")
-            execute(change_stop(self.view, stop))
+            reason = f"three trials had the same error: {error}"
+            execute(change_stop(self.view, stop_now(reason=reason)))
             return None
         is_proposed = execute(self.view.end(num_asked))
         # An idle process was never started, has ended because its memory had grown too large, or

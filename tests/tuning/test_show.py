@@ -1,6 +1,5 @@
 """`harness sweep show`: leaderboard, importance of keys, plot."""
 
-import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +8,8 @@ from pathlib import Path
 import pandas
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
 
 from harness.job.search import Parameter, short_names
-from harness.tuning import show as show_module
 from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
@@ -126,18 +123,6 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert sum(" finished " in line for line in lines) == 10
     assert f"and 4 more trials, listed in {sweep.path('leaderboard.csv')}" in lines
     assert f"failed trials 13, 14: {out_of_memory}" in lines
-
-
-def test_the_tables_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No value is cut."""
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr(show_module, "rich_console", lambda: console)
-    show(make_sweep(tmp_path / "s", RANDOM, *many_trials(3)))
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert max(len(line) for line in lines if PLOT not in line) <= 80
-    for value in ("pooling=max", "units=16", "learning_rate=0.0003", "0.5200"):
-        assert any(value in line for line in lines), value
 
 
 @pytest.mark.parametrize(

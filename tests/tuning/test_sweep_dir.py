@@ -18,8 +18,7 @@ from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
 from harness.tuning.pool import WorkerRequest
-from harness.tuning.protocol import Stop
-from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
@@ -166,18 +165,6 @@ def test_a_disk_that_cannot_create_a_name_once_is_refused(
         begun(tmp_path / "runs/a")
     assert "\n" not in str(refused.value)
     assert not list((tmp_path / "runs").iterdir())
-
-
-def test_a_search_is_cancelled_once(tmp_path: Path) -> None:
-    """The file names user and machine; a second cancel leaves it unchanged."""
-    sweep = begun(tmp_path / "runs/a")
-    stop_search_in(sweep.folder)
-    before = sweep.path("stop.json").stat().st_ino
-    stop_search_in(sweep.folder)
-    stop = Stop.of(sweep.read_json("stop.json"))
-    assert stop
-    assert (" on " in stop.by, stop.reason) == (True, "")
-    assert sweep.path("stop.json").stat().st_ino == before
 
 
 def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:

@@ -6,7 +6,6 @@ folders of the runs, which must remain, and the checksums of their models.
 
 import contextlib
 import os
-import reprlib
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -234,11 +233,6 @@ class RunMember:
     predictions: Mapping[str, tuple[Ints, Floats]]
 
     @property
-    def is_validated(self) -> bool:
-        """Whether the run has validation reviews, on which weights can be chosen."""
-        return VALIDATION_PREDICTIONS in self.predictions
-
-    @property
     def shared(self) -> dict[str, Any]:
         """The properties that all runs of an ensemble must share.
 
@@ -260,28 +254,13 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     """
     first, *others = members = [read_member(folder) for folder in folders]
     for each in others:
-        check_equal(
-            f"run {each.run.folder}",
-            each.shared,
-            f"{first.run.folder}",
-            first.shared,
-            "give runs with the same value",
-        )
+        for key, expected in first.shared.items():
+            if each.shared[key] != expected:
+                raise InputError(
+                    f"run {each.run.folder}: has {key} = {each.shared[key]}, {first.run.folder} "
+                    f"has {expected}; give runs with the same value"
+                )
     return members
-
-
-def check_equal(
-    whose: str, mine: Mapping[str, Any], other: str, theirs: Mapping[str, Any], remedy: str
-) -> None:
-    """Raise an error if two sets of properties or settings differ.
-
-    Raises:
-        InputError: if a value differs; the message shows the first difference.
-    """
-    for key in {**theirs, **mine}:
-        if mine.get(key) != theirs.get(key):
-            values = reprlib.repr(mine.get(key)), reprlib.repr(theirs.get(key))
-            raise InputError(f"{whose}: has {key} = {values[0]}, {other} has {values[1]}; {remedy}")
 
 
 def read_member(folder: Path) -> RunMember:
@@ -325,9 +304,8 @@ def make_ensemble(
 
     A member's weight is its share in the average of the members' probabilities. Without
     `weights_from`, the weights minimize the log loss on the validation reviews. With
-    `weights_from`, the weights are copied from an older ensemble, and the runs must be trained on
-    all training reviews. The linear model over n-grams is fit to the same training reviews as the
-    runs. Nothing is chosen on the test set.
+    `weights_from`, the weights are copied from an older ensemble. The linear model over n-grams is
+    fit to the same training reviews as the runs. Nothing is chosen on the test set.
 
     Args:
         folders: the folders of the runs.
@@ -408,7 +386,7 @@ def _linear_model(member: RunMember, data: Path | None) -> tuple[NgramModel, dic
         PREDICTIONS: dataset.test.take(limit or len(dataset.test)),
         VALIDATION_PREDICTIONS: train.between(cut, len(train)),
     }
-    model = fitted_ngrams(dataset, share, limit=limit, option="--with")
+    model = fitted_ngrams(dataset, share, limit=limit)
     return model, {file: model.probabilities(splits[file]) for file in member.predictions}
 
 
@@ -464,43 +442,28 @@ def _given_weights(
 ) -> list[float]:
     """Return the weights of the ensemble `weights_from`; empty if `weights_from` is None.
 
-    The weights of `weights_from` were chosen on validation reviews. The runs of this ensemble must
-    come from the same jobs as `members`, in the same order. `members` must be trained on all
-    training reviews.
+    The runs of `weights_from` must come from the same jobs as `members`, in the same order.
 
     Raises:
-        InputError: if `members` have no validation reviews and `weights_from` is missing; if they
-            have validation reviews and `weights_from` is set; or if the jobs differ. The message
-            shows the first difference.
+        InputError: if the jobs or the data differ, or if `weights_from` is missing and `members`
+            have no validation reviews.
     """
-    first = members[0].run.folder
     if not weights_from:
-        if members[0].is_validated:
+        if VALIDATION_PREDICTIONS in members[0].predictions:
             return []
         raise InputError(
-            f"run {first}: was trained on all training reviews (data.validation_split = 0), so "
-            "no reviews are left to choose weights; give --weights-from ENSEMBLE, an ensemble "
-            "of runs of the same jobs with validation reviews"
-        )
-    of = f"--weights-from {weights_from}"
-    if members[0].is_validated:
-        raise InputError(
-            f"{of}: run {first} has validation reviews, on which the weights are chosen; leave "
-            "--weights-from out"
+            f"run {members[0].run.folder}: was trained on all training reviews "
+            "(data.validation_split = 0), so no reviews are left to choose weights; give "
+            "--weights-from ENSEMBLE, an ensemble of runs of the same jobs with validation reviews"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
-    mine = {
-        "data": members[0].shared["data"],
-        "jobs": [each.run.job for each in members],
-        "ngrams": ngrams,
-    }
-    theirs = {
-        "data": ensemble.dataset_checksum,
-        "jobs": [each.job for each in ensemble.runs],
-        "ngrams": ensemble.ngrams_weight is not None,
-    }
-    remedy = "give an ensemble of the same jobs in the same order"
-    check_equal(of, theirs, "the new ensemble", mine, remedy)
+    mine = (members[0].shared["data"], [each.run.job for each in members], ngrams)
+    jobs = [each.job for each in ensemble.runs]
+    if mine != (ensemble.dataset_checksum, jobs, ensemble.ngrams_weight is not None):
+        raise InputError(
+            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) or other "
+            "data; give an ensemble of the same members in the same order"
+        )
     return ensemble.weights
 
 

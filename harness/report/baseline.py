@@ -145,15 +145,15 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     (train, _), test = dataset.used(limit, 0), dataset.test.take(limit or len(dataset.test))
     began = time.perf_counter()
     # The four special indices of the vocabulary are not words, so they are not counted.
-    columns = {word: column for column, word in enumerate(range(FIRST_WORD, vocab_size))}
-    tfidf = TfidfVectorizer(lowercase=False, analyzer=list, vocabulary=columns, sublinear_tf=True)
+    words = range(FIRST_WORD, vocab_size)
+    tfidf = TfidfVectorizer(lowercase=False, analyzer=list, vocabulary=words, sublinear_tf=True)
     classifier = LogisticRegression(max_iter=1000)
     model = make_pipeline(tfidf, classifier)
     model.fit(tokens_of(train, vocab_size, maxlen), train.labels)
     training_s = time.perf_counter() - began
     note = (
-        f"tf-idf: logistic regression over TF-IDF of the {vocab_size - FIRST_WORD:,} most frequent "
-        f"words, fit on all {len(train):,} training reviews: once on the last {maxlen} words, "
+        f"tf-idf: logistic regression over TF-IDF of the {len(words):,} most frequent words, "
+        f"fit on all {len(train):,} training reviews: once on the last {maxlen} words, "
         "which the networks read, and once on whole reviews."
     )
     return Baseline(
@@ -198,7 +198,7 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> Baseline:
     Raises:
         InputError: if the training reviews are too few or too much alike.
     """
-    model = fitted_ngrams(dataset, 0.0, limit=limit, option="--baseline")
+    model = fitted_ngrams(dataset, 0.0, limit=limit)
     test = dataset.test.take(limit or len(dataset.test))
     probabilities = model.probabilities(test)
     tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
@@ -271,7 +271,7 @@ class NgramModel:
         return cls(ngrams, weights, biases, vocab_from_bytes(words.tobytes()))
 
 
-def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) -> NgramModel:
+def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews.
 
     C is the inverse of the model's regularization strength. If `share` is 0 and the dataset has a
@@ -282,7 +282,6 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) ->
         dataset: the dataset, whose test reviews are not used.
         share: the value of `data.validation_split` in the runs' jobs.
         limit: the value of `data.limit` in the runs' jobs.
-        option: the command-line option that requests n-grams; error messages contain it.
 
     Raises:
         InputError: if the training reviews are too few or too much alike.
@@ -297,8 +296,7 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int, option: str) ->
         model = fit_ngrams(train, cut)
     except ValueError as error:
         raise InputError(
-            f"{option} ngrams: the model can't be fit to {dataset.title}: {error}; leave {option} "
-            "out"
+            f"ngrams: the model can't be fit to {dataset.title}: {error}; leave ngrams out"
         ) from None
     vocab = dataset.vocab
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]

@@ -170,7 +170,7 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
     with pytest.raises(ValueError, match="feature"):
         fit_ngrams(make_split([[rank] for rank in range(1, 51)], [0, 1] * 25))
     small = dataclasses.replace(group, limit=2)
-    with pytest.raises(InputError, match=r"can't be fit to .*; leave --baseline out"):
+    with pytest.raises(InputError, match=r"can't be fit to .*; leave ngrams out"):
         baselines(small, tmp_path / "data", ngrams=True)
 
 

@@ -51,12 +51,18 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     The folder appears only when all its files are written.
 
     Raises:
+        InputError: if the folder contains other files.
         DiskError: if the folder can't be written.
     """
+
+    def check(earlier: Path) -> None:
+        if not is_dataset_folder(earlier) and earlier.exists() and any(earlier.iterdir()):
+            raise InputError(f"{folder}: is not a dataset; move it away")
+
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
     try:
-        with replaced_directory(folder, lambda _: None) as temporary:
+        with replaced_directory(folder, check) as temporary:
             fill_folder(dataset, temporary, READABLE)
     except OSError as error:
         raise DiskError(write_refusal(folder, error, "free up space on this disk")) from None

@@ -105,6 +105,8 @@ def fetch(source: Path | None = None) -> Dataset:
     if source is None:
         if (named := named_folder()) and holds_dataset(named):
             return _open_named(named, "HARNESS_DATA")
+        if is_file(folder / NPZ):  # the user's copy of Keras's file
+            return _convert(folder)
         return cached_dataset(
             folder.name, lambda target: fill_folder(_download(), target, READABLE)
         )

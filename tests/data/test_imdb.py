@@ -19,7 +19,7 @@ import pytest
 from harness.cli.data import fetch as fetch_command
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
-from harness.data.locations import NPZ
+from harness.data.locations import NPZ, fetched_folder
 from harness.data.sources import SAMPLE, fetch, open_data, open_dataset, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError, RunError
@@ -239,8 +239,13 @@ def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["imdb"]
 
 
-def test_a_disk_that_refuses_a_dataset_is_named() -> None:
-    """The message names the folder."""
+def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
+    """A folder with other files is refused; `fetch` opens an imdb.npz in the cache."""
+    with pytest.raises(InputError, match="is not a dataset; move it away"):
+        save_folder(small(), write_npz(tmp_path / "mine"))
+    folder = write_npz(fetched_folder())
+    assert fetch().folder == folder
+    assert [path.name for path in folder.iterdir()] == [NPZ]
     with pytest.raises(DiskError, match="/proc/imdb: can't be written"):
         save_folder(small(), Path("/proc/imdb"))
 

@@ -85,37 +85,27 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
             put_value(content, key, os.path.normpath(base / os.path.expanduser(value)))  # noqa: PTH111
         if facts.is_function:
             names = value if isinstance(value, list) else [value]
-            kept = [*kept_names(names, code, f"job {path}: {key}", base=base).values()]
+            kept = [stored_name(each, code, f"job {path}: {key}", base=base) for each in names]
             put_value(content, key, kept if isinstance(value, list) else kept[0])
     content["code"] = code
     return check_job(content, path, origins)
 
 
-def kept_names(
-    names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
-) -> dict[Any, Any]:
-    """Add the sources of functions to `code`, and return the references that the job stores.
+def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> Any:
+    """Return a job's value as the job stores it; add the sources of a function to `code`.
 
     Args:
-        names: values of a job's key: references to functions, such as `file.py:function`, or other
-            values, such as `lstm`.
+        name: a reference to a function, such as `file.py:function`, or a plain value such as
+            `lstm`, which stays as it is.
         code: the sources in the job; each key is the path of a source.
         where: the beginning of error messages, such as `job lstm.toml: model.architecture`.
         base: the folder that relative paths start from.
 
-    Returns:
-        A dictionary that maps each element of `names` to its replacement in the stored job. The
-        replacement of a reference to a file on the disk is a reference to the file's source in
-        `code`. Any other element is mapped to itself.
-
     Raises:
         InputError: if a source is refused.
     """
-    kept = {}
-    for name in names:
-        with about(f"{where} = {name!r}"):
-            kept[name] = keep_code(name, base, code) if is_reference(str(name)) else name
-    return kept
+    with about(f"{where} = {name!r}"):
+        return keep_code(name, base, code) if is_reference(str(name)) else name
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:

@@ -29,11 +29,11 @@ from harness.job.job_file import (
     complete,
     explain,
     is_key,
-    kept_names,
     put_overrides,
     put_value,
     read_toml_file,
     shown,
+    stored_name,
     suggest_key,
 )
 from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
@@ -423,7 +423,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     for parameter in space:
         if FACTS.get(parameter.key, Facts()).is_function:
             code, where = dict(job.code), f"job {path}: search.space.{parameter.key}"
-            names = kept_names(parameter.choices, code, where, base=path.absolute().parent)
+            base = path.absolute().parent
+            names = {each: stored_name(each, code, where, base=base) for each in parameter.choices}
             job, raw_space = job.model_copy(update={"code": code}), _renamed(raw_space, names)
             space = read_space(raw_space, path)
     for parameter in space:
@@ -439,7 +440,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     return search
 
 
-def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
+def _renamed(raw: Any, names: Mapping[Any, Any]) -> Any:
     """Return `search.space` with the names of custom functions replaced according to `names`."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}

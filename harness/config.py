@@ -164,18 +164,16 @@ def condition(key: str, values: tuple[object, ...]) -> str:
 
 
 def _check_weights(weights: Any) -> Any:
-    if isinstance(weights, str) and weights in ("", "balanced"):
+    if weights in ("", "balanced"):
         return weights
-    if not isinstance(weights, dict) or not weights:
-        raise PydanticCustomError(
-            "weights", 'Input should be "", "balanced", or a table such as { neg = 1.0, pos = 2.5 }'
-        )
-    for name, value in weights.items():
-        if type(value) not in (int, float) or not 0 <= value <= 1e6:
-            raise PydanticCustomError(
-                "weights", f"Input should have weights of 0 to 1,000,000; {name} has {value!r}"
-            )
-    return {name: float(value) for name, value in sorted(weights.items())}
+    values = weights.values() if isinstance(weights, dict) else ()
+    if values and all(type(each) in (int, float) and 0 <= each <= 1e6 for each in values):
+        return {name: float(value) for name, value in weights.items()}
+    raise PydanticCustomError(
+        "weights",
+        'Input should be "", "balanced", or a table of weights of 0 to 1,000,000, such as '
+        "{ neg = 1.0, pos = 2.5 }",
+    )
 
 
 # The weight of each class, by name; or the method that computes the weights.

@@ -136,7 +136,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.monitor=accuracy"], "did you mean val_accuracy?"),
         (["train.optimizer_options=3"], "should be a table"),
         (["train.class_weights=even"], "balanced"),
-        (["train.class_weights={ a = -1 }"], "a has -1"),
+        (["train.class_weights={ a = -1 }"], "a table of weights of 0 to 1,000,000"),
         (["train.callbacks=['mine']"], "package.module:function"),
         (["train.callbacks=['nope.py:f']"], "nope.py: can't be read: No such file"),
         (["train.epochs=8\ndata.limit=2"], "integer"),

@@ -9,7 +9,6 @@ continue it. `status`, `logs` and TensorBoard show runs of any format as far as 
 
 import contextlib
 import hashlib
-import itertools
 import math
 import os
 import re
@@ -366,19 +365,17 @@ class RunDirectory(LeasedDirectory):
         Raises:
             InputError: if a folder or a symbolic link belongs to another user.
         """
-        inside = (self.folder.glob(name) for name in ("*", "tensorboard/*", "checkpoints/*"))
-        for path in (self.folder, *itertools.chain.from_iterable(inside)):
-            try:
+        below = ("*", "tensorboard/*", "checkpoints/*")
+        inside = [path for pattern in below for path in self.folder.glob(pattern)]
+        for path in (self.folder, *inside):
+            with contextlib.suppress(OSError):  # in a new run the folder does not exist
                 status = path.stat() if path == self.folder else path.lstat()
-            except OSError:  # in a new run the file does not exist
-                continue
-            owner = status.st_uid
-            if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
-                raise InputError(
-                    f"run {self.folder}: {path} belongs to {owner_name(owner)}, and only its owner "
-                    "may write it; train your own run: harness train "
-                    f"{quoted(self.path('job.toml'))}"
-                )
+                if status.st_uid != os.getuid() and not stat.S_ISREG(status.st_mode):
+                    raise InputError(
+                        f"run {self.folder}: {path} belongs to {owner_name(status.st_uid)}, and "
+                        "only its owner may write it; train your own run: harness train "
+                        f"{quoted(self.path('job.toml'))}"
+                    )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; if it contains a diff of the code, only this user can read the file.

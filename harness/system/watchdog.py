@@ -30,8 +30,7 @@ STEPS_AT_ONCE = 100
 # After this fraction of the limit without progress, the training loop waits for a result of the
 # devices before it starts more steps.
 ASK_AFTER = 0.1
-TICKS = 20  # number of checks within a limit
-LONGEST_TICK_S = 30.0
+TICK_S = 1.0  # time between two checks
 RECORD_S = 10.0  # longest time to record the end, because the disk may not answer
 
 
@@ -74,8 +73,6 @@ class Watchdog:
         self._progress = self._seen = 0
         self._still_s = self._stopping_s = 0.0
         self._request = StopRequest()
-        limits = [each for each in (stop_s, self.stepped_stall_s) if each]
-        self._tick_s = max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -140,9 +137,9 @@ class Watchdog:
     def _watch(self) -> None:
         while True:
             began_s = time.monotonic()
-            is_called = bool(select.select([self._reader], [], [], self._tick_s)[0])
+            is_called = bool(select.select([self._reader], [], [], TICK_S)[0])
             # If far more than a tick has passed, the process was suspended; don't count that time.
-            self.count(min(time.monotonic() - began_s, (self._tick_s or 0.0) + 1.0))
+            self.count(min(time.monotonic() - began_s, TICK_S + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
                 return

@@ -229,22 +229,6 @@ def _names(listing: bytes) -> list[str]:
     return sorted({os.fsdecode(name) for name in listing.split(b"\0") if name})
 
 
-def has_commit(project: Path, commit: str) -> bool:
-    """Whether the project is a checkout whose repository contains the commit.
-
-    Raises:
-        GitError: if git fails.
-    """
-    if not is_checkout(project) or not COMMIT.fullmatch(commit):
-        return False
-    try:
-        git(project, "cat-file", "-e", f"{commit}^{{commit}}")
-    except GitError:
-        git(project, "rev-parse", "--git-dir")  # raises if another user owns the checkout
-        return False
-    return True
-
-
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:
     """Write the files of a commit into an empty folder, and apply a patch to them.
 

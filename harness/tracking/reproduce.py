@@ -15,7 +15,6 @@ from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import (
     COMMIT,
     GitError,
-    has_commit,
     write_version,
 )
 from harness.system.lenient_json import table, text
@@ -103,14 +102,13 @@ def _put_commit(
         why = record.get("git_problem") or "the run started outside of a git checkout"
         raise InputError(f"run {run.folder}: its record has no commit; {why}")
     try:
-        if not has_commit(project, commit):
-            raise InputError(
-                f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, "
-                "or call harness reproduce in the checkout where the run started"
-            )
         write_version(project, commit, str(patch or ""), folder=folder)
     except GitError as error:
-        raise RunError(f"run {run.folder}: its code can't be restored: {error}") from None
+        raise RunError(
+            f"run {run.folder}: its code can't be restored: {error}; git fetch commit "
+            f"{commit[:12]} in {project}, or call harness reproduce in the checkout where the run "
+            "started"
+        ) from None
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")
     if names := record.get("left_out_files"):

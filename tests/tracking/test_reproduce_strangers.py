@@ -84,7 +84,7 @@ def adding(path: str) -> dict[str, object]:
     [
         (adding("../x"), "its code can't be restored: git apply: .*path", RunError),
         (adding("a/.GIT/x"), "its code can't be restored: git apply: .*path", RunError),
-        ({"commit": "0" * 40}, "its commit 000000000000 is not in", InputError),
+        ({"commit": "0" * 40}, "git fetch commit 000000000000 in", RunError),
         ({"commit": "--help"}, "its record has no commit", InputError),
     ],
 )

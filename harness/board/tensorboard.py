@@ -42,6 +42,7 @@ NUM_NEWEST = 200  # how many runs are shown if the user names no runs
 MAX_LISTED = 10  # largest number of paths in a line about refused paths
 
 POLL_S = 0.2
+IDLE_MIN = 60  # minutes without a request that contains the secret, until TensorBoard ends
 SEARCH_SHARE = 20  # ratio of the pause after a search to the duration of the search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"
 
@@ -235,15 +236,9 @@ class Signalled(Exception):  # noqa: N818 - not an error
 class Watch:
     """Decides when TensorBoard ends."""
 
-    def __init__(self, hours: float, idle_min: float) -> None:
-        """Start the clock.
-
-        Args:
-            hours: the number of hours after which TensorBoard ends.
-            idle_min: the number of minutes after which TensorBoard ends if no request contained
-                the secret.
-        """
-        self.hours, self.idle_min = hours, idle_min
+    def __init__(self, hours: float) -> None:
+        """Start the clock. `hours`: the number of hours after which TensorBoard ends."""
+        self.hours = hours
         self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
         self.signal: signal.Signals | None = None  # the signal that ends TensorBoard
 
@@ -251,7 +246,7 @@ class Watch:
         """Return a line that says when TensorBoard ends."""
         end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
-        return f"ends after {self.idle_min:g} min without a request, at the latest {end}{job}"
+        return f"ends after {IDLE_MIN} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
         """End TensorBoard at the first signal by raising `Signalled`, even during a slow search.
@@ -278,8 +273,8 @@ class Watch:
         now_s = time.monotonic()
         if now_s - self.started_s >= 3600 * self.hours:
             return f"{self.hours:g} hours are over"
-        if now_s - self.used_s >= 60 * self.idle_min:
-            return f"no request for {self.idle_min:g} min"
+        if now_s - self.used_s >= 60 * IDLE_MIN:
+            return f"no request for {IDLE_MIN} min"
         return None
 
 

@@ -31,16 +31,6 @@ def tensorboard(
     hours: Annotated[
         float, typer.Option(metavar="H", min=0.001, max=8760, help="stop after H hours")
     ] = 8,
-    idle_min: Annotated[
-        float,
-        typer.Option(
-            "--idle-minutes",
-            metavar="M",
-            min=0.001,
-            max=525600,
-            help="stop after M minutes without a request",
-        ),
-    ] = 60,
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
@@ -48,4 +38,4 @@ def tensorboard(
     """
     from harness.board.tensorboard import Watch, check_roots, serve
 
-    serve(check_roots(folders or [], runs), runs, Watch(hours, idle_min), login=login)
+    serve(check_roots(folders or [], runs), runs, Watch(hours), login=login)

@@ -102,7 +102,7 @@ def test_it_listens_on_one_socket(board: Board) -> None:
 
 def test_only_the_first_signal_interrupts() -> None:
     """The first signal ends a search for runs; a second signal does not stop a removal of files."""
-    watch = Watch(1, 60)
+    watch = Watch(1)
     with pytest.raises(Signalled):
         watch._end(signal.SIGTERM, None)
     watch._end(signal.SIGINT, None)
@@ -114,10 +114,11 @@ def test_only_the_first_signal_interrupts() -> None:
     [(0, 60, "0 hours are over"), (1, 0, "no request for 0 min"), (1, 60, None)],
 )
 def test_it_ends_at_its_time_limit_or_without_requests(
-    hours: float, idle_min: float, reason: str | None
+    hours: float, idle_min: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request does not extend the time limit."""
-    watch = Watch(hours, idle_min)
+    monkeypatch.setattr("harness.board.tensorboard.IDLE_MIN", idle_min)
+    watch = Watch(hours)
     watch.used()
     assert watch.reason() == reason
 
@@ -125,7 +126,7 @@ def test_it_ends_at_its_time_limit_or_without_requests(
 def test_the_line_about_the_end_has_the_date() -> None:
     """The time limit may be days away."""
     end = time.strftime("at the latest %a %d %b ", time.localtime(time.time() + 3600 * 200))
-    assert end in Watch(200, 60).text(in_job=False)
+    assert end in Watch(200).text(in_job=False)
 
 
 def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:

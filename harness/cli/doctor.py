@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
-from harness.errors import RunError
 from harness.system.console import echo, rich_console
 
 if TYPE_CHECKING:
@@ -41,14 +40,10 @@ def doctor(
 
     The exit code is 1 if any check is red.
     """
-    try:
-        from harness.compute.strategy import parse_devices, site_devices
-        from harness.doctor.doctor import diagnose
-        from harness.doctor.probe import probe as measure
-    except ImportError as error:  # the environment itself is broken
-        raise RunError(
-            f"{error}; to repair the environment, run: bash slurm/common.sh --setup"
-        ) from None
+    from harness.compute.strategy import parse_devices, site_devices
+    from harness.doctor.doctor import diagnose
+    from harness.doctor.probe import probe as measure
+
     devices = devices or site_devices()
     if devices is not None:
         parse_devices(devices)

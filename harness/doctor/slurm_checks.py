@@ -48,8 +48,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
         return
     yield Finding("green", "slurm", f"{version}, its controller answers")
     yield describe_gpus(text)
-    rules = Rules.of_site()
-    yield _check_by_rules(rules) if rules.never or rules.always else check_script()
+    yield check_script()
     yield check_site_file()
 
 
@@ -81,43 +80,29 @@ def describe_gpus(text: str) -> Finding:
 
 
 def check_script() -> Finding:
-    """Check that sbatch would accept a job script with this shell's SBATCH_ settings."""
-    name = "slurm/lstm.sh with this shell's SBATCH_ settings"
-    try:
-        script = (PROJECT / "slurm/lstm.sh").read_text(errors="replace")
-        answer = would_start(script, timeout_s=TIMEOUT_S)
-    except (InputError, RunError) as error:
-        remedy = "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
-        return Finding("red", "sbatch", f"{name} {error}", f"{remedy}slurm/site.example.sh")
-    return Finding("green", "sbatch", f"{name} is accepted: {answer}")
-
-
-def _check_by_rules(rules: Rules) -> Finding:
-    """Check that sbatch accepts a job script whose options follow the site's rules.
-
-    Args:
-        rules: the sbatch options that the site refuses or demands.
-    """
-    header, site = read_header(PROJECT, "lstm"), site_options()
-    args = compose(header, site, (), rules=rules)
-    removed = [name for name in map(option_name, header) if name not in names_of(args)]
-    unset = [name for name in site if VARIABLES[name] not in names_of(args)]
-    words = [*sbatch_args(unset), *rules.always]
-    if removed:
-        edit = rf"sed -E '/^#SBATCH --({'|'.join(removed)})\b/d' slurm/lstm.sh"
-        line = f"{edit} | {shlex.join(words)}"
-    else:
-        line = shlex.join([*words, "slurm/lstm.sh"])
-    try:
-        answer = would_start("#!/bin/bash\n", *args, timeout_s=TIMEOUT_S, unset=[*site])
-    except (InputError, RunError) as error:
-        remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
-        return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)
-    return Finding(
-        "green",
-        "sbatch",
-        f"sbatch accepts lstm.sh if you submit it with `{line}` or with harness submit: {answer}",
+    """Check that sbatch accepts a job script, changed as the site's rules demand."""
+    name, rules = "slurm/lstm.sh", Rules.of_site()
+    script, args, site = (PROJECT / name).read_text(errors="replace"), list[str](), site_options()
+    line, unset = f"sbatch {name}", list[str]()
+    remedy = (
+        "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
+        "slurm/site.example.sh"
     )
+    if rules.never or rules.always:
+        header = read_header(PROJECT, "lstm")
+        script, args, unset = "#!/bin/bash\n", compose(header, site, (), rules=rules), [*site]
+        removed = [each for each in map(option_name, header) if each not in names_of(args)]
+        hidden = [each for each in site if VARIABLES[each] not in names_of(args)]
+        line = shlex.join([*sbatch_args(hidden), *rules.always, *([] if removed else [name])])
+        if removed:
+            line = rf"sed -E '/^#SBATCH --({'|'.join(removed)})\b/d' {name} | {line}"
+        remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
+    try:
+        answer = would_start(script, *args, timeout_s=TIMEOUT_S, unset=unset)
+    except (InputError, RunError) as error:
+        found = f"`{line}` with this shell's SBATCH_ settings {error}"
+        return Finding("red", "sbatch", found, remedy)
+    return Finding("green", "sbatch", f"sbatch accepts `{line}`: {answer}")
 
 
 def check_site_file() -> Finding:

@@ -25,8 +25,6 @@ NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
 # The limit before the first step is this many times longer if the driver compiles the kernels.
 FIRST_USE = 6.0
-# If one execution has more training steps than this number, the limit grows in proportion.
-STEPS_AT_ONCE = 100
 # After this fraction of the limit without progress, the training loop waits for a result of the
 # devices before it starts more steps.
 ASK_AFTER = 0.1
@@ -42,7 +40,6 @@ class Watched:
     next_step: str  # how to continue the work, for the message
     # A function that records why the watchdog ends the process.
     record: Callable[[Interrupted], object] | None = None
-    num_steps: int = 1  # training steps per execution
     first_use: float = 1.0  # how many times longer the limit is before the first step
     has_stepped: bool = False
 
@@ -131,8 +128,8 @@ class Watchdog:
         """The longest time in seconds that may pass without progress."""
         watched = self.watched or Watched("", "")
         if watched.has_stepped:
-            return self.stepped_stall_s * max(watched.num_steps / STEPS_AT_ONCE, 1.0)
-        return self.stall_s * max(watched.first_use, watched.num_steps / STEPS_AT_ONCE, 1.0)
+            return self.stepped_stall_s
+        return self.stall_s * watched.first_use
 
     def _watch(self) -> None:
         while True:

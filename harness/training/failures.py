@@ -84,7 +84,7 @@ def recorded_failures(
 
 
 def watching(
-    context: RunContext, compute: Compute, heartbeat: Heartbeat, steps_per_epoch: int
+    context: RunContext, compute: Compute, heartbeat: Heartbeat
 ) -> contextlib.AbstractContextManager[None]:
     """Let the watchdog end the run, and record why, if its devices stop responding."""
     folder, group = context.run.folder, compute.worker_group
@@ -102,7 +102,6 @@ def watching(
         where,
         next_step,
         heartbeat.interrupted,
-        num_steps=min(context.job.train.steps_per_execution, steps_per_epoch),
         first_use=first_use_factor(tf.config.get_visible_devices("GPU")),
     )
     return watchdog.current.watching(watched)

@@ -57,7 +57,7 @@ def train(
     heartbeat = Heartbeat(run, compute.allocation)
     with (
         recorded_failures(heartbeat, compute.worker_group),
-        watching(context, compute, heartbeat, steps_per_epoch),
+        watching(context, compute, heartbeat),
     ):
         heartbeat.beat(
             "starting",

@@ -8,18 +8,9 @@ import pytest
 import tensorflow as tf
 
 from harness.errors import Interrupted, RunError, TakenOver
-from harness.job.job_file import load_job
-from harness.system import watchdog
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from harness.training.context import Compute, RunContext
-from harness.training.failures import (
-    explained_device_errors,
-    explained_losses,
-    recorded_failures,
-    watching,
-)
-from tests.conftest import JOBS
+from harness.training.failures import explained_device_errors, explained_losses, recorded_failures
 
 
 def internal(text: str) -> tf.errors.OpError:
@@ -53,17 +44,3 @@ def test_a_failure_after_a_takeover_is_reported_as_the_takeover(tmp_path: Path) 
     newer.take_lease()
     with pytest.raises(TakenOver, match="took over"), recorded_failures(Heartbeat(older, None)):
         raise RunError("log: can't be written: No such file or directory")
-
-
-@pytest.mark.parametrize(("per_execution", "num_steps"), [(1, 1), (10_000, 157)])
-def test_an_execution_has_at_most_the_steps_of_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_execution: int, num_steps: int
-) -> None:
-    """The watchdog waits no longer for a GPU that hangs."""
-    unused: Any = None
-    found: list[watchdog.Watched] = []
-    monkeypatch.setattr(watchdog.current, "watching", found.append)
-    job = load_job(JOBS / "lstm.toml", [f"train.steps_per_execution={per_execution}"])
-    run, compute = RunDirectory(tmp_path), Compute(unused, unused, None)
-    watching(RunContext(run, job, unused), compute, Heartbeat(run, None), 157)
-    assert [watched.num_steps for watched in found] == [num_steps]

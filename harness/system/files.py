@@ -313,45 +313,29 @@ class Record(NamedTuple):
 
     content: bytes
     modified_s: float  # seconds since 1970
-    owner: int  # user id; for a symbolic link, the user id of the link's owner
+    owner: int  # user id
 
 
 def read_record(path: str) -> Record | None:
-    """Read a small plain file; None if it is missing or unreadable.
-
-    `harness status` reads thousands of records. So this function makes system calls, which are
-    faster than `Path` and buffered files.
-    """
-    flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
+    """Read a plain file; None if it is missing, unreadable, a symbolic link or too large."""
     try:
-        try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                return None
-            owner = os.lstat(path).st_uid
-            descriptor = os.open(path, flags)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
-                return None
-            content = os.read(descriptor, status.st_size + 1)
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError):  # ValueError: a NUL byte or lone surrogate in the path
+        with open_plain_file(path, os.O_NOFOLLOW) as file:
+            status = os.fstat(file.fileno())
+            too_large = status.st_size > MAX_RECORD_BYTES
+            return None if too_large else Record(file.read(), status.st_mtime, status.st_uid)
+    except OSError:
         return None
-    return Record(content, status.st_mtime, status.st_uid if owner is None else owner)
 
 
-def open_plain_file(path: Path) -> BinaryIO:
-    """Open a plain file for reading.
+def open_plain_file(path: Path | str, flags: int = 0) -> BinaryIO:
+    """Open a plain file for reading, with additional flags of open(2).
 
     Raises:
         OSError: if the file is unreadable or not a plain file.
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer. The flag does not affect plain files.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     except ValueError:  # a path in a record may contain a NUL byte or a lone surrogate
         raise OSError(errno.EINVAL, "it is not a valid path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

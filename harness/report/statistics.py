@@ -208,56 +208,39 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
 # Comparison with a linear model, review by review
 
 
-def tests_against(baseline: Baseline, predictions: Predictions | None) -> "pandas.DataFrame":
-    """Compare each job's runs with a linear model on the same reviews by McNemar's exact test.
+def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
+    """Return a sentence that says which jobs, if any, are better than a linear model.
 
-    Returns:
-        A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
-        minus the accuracy of the model; `p`, the largest two-sided p-value of the job's runs;
-        `shows`, 1 if every run is significantly better than the model, -1 if every run is
-        significantly worse, else 0. The table is empty if there are no predictions.
+    McNemar's exact test compares each run with the model on the same reviews. A job is better if
+    all its runs are significantly better; Bonferroni's correction counts the jobs.
     """
     import pandas
     from scipy.stats import binom
 
-    rows = {}
-    if predictions and len(baseline.predicted) == len(predictions.labels):
-        of_model = np.equal(baseline.predicted, predictions.labels)
-        for name, probabilities in predictions.by_job.items():
-            of_runs = probabilities.argmax(axis=2) == predictions.labels
-            gained = (of_runs & ~of_model).sum(axis=1)
-            lost = (~of_runs & of_model).sum(axis=1)
-            p = np.minimum(1, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5)).max()
-            signs = np.sign(gained - lost)
-            is_shown = p < (1 - LEVEL) / len(predictions.by_job) and (signs == signs[0]).all()
-            points = (gained - lost).mean() / len(of_model)
-            rows[name] = (points, p, signs[0] if is_shown else 0)
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=["points", "p", "shows"])
-
-
-def verdict(tests: "pandas.DataFrame", model: str) -> str:
-    """Return a sentence that says which jobs, if any, are better than a linear model.
-
-    Args:
-        tests: the table that `tests_against` returned.
-        model: the model's name and accuracy, as text.
-    """
-    if tests.empty:
+    model = f"{baseline.name} ({baseline.accuracy:.2%})"
+    if not predictions or len(baseline.predicted) != len(predictions.labels):
         return f"no run's predictions can be compared with {model} review by review"
-    is_better = tests["shows"] > 0
-    first = tests[is_better if is_better.any() else slice(None)].nlargest(1, "points").iloc[0]
-    side = "ahead" if first["points"] > 0 else "behind"
-    where = f"{first.name} is {abs(100 * first['points']):.2f} points {side}"
-    if is_better.any():
-        said = f"better than {model}: {', '.join(tests.index[is_better])}"
-    elif (tests["shows"] < 0).all():
-        said = f"no network is better than {model}"
-    else:
+    of_model = np.equal(baseline.predicted, predictions.labels)
+    rows = {}
+    for name, probabilities in predictions.by_job.items():
+        of_runs = probabilities.argmax(axis=2) == predictions.labels
+        gained, lost = (of_runs & ~of_model).sum(axis=1), (~of_runs & of_model).sum(axis=1)
+        p = np.minimum(1, 2 * binom.cdf(np.minimum(gained, lost), gained + lost, 0.5))
+        points = 100 * (gained - lost).mean() / len(of_model)
+        rows[name] = {"points": points, "p": p.max(), "is_ahead": (gained > lost).all()}
+    jobs = pandas.DataFrame.from_dict(rows, orient="index")
+    level = (1 - LEVEL) / len(jobs)
+    better = jobs[jobs["is_ahead"] & (jobs["p"] < level)]
+    first = (jobs if better.empty else better).sort_values("points", kind="stable").iloc[-1]
+    said = f"better than {model}: {', '.join(better.index)}"
+    if better.empty:
         said = f"the runs do not show that any network is better than {model}"
-    # Bonferroni's correction for the number of jobs.
-    level = f"significance level: {(1 - LEVEL) / len(tests):.2g}"
-    p = f"largest p-value over the seeds: {first['p']:.2g}, {level}"
-    return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
+    return (
+        f"{said}; {first.name} is {abs(first['points']):.2f} points "
+        f"{'ahead' if first['points'] > 0 else 'behind'} (McNemar's exact test on the same "
+        f"reviews, largest p-value over the seeds: {first['p']:.2g}, significance level: "
+        f"{level:.2g})"
+    )
 
 
 # Epochs

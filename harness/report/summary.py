@@ -17,7 +17,6 @@ from harness.report.statistics import (
     differences,
     explanations,
     read_predictions,
-    tests_against,
     verdict,
 )
 from harness.report.text_tables import (
@@ -97,10 +96,7 @@ class Part:
         """Sentences that say whether a network beats the n-gram model."""
         tested = [each for each in self.baselines if each.predicted]
         predictions = read_predictions(self.group) if tested else None
-        return [
-            verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
-            for each in tested
-        ]
+        return [verdict(each, predictions) for each in tested]
 
     @property
     def heading(self) -> str:

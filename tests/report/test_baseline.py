@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 import pytest
 from scipy.stats import binomtest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -31,7 +30,6 @@ from harness.report.baseline import (
 )
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.statistics import Predictions, verdict
-from harness.report.statistics import tests_against as against  # not collected by pytest
 from harness.tracking.run_dir import stamped
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
@@ -247,57 +245,41 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
 # McNemar's test
 
 
-def model(predicted: list[int], accuracy: float) -> Baseline:
-    """A baseline with these predictions."""
-    return Baseline("", "", "", accuracy, 0, 0, 0, 0, 0, predicted=tuple(predicted))
+def said(num_right: int, by_job: dict[str, list[list[bool]]]) -> str:
+    """Return the verdict on a model that is right in the first reviews only.
+
+    The lists state for each run of a job in which reviews the run is right.
+    """
+    num = len(next(iter(by_job.values()))[0])
+    of_model = tuple([1] * num_right + [0] * (num - num_right))
+    baseline = Baseline("", "n-grams", "", num_right / num, 0, 0, 0, 0, 0, predicted=of_model)
+    found = {
+        name: np.stack([by_class(np.where(right, 0.9, 0.1)) for right in runs])
+        for name, runs in by_job.items()
+    }
+    return verdict(baseline, Predictions(np.ones(num, np.int64), found, ()))
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 12), (7, 7), (900, 1100)])
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     """The p-value is that of SciPy's `binomtest`, and 1 if the models never differ."""
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    labels = np.ones(gained + lost + 1, np.int64)
-    right = [True] * (gained + 1) + [False] * lost
-    found = Predictions(labels, {"a": by_class(np.where(right, 0.9, 0.1))[None]}, ())
-    of_model = [0] * gained + [1] * (lost + 1)
-    test = against(model(of_model, float(np.mean(of_model))), found)
-    assert test["p"].tolist() == [pytest.approx(expected)]
-
-
-def test_several_jobs_share_the_level() -> None:
-    """By Bonferroni's correction, more jobs do not make a false finding more likely."""
-    labels, right = np.array([1] * 6 + [0]), by_class([0.9] * 6 + [0.7])[None]  # one error
-    of_model = model([0] * 7, 1 / 7)  # six errors, in other reviews: p is 2 * (1 + 7) / 2 ** 7
-    two = {"gru": right, "lstm": right}
-    of_two = against(of_model, Predictions(labels, two, ()))
-    assert of_two["p"].tolist() == pytest.approx([0.125, 0.125])
-    assert of_two["points"].tolist() == pytest.approx([5 / 7, 5 / 7])
-    assert against(model([0] * 6, 0), Predictions(labels, two, ())).empty
-    labels, right = np.ones(6, np.int64), by_class([0.9] * 6)[None]  # p is 2 / 2 ** 6 = 0.031
-    found = [
-        against(model([0] * 6, 0), Predictions(labels, each, ()))["shows"].tolist()
-        for each in ({"gru": right, "lstm": right}, {"gru": right})
-    ]
-    assert found == [[0, 0], [1]]
+    line = said(1 + lost, {"a": [[True, *[False] * lost, *[True] * gained]]})
+    assert f"largest p-value over the seeds: {expected:.2g}, " in line
 
 
 def test_a_sentence_says_whether_a_network_beats_it() -> None:
-    """It names the significantly better networks, and the lead of the best one."""
-    better, worse = ("lstm", 0.015, 0.01, 1), ("gru", -0.015, 0.01, -1)
-    unsure, best = ("rnn", 0.025, 0.03, 0), ("bilstm", 0.055, 0.001, 1)
+    """It names the networks of which every run is better, and the lead of the best one.
 
-    def said(*rows: tuple[str, float, float, int]) -> str:
-        tests = pandas.DataFrame([*rows], columns=["job", "points", "p", "shows"]).set_index("job")
-        return verdict(tests, "n-grams (91.70%)")
-
-    assert said(worse, unsure, better) == (
-        "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
-        "the same reviews, largest p-value over the seeds: 0.01, significance level: 0.017)"
+    By Bonferroni's correction, more jobs do not make a false finding more likely.
+    """
+    better, wrong = [True] * 6, [False] * 6  # p is 2 / 2 ** 6 = 0.031
+    assert said(0, {"lstm": [better]}) == (
+        "better than n-grams (0.00%): lstm; lstm is 100.00 points ahead (McNemar's exact test on "
+        "the same reviews, largest p-value over the seeds: 0.031, significance level: 0.05)"
     )
-    also = "better than n-grams (91.70%): lstm, bilstm; bilstm is 5.50 points ahead"
-    assert said(better, best).startswith(also)
-    none = "no network is better than n-grams (91.70%); gru is 1.50 points behind"
-    assert said(worse).startswith(none)
-    for tests in ([unsure, worse], [unsure]):
-        assert said(*tests).startswith("the runs do not show that any network is better than")
-    assert said().startswith("no run's predictions can be compared with n-grams")
+    for jobs in ({"lstm": [better, wrong]}, {"lstm": [better], "gru": [better]}):
+        assert said(0, jobs).startswith("the runs do not show that any network is better than")
+    assert "; lstm is 100.00 points behind (" in said(6, {"lstm": [wrong]})
+    model = Baseline("", "n-grams", "", 1.0, 0, 0, 0, 0, 0, predicted=(1,))
+    assert verdict(model, None).startswith("no run's predictions can be compared with n-grams")

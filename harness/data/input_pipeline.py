@@ -15,10 +15,8 @@ from harness.data.dataset import Dataset, Split
 from harness.data.epoch_order import BatchShape, num_steps, time_steps
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.data.vocabulary import SHIFT, START, encode_split
-from harness.errors import InputError
 from harness.job.keys import Job
 
-MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
 # TensorFlow gathers this many examples in one call, because starting a call takes as long as
 # gathering a few examples.
 EXAMPLES_AT_ONCE = 1024
@@ -243,23 +241,14 @@ class BatchSource:
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Return a job's training reviews, validation reviews and n-gram ratios (None if not used).
-
-    Raises:
-        InputError: if the ratios would take too much memory.
-    """
+    """Return a job's training reviews, validation reviews and n-gram ratios (None if not used)."""
     train, cut = dataset.used(job.data.limit, job.data.validation_split)
     train_set = _encoded(train, job)
     ratios = None
     if job.model.ngram_ratios:
-        max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
-        if max_words * dataset.num_outputs > MAX_RATIOS:
-            raise InputError(
-                f"model.ngram_ratios = {max_words}: {num_classes} classes need "
-                f"{max_words * dataset.num_outputs} numbers per word, but at most {MAX_RATIOS} are "
-                "allowed; set model.ngram_ratios to 0, or use fewer classes"
-            )
-        ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
+        ratios, at_words = fit_ratios(
+            train_set.between(0, cut).words(), job.model.ngram_ratios, len(dataset.classes)
+        )
         others = ratios.at_words(train_set.between(cut, len(train_set.labels)).words())
         train_set = replace(train_set, ratios=np.concatenate([at_words, others]))
     training = train_set.between(0, cut)

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
 from harness.tracking.reproduce import Reproduced, _command, _put_data, reproduce
 from harness.tracking.run_dir import RunDirectory, stamped
-from tests.conftest import JOBS, SHRUNK, Harness, write_program
+from tests.conftest import JOBS, SHRUNK, Harness
 from tests.slurm.test_submit import edit, git, git_init
 from tests.slurm.test_submit import project as project
 
@@ -96,17 +95,12 @@ def test_code_that_is_missing_or_outside_is_refused(
     stranger.refused(match, error)
 
 
-def test_recorded_changes_are_restored(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The changes may contain links. Git may be older than 2.35, without `apply --allow-empty`."""
+def test_recorded_changes_are_restored(project: Path, tmp_path: Path) -> None:
+    """The changes may contain links."""
     stranger = Strangers(tmp_path, project)
     edit(project)
     (project / "jobs/inside.toml").symlink_to("lstm.toml")
     stranger.write(uncommitted_diff=code_version(project)["uncommitted_diff"])
-    old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
-    path = write_program(tmp_path / "bin/git", old)
-    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
     restored = stranger.reproduce()
     assert restored.source.endswith(" and the uncommitted changes")
     assert (stranger.target / "jobs/inside.toml").readlink() == Path("lstm.toml")

@@ -12,11 +12,7 @@ from harness.data.sources import open_sample
 from harness.errors import InputError, RunError
 from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
-from harness.system.git import (
-    COMMIT,
-    GitError,
-    write_version,
-)
+from harness.system.git import COMMIT, GitError, write_version
 from harness.system.lenient_json import table, text
 from harness.tracking.provenance import package_changes
 from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
@@ -43,8 +39,8 @@ def reproduce(
     Args:
         run: an existing run.
         project: a git checkout that contains the run's commit.
-        folder: the folder to create. Only this user can open the folder if the record contains a
-            diff of the code. After an error the folder does not exist.
+        folder: the folder to create, which only this user can open. After an error the folder does
+            not exist.
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
@@ -61,10 +57,8 @@ def reproduce(
     warnings = [*_distrusted(read, trust_code), *package_changes(record)]
     try:
         with atomic_directory(folder) as temporary:
-            # Make the folder private if the record has a diff, because a diff may contain secrets.
-            # Let no other user write, because the harness refuses code that others can change.
-            mode = 0o700 if record.get("uncommitted_diff") else 0o755
-            temporary.chmod(temporary.stat().st_mode & mode)
+            # Changes may contain secrets, and the harness refuses code that others can change.
+            temporary.chmod(0o700)
             source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
             replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
             data = _put_data(record, temporary)

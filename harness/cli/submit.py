@@ -213,7 +213,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
     # Show the sbatch options that the job takes over from the run's last job: the user has not
     # typed these options.
     if submission.resumes:
-        echo(f"asks  {shlex.join(submission.asks)}")
+        echo(f"asks  {shlex.join(submission.args)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
     for name, paths in paths_of.items():
         if len(paths) > MAX_LINES:

@@ -66,7 +66,7 @@ class SbatchJob:
     layout: Layout
     folder: Path  # the submission's folder
     script: str  # the content of job.sh
-    args: tuple[str, ...]  # the sbatch arguments, without the script
+    args: tuple[str, ...]  # the sbatch options, without job name, log and output format
     architecture: str | None = None  # None for a comparison
     seeds: tuple[int, ...] = ()
     indices: tuple[int, ...] = ()  # the array tasks' indices, one per seed; empty without an array
@@ -80,13 +80,10 @@ class SbatchJob:
         """The sbatch command."""
         # The arguments already contain the options that the site's variables set.
         sbatch = client.sbatch_args([*self.layout.site])
-        return [*sbatch, *self.args, str(self.folder / "job.sh")]
-
-    @property
-    def asks(self) -> list[str]:
-        """The sbatch arguments without job name, log file and output format."""
-        names = ("--parsable", "--job-name=", "--output=")
-        return [arg for arg in self.args if not arg.startswith(names)]
+        logs = str(self.layout.runs / "logs").replace("%", "%%")
+        log = f"{logs}/%x-{'%A_%a' if self.indices else '%j'}.out"
+        own = ("--parsable", f"--job-name={self.name}", f"--output={log}")
+        return [*sbatch, *own, *self.args, str(self.folder / "job.sh")]
 
     def run_folders(self, job_id: str) -> list[Path]:
         """Return the folders of the runs, one per seed."""
@@ -163,7 +160,7 @@ def read_header(code: Path, name: str) -> list[str]:
             f"{path}: can't be read ({getattr(error, 'strerror', error)}), but the job needs its "
             "#SBATCH lines; restore it from git, or set HARNESS_HOME to the project"
         ) from None
-    return options
+    return drop(options, ("job-name", "output"))  # `harness submit` sets these itself
 
 
 def render_script(variables: Mapping[str, str], call: Sequence[str | Path]) -> str:
@@ -263,7 +260,7 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         script=render_script({**layout.variables, **listed, **resources.variables}, call),
         job_file=None if wanted.resumes and wanted.is_begun else toml,
         job_toml=job.to_toml(),
-        args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
+        args=tuple(args),
         resumes=wanted.resumes,
     )
 
@@ -292,7 +289,7 @@ def comparison_submission(
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
         script=render_script(layout.variables, ["supervise", "compare", *patterns]),
-        args=_sbatch_args(COMPARISON, layout.runs, args, is_array=False),
+        args=tuple(args),
     )
 
 
@@ -303,13 +300,6 @@ def _any_part(submission: SbatchJob) -> str:
 def _new_folder(runs: Path, name: str) -> Path:
     # The name includes microseconds, because a shell loop can submit several jobs in a second.
     return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
-
-
-def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) -> tuple[str, ...]:
-    logs = str(runs / "logs").replace("%", "%%")
-    log = f"{logs}/%x-{'%A_%a' if is_array else '%j'}.out"
-    own = ("--parsable", f"--job-name={name}", f"--output={log}")
-    return (*own, *drop(args, ("job-name", "output")))
 
 
 def submissions(runs: Path) -> Path:

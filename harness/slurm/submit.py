@@ -189,7 +189,7 @@ def _check_start(planned: SbatchJob) -> None:
     try:
         # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
         with contextlib.suppress(client.NoNodesError):
-            client.would_start(planned.script, *planned.asks, unset=[*planned.layout.site])
+            client.would_start(planned.script, *planned.args, unset=[*planned.layout.site])
     except (InputError, RunError) as error:
         raise type(error)(f"{planned.name}: {error}") from None
 

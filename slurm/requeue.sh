@@ -105,15 +105,9 @@ submit_successor() {
         id=$(sed -nE 's/^[[:space:]]*([0-9]+)(;.*)?$/\1/p' <<<"$answer" | tail -n 1)
     fi
     if [[ -z $id ]]; then
-        answer='submit the job again'
-        # Only `harness submit` records the runs of the job, even if they did not begin.
-        if [[ -n $RUN && -n ${HARNESS_SNAPSHOT:-} ]]; then
-            answer="continue with: harness submit --resume $JOB"
-        elif compgen -G "${RUN%/*/*}/*/${RUN##*/}-seed*" >/dev/null; then
-            answer="continue with: the same command with --run-id ${RUN##*/}"
-        fi
-        [[ ! -d $RUN ]] || answer="continue with: harness submit --resume $(printf %q "$RUN")"
-        complain "interrupted; $answer"
+        complain "no job continues the run"
+        SIGNALS+=' TERM' # as after scancel, job-end logs the command that continues the run
+        decide "$RC"
         return
     fi
     sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new" && mv "$RECORD.new" "${RECORD%/*/*}/$id.json"

@@ -369,7 +369,7 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
         ("slurm-42", {}, "continue with: harness submit --resume {run}"),
         ("slurm-42-seed2", {}, "continue with: the same command with --run-id slurm-42"),
         ("", {}, "submit the job again"),
-        ("", {"HARNESS_SNAPSHOT": "1"}, "continue with: harness submit --resume 42"),
+        ("slurm-42-seed2", {"HARNESS_SNAPSHOT": "1"}, "continue with: harness submit --resume 42"),
     ],
 )
 def test_without_a_successor_the_last_line_names_the_command(
@@ -383,9 +383,9 @@ def test_without_a_successor_the_last_line_names_the_command(
     run = project.path / "runs/bilstm/slurm-42"
     if exists:
         run.with_name(exists).mkdir(parents=True)
+        (run.with_name(exists) / "state.json").write_text('{"step": 5}')
     project.program("case $1 in train) exit 75 ;; esac; exit 2")
     done = project.run(project.spool(), env=project.slurm(**variables))
     assert done.returncode == 75
     last = done.stderr.splitlines()[-1]
-    quoted = re.sub(r"([' ])", r"\\\1", str(run))
-    assert strip_prefix(last) == f"interrupted; {answer.format(run=quoted)}"
+    assert last.endswith(f"interrupted; {answer.format(run=shlex.quote(str(run)))}")

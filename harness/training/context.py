@@ -1,4 +1,4 @@
-"""The parts of a run: `RunContext` (job and data), `Compute` (devices) and `Observers`.
+"""The parts of a run: `RunContext` (job and data) and `Compute` (devices).
 
 This module doesn't import TensorFlow, so `launch` can check a run before the slow import.
 """
@@ -59,10 +59,16 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Compute:
-    """The devices on which a run is trained, and the plan for using these devices."""
+    """The devices on which a run is trained, the plan for using them, and the process around them.
+
+    On several nodes only the chief prints, but all workers stop together.
+    """
 
     strategy: "tf.distribute.Strategy"
     plan: ExecutionPlan
+    console: Console
+    monitor: ResourceMonitor  # measures the load of the machine
+    stop: StopRequest  # the flag that asks the run to stop
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # the requested devices, written as for `--devices`
     worker_group: WorkerGroup | None = None  # the workers, if the run uses several nodes
@@ -72,15 +78,3 @@ class Compute:
     def is_chief(self) -> bool:
         """Whether this process writes the run's files."""
         return self.worker_group is None or self.worker_group.is_chief
-
-
-@dataclass(frozen=True)
-class Observers:
-    """The console, the monitor of the machine, and the flag that asks the run to stop.
-
-    On several nodes only the chief prints, but all workers stop together.
-    """
-
-    console: Console
-    monitor: ResourceMonitor
-    stop: StopRequest

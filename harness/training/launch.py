@@ -45,7 +45,7 @@ from harness.system.site_settings import check_trusted_network
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death
 from harness.tracking.run_dir import RECORD, RunDirectory, check_record, take_back_cancel
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, RunContext
 from harness.training.parent import find_parent
 
 
@@ -144,8 +144,7 @@ def launch(
         stack.enter_context(console)
         return train(
             context,
-            Compute(strategy, plan, allocation, devices, worker_group),
-            Observers(console, monitor, stop),
+            Compute(strategy, plan, console, monitor, stop, allocation, devices, worker_group),
             parent=parent,
         )
 

@@ -18,8 +18,6 @@ from harness.errors import RunError
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
-from harness.slurm.nodes import WorkerGroup
-from harness.system.console import Console
 from harness.system.files import sha256_of
 from harness.tracking import provenance
 from harness.tracking.records import Heartbeat
@@ -76,37 +74,36 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
         context.run.write(RATIOS_FILE, ratios.to_bytes())
 
 
-def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, str]:
+def record_kernels(trainer: Trainer) -> dict[str, str]:
     """Record and return which kernel (such as cuDNN's) computes each recurrent layer.
 
     On a GPU, warn of the layers that cuDNN does not compute, because these layers are slow.
     """
     job, step = trainer.job, trainer.train_step
-    kernels = kernels_of(step.model, trainer.graph, way)
+    kernels = kernels_of(step.model, trainer.graph, trainer.compute.plan.way)
     provenance.record_kernels(trainer.run, kernels, step.in_float32)
     if step.in_float32:
-        console.info(
+        trainer.console.info(
             f"train.precision = {job.train.precision}: cuDNN's gradients in bfloat16 are wrong, so "
             f"during training these layers use float32: {', '.join(step.in_float32)}"
         )
     if num_own_gpus() and (line := why_slow(kernels)):
-        console.warning(line)
+        trainer.console.warning(line)
     return kernels
 
 
-def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> None:
+def log_run(trainer: Trainer, row: TrialRow | None) -> None:
     """Write job, model and hyperparameters to the TensorBoard log, once per run.
 
     Args:
         row: a trial's row on the HParams page; by default the row shows the keys of the job.
-        draws_graph: whether to write the graph, which is large and the same in all trials.
     """
     job, model = trainer.job, trainer.train_step.export_model
     lines: list[str] = []
     model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
-    if draws_graph:
+    if not trainer.compute.is_trial:  # the graph is large, and the same in all trials
         trainer.log.graph(trainer.graph)
     if not row:
         settings = {
@@ -156,20 +153,18 @@ def _scored(
 
 def result_of(
     trainer: Trainer,
-    context: RunContext,
     data: Mapping[str, Any],
     *,
     kernels: Mapping[str, str],
     scores: Mapping[str, Any],
-    worker_group: WorkerGroup | None,
 ) -> dict[str, Any]:
     """Return the content of `result.json`. `data` is what `describe_data` returns."""
-    job, progress, vectors = context.job, trainer.progress, context.vectors
+    job, progress, vectors = trainer.job, trainer.progress, trainer.context.vectors
     exported = exported_epoch(progress.history, job.train)
-    strategy = trainer.train_step.strategy
+    strategy = trainer.compute.strategy
     return {
         "job": job.name,
-        "run": context.run.folder.name,
+        "run": trainer.run.folder.name,
         "architecture": job.model.architecture,
         "seed": job.train.seed,
         **data,
@@ -185,7 +180,9 @@ def result_of(
         **({"embeddings_checksum": vectors.checksum} if vectors else {}),
         **count_parameters(trainer.train_step.export_model),
         **scores,
-        "devices": [each["device"] for each in describe_devices(strategy, worker_group)],
+        "devices": [
+            each["device"] for each in describe_devices(strategy, trainer.compute.worker_group)
+        ],
         "kernels": kernels,
     }
 

@@ -14,7 +14,7 @@ from harness.tracking.provenance import record_gpu_gb
 from harness.tracking.records import Heartbeat
 from harness.training import record
 from harness.training.callbacks import own_callbacks
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, RunContext
 from harness.training.failures import recorded_failures, watching
 from harness.training.parent import Parent, begin_with
 from harness.training.trainer import Trainer
@@ -23,7 +23,6 @@ from harness.training.trainer import Trainer
 def train(
     context: RunContext,
     compute: Compute,
-    observers: Observers,
     *,
     scores_validation: bool = False,
     row: TrialRow | None = None,
@@ -78,17 +77,15 @@ def train(
             class_weights=weights,
         )
         if parent and compute.is_chief:  # the other workers get the chief's checkpoint
-            observers.console.info(parent.describe())
+            compute.console.info(parent.describe())
             for line in begin_with(parent, context, train_step):
-                observers.console.warning(line)
-        trainer = Trainer(
-            context, train_step, training, callbacks, heartbeat=heartbeat, observers=observers
-        )
-        trainer.prepare(compute.worker_group)
+                compute.console.warning(line)
+        trainer = Trainer(context, compute, train_step, training, callbacks, heartbeat)
+        trainer.prepare()
         with trainer.log, trainer.saved_when_interrupted():
-            kernels = record.record_kernels(trainer, compute.plan.way, observers.console)
+            kernels = record.record_kernels(trainer)
             if trainer.is_new:
-                record.log_run(trainer, row, draws_graph=not compute.is_trial)
+                record.log_run(trainer, row)
 
             trainer.fit(validation)
 
@@ -102,14 +99,8 @@ def train(
                 scores |= of_validation if scores_validation else {}
             if not compute.is_trial and (gb := measure_gpu_gb()) is not None:
                 record_gpu_gb(run, gb)
-            result = record.result_of(
-                trainer,
-                context,
-                record.describe_data(context, training, validation),
-                kernels=kernels,
-                scores=scores,
-                worker_group=compute.worker_group,
-            )
+            data = record.describe_data(context, training, validation)
+            result = record.result_of(trainer, data, kernels=kernels, scores=scores)
             if row and (score := result.get(row.objective)) is not None:
                 trainer.log.scores("search", {row.objective: score})
             save_model(run, train_step.export_model)

@@ -20,14 +20,13 @@ from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.data.input_pipeline import Batch, Reviews, batches
 from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
-from harness.slurm.nodes import WorkerGroup
 from harness.system import processes, watchdog
 from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.callbacks import RunCallbacks
-from harness.training.context import Observers, RunContext
+from harness.training.context import Compute, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.progress import exported_epoch, score_to_keep
 from harness.training.tensorboard_log import TensorBoardLog
@@ -46,17 +45,15 @@ class Trainer:
     def __init__(
         self,
         context: RunContext,
+        compute: Compute,
         train_step: TrainStep,
         training: Reviews,
         callbacks: Sequence[keras.callbacks.Callback],
-        *,
         heartbeat: Heartbeat,
-        observers: Observers,
     ) -> None:
-        self.run, self.job, self.identity = context.run, context.job, context.identity
-        self.train_step, self.training = train_step, training
-        self.heartbeat, self.observers = heartbeat, observers
-        self.console, self.stop = observers.console, observers.stop
+        self.context, self.run, self.job = context, context.run, context.job
+        self.compute, self.console, self.stop = compute, compute.console, compute.stop
+        self.train_step, self.training, self.heartbeat = train_step, training, heartbeat
         train = context.job.train
         self.num_reviews = len(training.labels)
         self.steps_per_epoch = num_steps(self.num_reviews, train.batch_size)
@@ -73,7 +70,7 @@ class Trainer:
         self._votes = 0.0  # above 0 if a worker asks all workers to stop
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
-    def prepare(self, worker_group: WorkerGroup | None) -> None:
+    def prepare(self) -> None:
         """Restore the run from its checkpoint, and prepare everything that `fit` needs.
 
         Create the iterator over batches, trace the graph of a step, and open the TensorBoard log.
@@ -84,11 +81,12 @@ class Trainer:
             RunError: if a user's callback fails, or a newer process took over the run.
         """
         self._began_s = time.perf_counter()
+        worker_group = self.compute.worker_group
         if worker_group:
             processes.kept.append(self)
         # 1. Restore model, optimizer and progress from the newest intact checkpoint.
         self.progress, warnings = checkpoint.restore(
-            self.run, self.train_step, self.identity, worker_group=worker_group
+            self.run, self.train_step, self.context.identity, worker_group=worker_group
         )
         for line in warnings:
             self.console.warning(line)
@@ -253,7 +251,7 @@ class Trainer:
             "step/reviews_per_s": reviews_per_s,
             "step/duration_ms": 1e3 * step_s,
         }
-        if device := self.observers.monitor.sample():
+        if device := self.compute.monitor.sample():
             self.heartbeat.note(device=device)
             measured |= {f"device/{name}": value for name, value in device.items()}
         self.heartbeat.beat(

@@ -17,12 +17,13 @@ from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunErr
 from harness.job.keys import OBJECTIVES, Job
 from harness.job.search import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import printable
+from harness.system.console import Console, printable
 from harness.system.files import is_of_disk
-from harness.system.resource_monitor import resident_memory_gb
+from harness.system.processes import StopRequest
+from harness.system.resource_monitor import ResourceMonitor, resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
 from harness.tuning.disk import Disk, execute
@@ -42,13 +43,14 @@ class Trials:
         self,
         sweep: SweepDirectory,
         search: SearchSpec,
-        *,
         dataset: Dataset,
         strategy: tf.distribute.Strategy,
-        observers: Observers,
+        console: Console,
+        monitor: ResourceMonitor,
+        stop: StopRequest,
     ) -> None:
-        self.sweep, self.search = sweep, search
-        self.dataset, self.strategy, self.observers = dataset, strategy, observers
+        self.sweep, self.search, self.dataset = sweep, search, dataset
+        self.strategy, self.console, self.monitor, self.stop = strategy, console, monitor, stop
         allocation = SlurmEnvironment.from_environment()
         # The Slurm job belongs to the sweep, so a trial's `state.json` must not set `owns_job`.
         self.allocation = replace(allocation, is_batch=False) if allocation else None
@@ -107,15 +109,15 @@ class Trials:
         if not run.checkpoints():
             self._adopt(trial, k, run, context.identity)
         values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
-        self.observers.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
+        self.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
-        compute = Compute(self.strategy, plan, self.allocation, is_trial=True)
+        parts = (self.console, self.monitor, self.stop, self.allocation)
+        compute = Compute(self.strategy, plan, *parts, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
         keras.utils.clear_session(free_memory=False)  # layers are numbered from 1 again
         train(
             context,
             compute,
-            self.observers,
             scores_validation=self.search.scores_validation,
             row=self.search.row(name, trial.values, trial.limit),
         )
@@ -142,7 +144,7 @@ class Trials:
             if checkpoint.adopt(path, run, identity):
                 return
         if trial.parent is not None:
-            self.observers.console.warning(
+            self.console.warning(
                 f"trial {trial.parent}: its checkpoint is missing; its epochs are trained again"
             )
 

@@ -37,7 +37,6 @@ from harness.system.files import is_of_disk
 from harness.system.guard import stand_guard
 from harness.system.processes import StopRequest, end_with_parent
 from harness.system.resource_monitor import ResourceMonitor
-from harness.training.context import Observers
 from harness.training.launch import dataset_of, may_use_gpus, tell_death
 from harness.tuning.disk import Disk, execute
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
@@ -148,8 +147,8 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(describe_devices(strategy), threads)}{which}"
     console.info(f"{title}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
-    observers = Observers(console, ResourceMonitor(num_own_gpus(), threads), stop)
-    trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
+    monitor = ResourceMonitor(num_own_gpus(), threads)
+    trials = Trials(sweep, search, dataset, strategy, console, monitor, stop)
     me = Attempt(worker=arguments.id, name=name)
     view = View(Disk(sweep.folder, stop))
     act = partial(train, trials)

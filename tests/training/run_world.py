@@ -32,7 +32,6 @@ from harness.job.job_file import load_job
 from harness.slurm import batch
 from harness.slurm.batch import Counters, counters_file, decide, ending_of
 from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment
-from harness.slurm.nodes import WorkerGroup
 from harness.system import leased_dir
 from harness.system.processes import StopRequest
 from harness.tracking import provenance
@@ -435,7 +434,7 @@ class World:
             run.write("job.toml", job().to_toml())
             run.write("vocabulary.txt", b"good\nbad\n")
             training = Simulated(p, run, heartbeat)
-            training.prepare(None)
+            training.prepare()
             with training.saved_when_interrupted():
                 training.fit(REVIEWS)
                 weights = training.train_step.export_model.get_weights()
@@ -593,22 +592,22 @@ class Simulated(Trainer):
     def __init__(self, p: Process, run: RunDirectory, heartbeat: Heartbeat) -> None:
         self.process = p
         quiet = SimpleNamespace(**dict.fromkeys(("warning", "epoch", "advance"), _nothing))
-        observers = SimpleNamespace(
-            console=quiet, stop=p.stop, monitor=SimpleNamespace(sample=_nothing)
+        monitor = SimpleNamespace(sample=_nothing)
+        compute: Any = SimpleNamespace(
+            console=quiet, stop=p.stop, monitor=monitor, worker_group=None
         )
         identity = run_identity(job(), "data")
-        context = SimpleNamespace(run=run, job=job(), identity=identity)
+        context: Any = SimpleNamespace(run=run, job=job(), identity=identity)
         step: Any = Step(p)
-        self.context: Any = context
-        super().__init__(context, step, REVIEWS, (), heartbeat=heartbeat, observers=observers)  # type: ignore[arg-type]
+        super().__init__(context, compute, step, REVIEWS, (), heartbeat)
 
     def _open_batches(self) -> None:
         self._open_until = self.job.train.epochs
         self._batches: Any = itertools.count(self._num_steps_done())
 
-    def prepare(self, worker_group: WorkerGroup | None) -> None:
+    def prepare(self) -> None:
         world, looked_s = self.process.world, self.process.world.now_s
-        super().prepare(worker_group)
+        super().prepare()
         world.note_restored(self.process, self._num_steps_done(), looked_s)
 
     def _save(self) -> None:

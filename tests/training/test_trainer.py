@@ -21,7 +21,7 @@ from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.run_dir import RunDirectory
-from harness.training.context import Compute, Observers, RunContext
+from harness.training.context import Compute, RunContext
 from harness.training.progress import exported_epoch
 from harness.training.train import train
 from tests.conftest import JOBS, metrics
@@ -64,8 +64,13 @@ def train_in(
     dataset = Dataset(TRAIN, TEST, [f"word{i}" for i in range(40)], checksum="made up")
     train(
         RunContext(run, job, dataset),
-        Compute(strategy or tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
-        Observers(console, ResourceMonitor(0, 1), stop or StopRequest()),
+        Compute(
+            strategy or tf.distribute.get_strategy(),
+            ExecutionPlan("keras", 1),
+            console,
+            ResourceMonitor(0, 1),
+            stop or StopRequest(),
+        ),
     )
     return run
 

@@ -18,7 +18,6 @@ from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.training import checkpoint
-from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.protocol import Trial
 from harness.tuning.prune_runs import CHECKPOINTS, MODEL, Pruned
@@ -62,9 +61,11 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
     return Trials(
         sweep,
         sweep.search(),
-        dataset=Dataset(TRAIN, TEST, vocab, checksum="made up"),
-        strategy=tf.distribute.get_strategy(),
-        observers=Observers(console, ResourceMonitor(0, 1), StopRequest()),
+        Dataset(TRAIN, TEST, vocab, checksum="made up"),
+        tf.distribute.get_strategy(),
+        console,
+        ResourceMonitor(0, 1),
+        StopRequest(),
     )
 
 
@@ -131,7 +132,7 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(
             raise Interrupted("the test")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rungs.observers.stop, "check", stop)
+        patch.setattr(rungs.stop, "check", stop)
         with pytest.raises(Interrupted):
             train(rungs, 5, limit=6)
     assert rungs.saved(5, 1) > 0
@@ -155,7 +156,7 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     TensorFlow's global registry of gradients does not keep the graphs of the ended trial.
     """
     warnings: list[str] = []
-    monkeypatch.setattr(rungs.observers.console, "warning", warnings.append)
+    monkeypatch.setattr(rungs.console, "warning", warnings.append)
     parent = rungs.sweep.trial_run(0, 1, 1)
     for path in parent.checkpoints():
         path.write_bytes(path.read_bytes()[:-100])

@@ -6,7 +6,7 @@ step.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,8 +29,10 @@ NOT_CALLED = [
 ]
 
 
-def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
+def own_callbacks(job: Job, warn: Callable[[str], object]) -> list[keras.callbacks.Callback]:
     """Return the callbacks that the user's functions return, in the order of the job.
+
+    `warn` is called for each callback whose state a resumed run can't restore.
 
     Raises:
         InputError: if a function fails or returns no callback, or the callback has a hook in
@@ -53,6 +55,8 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
             method = getattr(getattr(callback, hook), "__func__", None)
             if method is not getattr(keras.callbacks.Callback, hook):
                 raise InputError(f"{where}: has {hook}, which is never called; use on_epoch_end")
+        if not _has_state(callback):
+            warn(f"{where}: has no save_state and load_state, so a resumed run can't restore it")
         callbacks.append(callback)
     return callbacks
 
@@ -85,12 +89,6 @@ class RunCallbacks:
         for callback in own:
             self._call(callback, "set_params", {"epochs": train.epochs})
             self._call(callback, "set_model", model)
-
-    @property
-    def forgetful(self) -> list[str]:
-        """The names of the user's callbacks whose state a resumed run can't restore."""
-        pairs = zip(self.train.callbacks, self.own, strict=True)
-        return [name for name, callback in pairs if not _has_state(callback)]
 
     def begin(self, progress: Progress) -> None:
         """Begin the training, or continue it at `progress`.

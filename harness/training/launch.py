@@ -23,7 +23,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.data.dataset import Dataset
-from harness.data.sources import check_same, open_data, reopen_data
+from harness.data.sources import open_data, reopen_data
 from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
 from harness.job.keys import Job
@@ -385,7 +385,6 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
             "--set data.test=true"
         )
     dataset = dataset_of(run, job, data)
-    check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
     ratios, plan = read_ratios(run), plan_of(job, "cpu", run)
     with computing(job, plan.threads):
         from harness.compute.evaluator import Evaluator

@@ -27,7 +27,6 @@ from harness.tracking.run_dir import (
     RATIOS_FILE,
     RESULT,
     VALIDATION_PREDICTIONS,
-    RunDirectory,
 )
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
@@ -174,7 +173,6 @@ def result_of(
         "val_accuracy": exported.get("val_accuracy"),
         "training_s": round(progress.training_s, 3),
         "first_step_s": trainer.first_step_s,
-        "checkpoint_s": round(trainer.checkpoint_s, 3),
         "num_replicas": strategy.num_replicas_in_sync,
         "fit_s": trainer.fit_s,
         **({"embeddings_checksum": vectors.checksum} if vectors else {}),
@@ -207,7 +205,9 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
 def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) -> None:
     """Write the result with the checksums of the run's files, and release the lease."""
     run = context.run
-    result |= {"identity": context.identity, **checksums_of(run)}
+    paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
+    checksums = {key: sha256_of(path) for key, path in paths.items() if path.is_file()}
+    result |= {"identity": context.identity, **checksums}
     val_accuracy, test_accuracy = result.get("val_accuracy"), result.get("accuracy")
     heartbeat.beat("finished", val_accuracy=val_accuracy, test_accuracy=test_accuracy)
     run.write_json(RESULT, result)  # last, because this file marks the run as complete
@@ -215,9 +215,3 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
         for path in run.checkpoints()[:-1]:  # `train --from` needs the last checkpoint
             path.unlink(missing_ok=True)
     run.release_lease()
-
-
-def checksums_of(run: RunDirectory) -> dict[str, str]:
-    """Return the sha256 of each file in `CHECKSUMS` that is on the disk."""
-    paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
-    return {key: sha256_of(path) for key, path in paths.items() if path.is_file()}

@@ -29,7 +29,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +57,7 @@ STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a curve has
 REMEDY = "free up space on this disk, then resume the run"
 
 
-class TensorBoardLog:
+class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
     """Writes a `tensorboard/` folder. At the end of a `with` block the log closes its files.
 
     All methods hand their events to the operating system, so a running TensorBoard shows them, and
@@ -218,9 +218,6 @@ class TensorBoardLog:
         """Close the files."""
         for writer in self._writers.values():
             writer.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()

@@ -50,7 +50,7 @@ def train(
     run, job, dataset = context.run, context.job, context.dataset
     training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
-    callbacks = own_callbacks(job)
+    callbacks = own_callbacks(job, compute.console.warning)
     steps_per_epoch = num_steps(len(training.labels), job.train.batch_size)
     run.take_lease()
     heartbeat = Heartbeat(run, compute.allocation)

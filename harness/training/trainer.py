@@ -65,7 +65,6 @@ class Trainer:
         self.score_to_keep = score_to_keep(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
-        self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
         self._pending: list[tf.Tensor] = []  # results on the device, each `[steps, 2 or 3]`
         self._votes = 0.0  # above 0 if a worker asks all workers to stop
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
@@ -93,11 +92,6 @@ class Trainer:
         self.is_new = not self.progress.event_mark  # whether the TensorBoard log is empty
         # 2. Restore the callbacks' states; keep the learning rate of the checkpoint.
         self.callbacks.begin(self.progress)
-        for name in self.callbacks.forgetful:
-            self.console.warning(
-                f"train.callbacks = {name!r}: has no save_state and load_state, so a resumed run "
-                "can't restore its state"
-            )
         # 3. Create the iterator over batches, from the next step on.
         self._open_batches()
         # 4. Trace the graph. Then check the lease again, because another process may have taken
@@ -304,12 +298,10 @@ class Trainer:
     def _save(self) -> None:
         self.progress.stopped = bool(self.train_step.model.stop_training)
         self.progress.callback_states = self.callbacks.states()
-        began = time.perf_counter()
         self.progress.event_mark = self.log.mark()
         total_steps = self._num_steps_done()
         checkpoint.save(self.run, self.train_step, self.progress, total_steps=total_steps)
         self._saved_s = time.perf_counter()
-        self.checkpoint_s += self._saved_s - began
         watchdog.current.progress()
 
     def _num_steps_done(self) -> int:

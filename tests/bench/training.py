@@ -34,8 +34,6 @@ def training(bench: Bench) -> Iterator[Measured]:
             ("peak memory", "GB", False),
         ):
             yield Measured(f"{name} {quantity}", unit, more_is_better, values[quantity], "notebook")
-        share = {"harness": values["checkpoints"]["harness"]}
-        yield Measured(f"{name} checkpoints", "% of training", False, share)
 
 
 def _cold_start(bench: Bench, name: str, job: Path) -> Measured:
@@ -57,7 +55,6 @@ def _baseline(bench: Bench, way: str, architecture: str) -> dict[str, float]:
         "training": answer["training_reviews_per_s"],
         "evaluation": answer["evaluation_reviews_per_s"],
         "peak memory": ended.peak_memory_gb,
-        "checkpoints": 0.0,
     }
 
 
@@ -73,5 +70,4 @@ def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, f
         "training": statistics.median(each["reviews_per_s"] for each in epochs),
         "evaluation": result["num_validation"] / max(validation_s, 1e-3),
         "peak memory": ended.peak_memory_gb,
-        "checkpoints": 100 * result["checkpoint_s"] / result["training_s"],
     }

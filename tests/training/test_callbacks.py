@@ -10,7 +10,6 @@ from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError, RunError
 from harness.job.job_file import check_job
 from harness.job.keys import Job, TrainConfig
-from harness.system import watchdog
 from harness.training.callbacks import RunCallbacks, own_callbacks
 from harness.training.progress import Progress
 
@@ -53,41 +52,16 @@ def model_of(train: TrainConfig) -> keras.Model:
 def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
     """A resumed run restores their state after `on_train_begin`; `logs` contains no times."""
     job = job_of(COUNTS)
-    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     first.begin(Progress())
     first.on_epoch_begin(0)
     first.on_epoch_end(LINE)
     names = ["epoch", "learning_rate", "loss", "val_loss"]
     assert first.states() == [["begin", "epoch 0", [0, names]]]
-    again = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    again = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     again.begin(Progress(history=[LINE], callback_states=first.states()))
     again.on_train_end()
     assert again.states() == [["begin", "epoch 0", [0, names], "end"]]
-    assert again.forgetful == []
-
-
-def test_the_watchdog_waits_for_the_users_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No callback is a hang: neither in its hooks, nor while its state is saved or loaded."""
-    dog = watchdog.Watchdog(0, 0, watchdog.end)
-    monkeypatch.setattr(watchdog, "current", dog)
-    watched: list[object] = []
-
-    class Looks(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
-        def __getattribute__(self, name: str) -> object:
-            if name.startswith(("on_", "set_")) or name in ("save_state", "load_state"):
-                return lambda *_: watched.append(dog.watched)
-            return super().__getattribute__(name)
-
-    train = job_of(COUNTS).train
-    with dog.watching(watchdog.Watched("a GPU", "")):
-        callbacks = RunCallbacks(train, model_of(train), [Looks()])
-        callbacks.begin(Progress(callback_states=[1]))
-        callbacks.on_epoch_begin(0)
-        callbacks.on_epoch_end(LINE)
-        callbacks.states()
-        callbacks.on_train_end()
-        assert dog.watched
-    assert watched == [None] * 8
 
 
 def test_a_stop_that_a_callback_undid_stays_undone() -> None:
@@ -95,7 +69,7 @@ def test_a_stop_that_a_callback_undid_stays_undone() -> None:
     job = job_of(COUNTS, early_stopping_patience=1)
     history = [{**LINE, "epoch": epoch} for epoch in (1, 2, 3)]
     for stopped in (False, True):
-        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
         callbacks.begin(Progress(history=history, callback_states=[[]], stopped=stopped))
         assert callbacks.model.stop_training is stopped
 
@@ -107,12 +81,12 @@ def test_changes_of_on_train_begin_happen_once() -> None:
         "self.model.optimizer.learning_rate *= 0.5; self.model.variables[1].assign([7.0])",
     )
     job = job_of(source, learning_rate=0.5)
-    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+    first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     first.begin(Progress())
     assert float(first.model.optimizer.learning_rate.numpy()) == 0.25
     assert first.model.get_weights()[1] == [7.0]
     first.model.variables[1].assign([3.0])
-    again = RunCallbacks(job.train, first.model, own_callbacks(job))
+    again = RunCallbacks(job.train, first.model, own_callbacks(job, print))
     again.begin(Progress(callback_states=first.states()))
     assert float(again.model.optimizer.learning_rate.numpy()) == 0.25
     assert again.model.get_weights()[1] == [3.0]
@@ -162,7 +136,7 @@ def test_a_plateau_cuts_the_rate_and_a_resumed_run_counts_on(warmup: float) -> N
 def test_a_bad_callback_is_refused(source: str, says: str) -> None:
     """One line names the key, the function and the rule."""
     with pytest.raises(InputError) as refused:
-        own_callbacks(job_of(source))
+        own_callbacks(job_of(source), print)
     assert says in str(refused.value)
     assert "train.callbacks = 'cb.py:make'" in str(refused.value)
 
@@ -178,7 +152,7 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
         ),
     ):
         job = job_of(source)
-        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
+        callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
         callbacks.begin(Progress())
         with pytest.raises(RunError, match=says):  # noqa: PT012 - either call may raise
             callbacks.on_epoch_end(LINE)
@@ -189,6 +163,7 @@ def test_a_callback_without_state_is_named() -> None:
     """The run warns that a restart can't restore its state."""
     source = COUNTS.replace("load_state", "other")
     job = job_of(source)
-    callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
-    assert callbacks.forgetful == ["cb.py:make"]
+    warnings: list[str] = []
+    callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, warnings.append))
+    assert "'cb.py:make': has no save_state" in warnings[0]
     assert callbacks.states() == [None]

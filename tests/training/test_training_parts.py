@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.job.keys import OPTIMIZERS
-from tests.conftest import PROJECT, Harness
+from tests.conftest import PROJECT
 
 
 def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
@@ -53,17 +53,3 @@ def test_all_parts_are_exact_and_equal_on_replicas(tmp_path: Path) -> None:
     lines = found["parts"]["two"]["metrics"]
     assert found["parts"]["two"]["kept_epoch"] == 1 + np.argmax([each["val_f1"] for each in lines])
     assert all("val_roc_auc" in line for line in found["plateau"]["two"]["metrics"])
-
-
-@pytest.mark.full
-def test_bad_training_parts_leave_nothing(harness: Harness) -> None:
-    """They are refused in one line, and no folder is made."""
-    sgd = ("--set", "train.optimizer=sgd")
-    for words, says in (
-        (("--set", "train.class_weights={ positve = 2 }"), "train.class_weights.positve"),
-        ((*sgd, "--set", "train.optimizer_options={ momentum = 2 }"), "sgd refuses"),
-    ):
-        done = harness.train("lstm", "refused", *words)
-        assert done.returncode == 2, done.stderr
-        assert says in done.stderr.splitlines()[-1]
-        assert not harness.runs.exists()

@@ -7,7 +7,6 @@ and loaded without unpickling. `tf.train.Checkpoint` would write several files, 
 import hashlib
 import io
 import json
-from dataclasses import fields
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, BinaryIO
@@ -227,9 +226,6 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
 def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
     check_format(name, meta)
-    known = {f.name for f in fields(Progress)}
+    del meta["format"], meta["harness"]
     num = sum(key.startswith("best/") for key in arrays)
-    return Progress(
-        **{key: value for key, value in meta.items() if key in known},
-        best_weights=[arrays[f"best/{i}"] for i in range(num)],
-    )
+    return Progress(**meta, best_weights=[arrays[f"best/{i}"] for i in range(num)])

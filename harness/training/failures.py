@@ -14,7 +14,7 @@ from harness.slurm.environment import node_name, resume_command
 from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
-from harness.training.context import Compute, RunContext
+from harness.training.context import Compute
 
 # TensorFlow's errors if a worker does not take part in a collective operation.
 LOST_TO_TENSORFLOW = (
@@ -83,11 +83,9 @@ def recorded_failures(
         raise
 
 
-def watching(
-    context: RunContext, compute: Compute, heartbeat: Heartbeat
-) -> contextlib.AbstractContextManager[None]:
+def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractContextManager[None]:
     """Let the watchdog end the run, and record why, if its devices stop responding."""
-    folder, group = context.run.folder, compute.worker_group
+    folder, group = heartbeat.run.folder, compute.worker_group
     title = title_of_devices(describe_devices(one_device()), compute.plan.threads)
     where, next_step = f"{title} of {node_name()}", f"continue with: {resume_command(folder)}"
     if group:

@@ -56,7 +56,7 @@ def train(
     heartbeat = Heartbeat(run, compute.allocation)
     with (
         recorded_failures(heartbeat, compute.worker_group),
-        watching(context, compute, heartbeat),
+        watching(compute, heartbeat),
     ):
         heartbeat.beat(
             "starting",

@@ -73,7 +73,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
     )
     if not is_checkout(project):
-        if not (record := snapshot_record(project)):
+        if not (record := read_json(project / SNAPSHOT_RECORD)):
             return nothing
         return nothing | {k: record.get(k) for k in nothing} | {"snapshot": str(project)}
     try:
@@ -86,12 +86,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
     # Read the record first: in an unreadable folder the record is empty, but `is_checkout` raises.
-    return bool(snapshot_record(folder)) and not is_checkout(folder)
-
-
-def snapshot_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `snapshot.json`, or an empty dictionary if it can't be read."""
-    return read_json(folder / SNAPSHOT_RECORD)
+    return bool(read_json(folder / SNAPSHOT_RECORD)) and not is_checkout(folder)
 
 
 def _changes(project: Path, new: list[str]) -> dict[str, Any]:

@@ -113,14 +113,12 @@ class LeasedDirectory:
             TakenOver: if a newer process has taken the lease, or the lease is missing.
             DiskError: if the disk does not answer for a minute.
         """
-        content = self._read_lease()
-        holder = parse_json(content or b"")
+        holder = parse_json(self._read_lease() or b"")
         if holder.get("token") != self._token:
-            process = f"process {holder.get('process')} on {holder.get('host')}"
-            reason = f"{process} took over this {self.kind}"
-            if not holder:
-                gone = f"another process finished or removed this {self.kind}"
-                reason = gone if content is None else "its lease was changed"
+            reason = f"another process finished or removed this {self.kind}"
+            if holder:
+                process = f"process {holder.get('process')} on {holder.get('host')}"
+                reason = f"{process} took over this {self.kind}"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this process stops")
 
     def release_lease(self) -> None:

@@ -76,7 +76,7 @@ def test_the_last_to_take_the_lease_writes(disk: Disk, folder: LeasedDirectory) 
     folder.release_lease()  # no effect: the newer writer has the lease
     newer.check_lease()
     newer.path("lease.json").write_text("{")
-    with pytest.raises(TakenOver, match="its lease was changed"):
+    with pytest.raises(TakenOver, match="finished or removed this folder"):
         newer.check_lease()
     newer.take_lease()
     newer.release_lease()

@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["status"], {"HARNESS_RUNS": "runs"}, ""),
         (["status"], {"SLURM_JOB_ID": "7"}, "HARNESS_RUNS"),  # a terminal in JupyterLab
         (["status"], {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}, ""),
-        (["submit", LSTM, "--dry-run"], {}, "SBATCH_QOS, HARNESS_RUNS, HARNESS_VENV"),
+        (["submit", LSTM, "--dry-run"], {}, "HARNESS_VENV, HARNESS_RUNS, SBATCH_QOS"),
     ],
 )
 def test_settings_of_site_sh_that_the_shell_lacks_are_named(

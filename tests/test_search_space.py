@@ -46,6 +46,8 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("model.units = []", "model.units = []: should list different values of one type"),
+        ("train.learning_rate = []", "= []: should list different values of one type"),
+        ("train.learning_rate = { values = 0.1 }", "= 0.1: should list different values of one"),
         ("model.units = 8", "should be a list such as [32, 64], or a range"),
         ("model.units = [8, 8]", "different values of one type"),
         ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),

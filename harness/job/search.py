@@ -147,7 +147,8 @@ def _parameter(key: str, raw: object, where: str) -> Parameter:
 
 def _choices(values: Any, where: str, *, is_float: bool) -> tuple[Value, ...]:
     kinds = {*map(type, values)} if isinstance(values, list) else set()
-    if kinds <= {int, float} and (is_float or len(kinds) > 1):  # [1, 0.5] becomes [1.0, 0.5]
+    if kinds and kinds <= {int, float} and (is_float or len(kinds) > 1):
+        # For example, [1, 0.5] becomes [1.0, 0.5].
         values, kinds = [*map(float, values)], {float}
     if len(kinds) != 1 or not kinds <= {bool, int, float, str} or len({*values}) < len(values):
         raise InputError(f"{where} = {shown(values)}: should list different values of one type")

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,18 +227,20 @@ class Queue:
         self.asked_at = float("-inf")
         self.problem: str | None = None  # why squeue does not answer; None if it does or is missing
         self._jobs: list[QueuedJob] | None = None
+        self._lock = threading.Lock()  # other threads wait for a call of squeue
 
     def jobs(self) -> list[QueuedJob] | None:
         """Return all jobs of the user; None if squeue is missing or does not answer."""
-        if self.clock() - self.asked_at >= self.every_s:
-            self.problem, self._jobs = None, None
-            self.asked_at = self.clock()
-            try:
-                if has_client("squeue"):
-                    self._jobs = parse_jobs(ask(*SQUEUE, timeout_s=QUEUE_TIMEOUT_S))
-            except (InputError, RunError, OSError) as error:
-                self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
-        return self._jobs
+        with self._lock:
+            if self.clock() - self.asked_at >= self.every_s:
+                self.problem, self._jobs = None, None
+                self.asked_at = self.clock()
+                try:
+                    if has_client("squeue"):
+                        self._jobs = parse_jobs(ask(*SQUEUE, timeout_s=QUEUE_TIMEOUT_S))
+                except (InputError, RunError, OSError) as error:
+                    self.problem = f"squeue gives no answer ({str(error).rpartition(': ')[2]})"
+            return self._jobs
 
 
 def first_look_s(settings: Mapping[str, str]) -> float:

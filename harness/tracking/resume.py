@@ -17,6 +17,7 @@ from harness.slurm.resources import (
     GPUS,
     ONCE,
     Resources,
+    Rules,
     drop,
     names_of,
     override,
@@ -101,7 +102,9 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         last = drop(last, GPUS)
     elif num_gpus:
         last = [NUM_GPUS.sub(rf"\g<1>{num_gpus}", option) for option in last]
-    if devices and not gpus and not names_of([*last, *wanted.flags]) & {*GPUS}:
+    # A site that refuses --gres gives GPUs in another way, for example through a partition.
+    refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
+    if devices and not gpus and not (names_of([*last, *wanted.flags]) & {*GPUS} or refused):
         gpus = str(num_gpus)
     sizes = dataclasses.replace(wanted, nodes=None)
     return dataclasses.replace(

@@ -80,6 +80,16 @@ def test_the_job_requests_the_resources_of_the_last_start(
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 
+def test_a_site_that_refuses_gres_gets_no_request_for_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run used GPUs in an interactive job, and continues on a partition with GPUs."""
+    monkeypatch.setenv("HARNESS_SBATCH_NEVER", "gres mem")
+    status = stopped(tmp_path / "a", {"starts": [{"devices": GPUS}]})
+    resources = as_job(status, Resources(flags=("--partition=gpu",))).resources
+    assert (resources.gpus, resources.flags) == (None, ("--partition=gpu",))
+
+
 def test_a_seed_of_a_job_on_several_nodes_continues_on_one(tmp_path: Path) -> None:
     """A run on several nodes has a task on each of them, and continues on as many nodes."""
     dataset: Any = SimpleNamespace(record=dict)

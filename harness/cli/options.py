@@ -59,10 +59,17 @@ Strict = Annotated[
 ]
 
 
+def _some_devices(text: str | None) -> str | None:
+    if text is not None and not text.strip():
+        raise InputError("--devices '': should name devices, such as gpu:2 or cpu; or leave it out")
+    return text
+
+
 DeviceList = Annotated[
     str | None,
     typer.Option(
         "--devices",
+        callback=_some_devices,
         metavar="KIND:N",
         help="devices, such as gpu:2, cpu or cpu:2; gpu or cpu if trials or several runs use one "
         "device each; default: those requested when an existing run began, else HARNESS_DEVICES, "

@@ -44,9 +44,9 @@ def reproduce(
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
-        InputError: if the folder exists, or if the code is missing or not trusted.
-        RunError: if the recorded changes can't be applied to the commit, or the folder can't be
-            written.
+        InputError: if the folder exists, or if the code is missing, not trusted or can't be
+            restored.
+        RunError: if the folder can't be written.
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists already; name a new folder")
@@ -98,7 +98,7 @@ def _put_commit(
     try:
         write_version(project, commit, str(patch or ""), folder=folder)
     except GitError as error:
-        raise RunError(
+        raise InputError(
             f"run {run.folder}: its code can't be restored: {error}; git fetch commit "
             f"{commit[:12]} in {project}, or call harness reproduce in the checkout where the run "
             "started"

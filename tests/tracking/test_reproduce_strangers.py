@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.data.sources import open_dataset, open_sample
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.own_code import check_trusted
 from harness.slurm.snapshot import take_snapshot
@@ -48,9 +48,9 @@ class Strangers:
         run = RunDirectory.open(self.run)
         return reproduce(run, self.project, self.target, trust_code=trust_code)
 
-    def refused(self, match: str, error: type[Exception] = InputError) -> None:
+    def refused(self, match: str) -> None:
         """Assert that the run is refused, and that no file is written."""
-        with pytest.raises(error, match=match):
+        with pytest.raises(InputError, match=match):
             self.reproduce()
         assert list(self.victim.iterdir()) == []
         assert not self.target.exists()
@@ -79,20 +79,20 @@ def adding(path: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("record", "match", "error"),
+    ("record", "match"),
     [
-        (adding("../x"), "its code can't be restored: git apply: .*path", RunError),
-        (adding("a/.GIT/x"), "its code can't be restored: git apply: .*path", RunError),
-        ({"commit": "0" * 40}, "git fetch commit 000000000000 in", RunError),
-        ({"commit": "--help"}, "its record has no commit", InputError),
+        (adding("../x"), "its code can't be restored: git apply: .*path"),
+        (adding("a/.GIT/x"), "its code can't be restored: git apply: .*path"),
+        ({"commit": "0" * 40}, "git fetch commit 000000000000 in"),
+        ({"commit": "--help"}, "its record has no commit"),
     ],
 )
 def test_code_that_is_missing_or_outside_is_refused(
-    stranger: Strangers, record: dict[str, object], match: str, error: type[Exception]
+    stranger: Strangers, record: dict[str, object], match: str
 ) -> None:
     """The line says why, and no folder is left."""
     stranger.write(**record)
-    stranger.refused(match, error)
+    stranger.refused(match)
 
 
 def test_recorded_changes_are_restored(project: Path, tmp_path: Path) -> None:
@@ -228,5 +228,5 @@ def test_nothing_is_imported_from_the_current_folder(harness: Harness) -> None:
 def test_a_git_that_fails_is_named(stranger: Strangers, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line does not say that the commit is missing, because it may exist."""
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RunError, match="its code can't be restored: git can't be started"):
+    with pytest.raises(InputError, match="its code can't be restored: git can't be started"):
         stranger.reproduce()

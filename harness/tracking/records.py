@@ -318,8 +318,9 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The file's time comes from the file server's clock. Clocks of nodes are wrong more often.
-        status.heartbeat_age_s = round(max(0.0, now - heartbeat.modified_s), 1)
+        # The node's clock or the file server's clock may be wrong, so the smaller age counts.
+        ages = [now - at for at in (status.time_s, heartbeat.modified_s) if at <= now]
+        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
     # A sweep keeps its old result while its search continues with more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None

@@ -1,9 +1,11 @@
 """`harness status`: the state of each run, from its folder and the queue, and the table."""
 
 import io
+import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +95,28 @@ def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> N
     figures: dict[str, Any] = {"step_ms": 24.46, "device": {"memory_gb": 1.23, "gpu0_share": 0.02}}
     site.run("a", "training", **figures)
     assert site.only().as_json().items() >= figures.items()
+
+
+@pytest.mark.parametrize(
+    ("by_node_s", "by_server_s", "state"),
+    [(3600, 2, "running"), (-3600, 2, "running"), (2, 900, "running"), (-3600, 900, "stale")],
+)
+def test_a_clock_may_be_wrong(site: Site, by_node_s: float, by_server_s: float, state: str) -> None:
+    """The node's clock and the file server's clock give two ages; the smaller age counts."""
+    run = site.run("a", "training", by_node_s)
+    then = time.time() - by_server_s
+    os.utime(run.path("state.json"), (then, then))
+    assert site.only().state == state
+
+
+def test_all_runs_see_the_same_answer_of_squeue(site: Site) -> None:
+    """The answer becomes too old while threads read the runs; they wait for the next answer."""
+    site.slurm(script="sleep 0.3; echo '12|12|PENDING|0:00 1:00|Priority|'")
+    for seed in range(24):
+        site.run(str(seed), "interrupted", slurm_job="12")
+    times = iter([0.0, 0.0])
+    statuses = survey(site.runs, Queue(lambda: next(times, 31.0)))
+    assert {each.state for each in statuses} == {"pending"}
 
 
 @pytest.mark.parametrize("process", [2**22 + 1, -1, 10**30], ids=["no", "-1", "big"])

@@ -3,8 +3,8 @@
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
 and the model by training the run's job. If the results differ on another machine, where rounding
-may differ, the audit also trains with another implementation of the layers and on another number of
-replicas, to measure how large rounding differences are.
+may differ, the audit also trains with another implementation of the layers, on another number of
+replicas, or both, to measure how large rounding differences are.
 
 An audit never writes to the folder, and runs no code from it: it builds the network from the job. A
 job that contains custom code is audited only if the auditing user trusts this code.
@@ -16,7 +16,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.errors import InputError, Interrupted, RunError
 from harness.job.job_file import load_job
-from harness.job.keys import Job
+from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
@@ -101,9 +101,10 @@ class Audit:
 
     @property
     def outcome(self) -> str:
-        """The worst outcome among the comparisons."""
+        """The worst outcome among the comparisons; with an omission at best `within rounding`."""
         outcomes = {check.outcome for check in self.checks}
-        return next(each for each in (DIFFERS, ROUNDING, EQUAL) if each in outcomes)
+        worst = next(each for each in (DIFFERS, ROUNDING, OMITTED, EQUAL) if each in outcomes)
+        return ROUNDING if worst == OMITTED else worst
 
     @property
     def sentence(self) -> str:
@@ -312,6 +313,19 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
 
 
+def last_epoch(history: Sequence[Mapping[str, float]], train: TrainConfig) -> int:
+    """Return the epoch after which training ends, by the rule of Keras's EarlyStopping."""
+    if not train.early_stopping_patience:
+        return train.epochs
+    sign = 1 if SCORES[train.monitor] == "min" else -1
+    scores = [sign * line[train.monitor] for line in history]
+    for number in range(1, len(scores) + 1):
+        best = scores.index(min(scores[:number])) + 1
+        if number - best >= train.early_stopping_patience:
+            return number
+    return train.epochs
+
+
 def kind_of(where: str) -> str:
     """Return the metric or the file that the name of a value begins with (`Auditor._values`)."""
     return where.partition(", ")[0]
@@ -385,8 +399,9 @@ class Auditor:
         is_strict = not self.others(self.machine) and (count == 1 or not job.data.bucket)
         training, validation, ratios = training_reviews(job, self.dataset)
         reviews = {VALIDATION_PREDICTIONS: validation} if VALIDATION_PREDICTIONS in files else {}
+        self.num_scored = len(validation.labels) or len(training.labels)
         sizes = np.unique(validation.labels, return_counts=True)[1]
-        self.smallest_class = int(sizes.min(initial=len(training.labels)))
+        self.smallest_class = int(sizes.min(initial=self.num_scored))
         if job.data.test:
             reviews[PREDICTIONS] = test_reviews(job, self.dataset, ratios)
         yield compared("files", self._files)
@@ -396,6 +411,8 @@ class Auditor:
             yield compared(f"scores of {name}", self._scores, name, each, is_strict)
             yield compared(f"model on {name}", self._model, name, each, is_strict)
         yield compared("exported epoch", self._exported)
+        if not job.train.callbacks:  # a callback may end the training
+            yield compared("last epoch", self._last)
 
     def _files(self) -> Sides:
         result, files = self.subject.result, self.subject.files
@@ -438,6 +455,8 @@ class Auditor:
         return Sides({labels: truth, **mine}, {labels: arrays["labels"], **theirs}, allowed)
 
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
+        import tensorflow as tf
+
         from harness.compute.evaluator import Evaluator
         from harness.compute.recurrent import turn_cudnn_off
         from harness.compute.strategy import one_device
@@ -454,10 +473,12 @@ class Auditor:
         if not is_strict and gap(mine, theirs):
             model = self._model_in(self.subject.files["model.keras"])
             turn_cudnn_off(model)
-            # XLA can't compile every custom network.
-            compiles = not (self.plan.compiles_evaluation or self.subject.job.model.is_own)
+            compiles = not self.plan.compiles_evaluation
             plan = replace(self.plan, way="keras", compiles_evaluation=compiles)
-            other = evaluated(model, plan, OTHER_ROWS)
+            try:
+                other = evaluated(model, plan, OTHER_ROWS)
+            except tf.errors.OpError:  # XLA can't compile every custom network
+                other = evaluated(model, replace(plan, compiles_evaluation=False), OTHER_ROWS)
             allowed[what] = SPREAD * max(gap(mine, other), EPSILON)
         return Sides({what: mine}, {what: theirs}, allowed)
 
@@ -467,6 +488,11 @@ class Auditor:
         found = {"num_epochs": len(history), "kept_epoch": exported["epoch"]}
         scores = {name: exported.get(name) for name in ("val_loss", "val_accuracy")}
         return self._in_result(found | scores)
+
+    def _last(self) -> Sides:
+        """Return the epoch at which the run's scores end its training, and the run's last epoch."""
+        history, what = lines_of(self.subject.files), "the last epoch"
+        return Sides({what: last_epoch(history, self.subject.job.train)}, {what: len(history)})
 
     def _in_result(self, found: Values, allowed: float = 0.0) -> Sides:
         """Return the computed values, and the values with the same names in `result.json`."""
@@ -621,11 +647,12 @@ class Auditor:
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
         """Return the devices and the plan of the training that measures rounding."""
         devices, way = self.devices, self.plan.way
-        if not self.subject.job.model.is_own:  # XLA can't compile every custom network
+        count = 2 if devices.count == 1 and devices.kind == "cpu" else 1  # there may be one GPU
+        # XLA can't compile every custom network.
+        if count == devices.count or not self.subject.job.model.is_own:
             # Not from `cudnn` to `keras`: on a GPU, Keras computes its layers with cuDNN too.
             way = "keras" if way in ("xla", "block") else "xla"
-        is_single = devices.count == 1 and devices.kind == "cpu"  # there may be no second GPU
-        return replace(devices, count=2 if is_single else 1), replace(self.plan, way=way)
+        return replace(devices, count=count), replace(self.plan, way=way)
 
     def _least(self, kind: str, value: Any) -> float:
         """Return the smallest tolerance that is allowed for a value of a metric or file."""
@@ -635,7 +662,9 @@ class Auditor:
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
         # A score such as the accuracy. If the predicted class of one of n reviews of a class
         # changes, the F1 score of this class changes by up to 2 / n.
-        return SUM_ROUNDING + MOVED * 2 / max(1, self.smallest_class)
+        is_accuracy = kind in ("accuracy", "val_accuracy")
+        size = self.num_scored if is_accuracy else max(1, self.smallest_class)
+        return SUM_ROUNDING + MOVED * 2 / size
 
 
 def audit(

@@ -67,9 +67,8 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: what the key changes: `result`, `digits` (only the last digits of the result) or
-            `nothing`. For example, a file's path changes nothing, because the run's record contains
-            the checksum of the file.
+        changes: what the key changes: `result` or `nothing`. For example, a file's path changes
+            nothing, because the run's record contains the checksum of the file.
         not_searched: the reason why a search may not vary the key.
         only_with: other keys, each with the values at which this key has an effect; () stands for
             all values except the default. The key has an effect if at least one of the keys in
@@ -78,21 +77,17 @@ class Facts:
             there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of this function.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether the key may have different values in two runs of which the second
-            gets the ensemble weight of the first (`--weights-from`). The first run has validation
-            reviews, on which its weight was chosen; the second was trained on all reviews.
     """
 
     choices: tuple[str, ...] = ()
     is_function: bool = False
     is_path: bool = False
     allowed: str = ""
-    changes: Literal["result", "digits", "nothing"] = "result"
+    changes: Literal["result", "nothing"] = "result"
     not_searched: str = ""
     only_with: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     check: Callable[[Any], str] | None = None
     unvalidated: object = None
-    for_all_reviews: bool = False
 
 
 def facts_of(info: FieldInfo) -> Facts:

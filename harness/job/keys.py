@@ -115,9 +115,7 @@ class DataConfig(ConfigSection):
     )
     validation_split: Annotated[
         Share,
-        Facts(
-            not_searched="all trials must be validated on the same reviews", for_all_reviews=True
-        ),
+        Facts(not_searched="all trials must be validated on the same reviews"),
     ] = Field(
         0.2,
         description="share of the training reviews, taken from their end, that is used for "
@@ -136,11 +134,7 @@ class DataConfig(ConfigSection):
     )
     test: Annotated[
         bool,
-        Facts(
-            not_searched="a search must not read the test set",
-            check=_scores_something,
-            for_all_reviews=True,
-        ),
+        Facts(not_searched="a search must not read the test set", check=_scores_something),
     ] = Field(True, description="evaluate the model on the test set at the end of the run")
     bucket: bool = Field(
         False, description="make batches of reviews of similar length, which need less padding"
@@ -257,16 +251,14 @@ WATCHES: dict[str, tuple[object, ...]] = {
     "train.reduce_lr_patience": (),
 }
 NO_LISTS = "a search varies single values, not lists"
-Patience = Annotated[int, Field(ge=0, le=1000), Facts(unvalidated=0, for_all_reviews=True)]
+Patience = Annotated[int, Field(ge=0, le=1000), Facts(unvalidated=0)]
 OF_WORKERS = "all trials of a worker must have the same value"
 
 
 class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
-    epochs: Annotated[int, Facts(for_all_reviews=True)] = Field(
-        6, ge=1, le=1000, description="number of passes over the training reviews"
-    )
+    epochs: int = Field(6, ge=1, le=1000, description="number of passes over the training reviews")
     batch_size: int = Field(
         128,
         ge=1,
@@ -285,9 +277,7 @@ class TrainConfig(ConfigSection):
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
     ] = Field("constant", description="decay of the learning rate, updated at every training step")
-    schedule_epochs: Annotated[
-        int, Facts(only_with={"train.schedule": DECAYS}, for_all_reviews=True)
-    ] = Field(
+    schedule_epochs: Annotated[int, Facts(only_with={"train.schedule": DECAYS})] = Field(
         0, ge=0, le=1000, description="number of epochs of warm-up and decay together; 0 = `epochs`"
     )
     schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": DECAYS})] = Field(
@@ -355,16 +345,15 @@ class TrainConfig(ConfigSection):
             choices=("best", "last", *SCORES),
             allowed="`best`, `last`, or a score that `monitor` allows",
             unvalidated="last",
-            for_all_reviews=True,
         ),
     ] = Field(
         "best",
         description="epoch whose weights are saved: the best by `monitor`, the best by another "
         "score, or the last",
     )
-    monitor: Annotated[
-        str, Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True)
-    ] = Field("val_loss", description="validation score by which epochs are compared")
+    monitor: Annotated[str, Facts(choices=tuple(SCORES), only_with=WATCHES)] = Field(
+        "val_loss", description="validation score by which epochs are compared"
+    )
     early_stopping_patience: Patience = Field(
         0, description="epochs without improvement before training stops; 0 = off"
     )
@@ -373,9 +362,9 @@ class TrainConfig(ConfigSection):
         description="epochs without improvement by more than 0.0001 before the learning rate is "
         "reduced; 0 = off",
     )
-    reduce_lr_factor: Annotated[
-        float, Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True)
-    ] = Field(0.5, gt=0, lt=1, description="multiplier of the learning rate at each reduction")
+    reduce_lr_factor: Annotated[float, Facts(only_with={"train.reduce_lr_patience": ()})] = Field(
+        0.5, gt=0, lt=1, description="multiplier of the learning rate at each reduction"
+    )
     clipnorm: float = Field(
         0.0,
         ge=0,
@@ -397,13 +386,13 @@ class TrainConfig(ConfigSection):
         description="repeated runs give bitwise identical results; false allows faster GPU "
         "kernels, whose results vary in the last bits",
     )
-    xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
+    xla: Literal["auto", "on", "off"] = Field(
         "auto",
         description="whether XLA compiles training and, on a CPU, evaluation; auto = only where "
         "XLA is the fastest way on the device; off = never; off also forbids BlockLSTM, "
         "TensorFlow's fused LSTM kernel, which auto may choose on a CPU",
     )
-    steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
+    steps_per_execution: int = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
     )
     checkpoint_every_s: Annotated[float, Facts(changes="nothing")] = Field(

@@ -199,7 +199,7 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
-    shape, expected = probabilities.shape, (len(labels), num_classes)
+    shape, expected = probabilities.shape, (max(labels.size, 1), num_classes)
     if shape != expected:
         raise ValueError(f"{path.name} has the shape {shape}, but should have {expected}")
     return labels, probabilities

@@ -116,3 +116,6 @@ def test_broken_predictions(tmp_path: Path) -> None:
         (tmp_path / "predictions.npz").write_bytes(content)
         with pytest.raises(ValueError, match="is broken"):
             read_arrays(tmp_path / "predictions.npz", 2)
+    np.savez(tmp_path / "predictions.npz", labels=[], probabilities=[])
+    with pytest.raises(ValueError, match=r"has the shape \(0, 2\)"):
+        read_arrays(tmp_path / "predictions.npz", 2)

@@ -161,7 +161,7 @@ def compared(
         )
     if baseline == "none":
         return [Part(group) for group in groups], left_out
-    found = [Part(group, baselines(group, data, ngrams=bool(baseline))) for group in groups]
+    found = [Part(group, baselines(group, data, ngrams=baseline == "ngrams")) for group in groups]
     return found, left_out
 
 

@@ -1,6 +1,5 @@
 """Compares runs: scores over seeds, significance, linear baselines, tables and the HTML report.
 
 An ensemble averages the predictions of finished runs and of the linear model over n-grams. The
-weights of an ensemble are chosen on validation reviews only. The ensemble's folder contains copies
-of all files that are needed to classify texts.
+weights of an ensemble are chosen on validation reviews only. `ensemble.toml` names the runs.
 """

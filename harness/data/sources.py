@@ -18,11 +18,11 @@ import numpy as np
 
 from harness.data.dataset import SPLITS, Dataset, Split, content_checksum, make_split
 from harness.data.dataset_folder import (
-    READABLE,
     cached_dataset,
     check_owners,
     fill_folder,
     open_folder,
+    open_if_whole,
     save_folder,
 )
 from harness.data.locations import (
@@ -37,7 +37,7 @@ from harness.data.own_texts import open_source
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
-from harness.system.files import is_file
+from harness.system.files import is_file, turn_at
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
@@ -98,7 +98,8 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
 
     Raises:
-        InputError: if the source contains no reviews, or reviews that are refused.
+        InputError: if the source contains no reviews, or reviews that are refused; or if the folder
+            in the cache contains other files.
         RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
@@ -107,9 +108,10 @@ def fetch(source: Path | None = None) -> Dataset:
             return _open_named(named, "HARNESS_DATA")
         if is_file(folder / NPZ):  # the user's copy of Keras's file
             return _convert(folder)
-        return cached_dataset(
-            folder.name, lambda target: fill_folder(_download(), target, READABLE)
-        )
+        with turn_at(folder):  # only one of several processes downloads
+            if not open_if_whole(folder):
+                save_folder(_download(), folder)
+            return open_folder(folder)
     if os.path.isdir(source / "train" / "pos"):  # noqa: PTH112 - `Path.is_dir` may raise an error
         dataset = read_raw_reviews(source)
     else:

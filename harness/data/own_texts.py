@@ -109,7 +109,7 @@ def _parts(source: Path) -> Iterator[SourceFile]:
     if not source.exists():
         raise InputError(f"no such file or folder; {REMEDY}")
     if source.is_dir():
-        yield from (part for part in _folder_parts(source) if part.split != LEFT_OUT)
+        yield from _folder_parts(source)
     elif not table_ending(source.name):
         raise InputError(
             f"the file's name should end in {', '.join(TABLES)}; .gz or .zst may follow, except "
@@ -330,6 +330,8 @@ def _gather(texts: Iterable[Text]) -> _Gathered:
                 f"{each.location} and {first.location}: only one of these reviews states its "
                 "split; state the split of all reviews, or of none"
             )
+        if each.split == LEFT_OUT:
+            continue
         text, label = each.text, each.label.strip()
         if len(text) > MAX_CHARACTERS:
             text = text[-MAX_CHARACTERS:]

@@ -175,6 +175,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     dataset = open_source(shards)
     assert (len(dataset.train), len(dataset.test)) == (2 * len(ROWS), len(ROWS))
     rows = [(*row, ("train", "dev", "test")[i % 3]) for i, row in enumerate(ROWS)]
+    rows.append(("no label", "-1", "unsupervised"))
     form = DataConfig(split_column="part")
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
     introduction = open_source(tmp_path / "a.csv", form).introduction

@@ -90,10 +90,12 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
         self._measured: dict[str, float] = {}  # the newest measurements, until they are written
         with _one_line(folder):
-            _cut_back(folder, mark or {})
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier file.
-            name = f"events.out.tfevents.{clock():017.6f}.{socket.gethostname()}.{os.getpid()}"
+            # an earlier file. The clock of the host that wrote the last file may be ahead.
+            later_s = [int(path.name.split(".")[3]) + 1 for path in _event_files(folder)]
+            start_s = max([clock(), *later_s])
+            _cut_back(folder, mark or {})
+            name = f"events.out.tfevents.{start_s:017.6f}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
             self._writers = {
                 key: tf.io.TFRecordWriter(str(path)) for key, path in self._paths.items()

@@ -114,6 +114,16 @@ def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
         assert shown == list(range(1, last + 1))
 
 
+def test_a_file_of_a_host_whose_clock_is_behind_sorts_last(tmp_path: Path) -> None:
+    """TensorBoard never returns to an earlier file."""
+    with TensorBoardLog(tmp_path, clock=lambda: 1_700_000_000.5) as log:
+        mark = log.mark()
+    with TensorBoardLog(tmp_path, mark, clock=lambda: 1_699_996_400):
+        names = [path.rpartition("/")[2] for path in mark]
+        (new,) = {path.name for path in tmp_path.rglob("*tfevents*")} - {*names}
+    assert max(names) < new
+
+
 def test_a_full_disk_is_one_line_with_the_name_of_the_file(tmp_path: Path) -> None:
     """Leaving the `with` block raises no second error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

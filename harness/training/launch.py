@@ -333,13 +333,20 @@ def dataset_of(
     """Open the data that the record of a run or sweep names; without a record, the job's data.
 
     Raises:
-        InputError: if the data have changed or are missing.
+        InputError: if the data have changed or are missing, or are the sample despite `full`.
         DiskError: if the disk fails while the record is read.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:
         return open_data(job, data, full=full)
-    return reopen_data(recorded, job, data, whose=f"{begun.kind} {begun.folder}")
+    whose = f"{begun.kind} {begun.folder}"
+    dataset = reopen_data(recorded, job, data, whose=whose)
+    if full and dataset.is_sample:
+        raise InputError(
+            f"--full: {whose} began with the SAMPLE of IMDB; leave --full out, or begin another "
+            f"{begun.kind}"
+        )
+    return dataset
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """Before a run starts: the choice of its devices, and errors of its record."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from harness.data.sources import open_sample
+from harness.errors import InputError
+from harness.job.job_file import load_job
 from harness.tracking.run_dir import RunDirectory
-from harness.training.launch import (
-    devices_to_use,
-)
+from harness.training.launch import dataset_of, devices_to_use
+from tests.conftest import JOBS
 
 
 def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -22,3 +25,12 @@ def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert devices_to_use(begun, "cpu:3") == "cpu:3"
     begun.path("provenance.json").write_text('{"devices_asked": null}')
     assert devices_to_use(begun, None) == "cpu"
+
+
+def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:
+    """`--full` promises the full data."""
+    run, job = RunDirectory(tmp_path), load_job(JOBS / "lstm.toml")
+    run.path("provenance.json").write_text(json.dumps({"dataset": open_sample().record()}))
+    assert dataset_of(run, job, None).is_sample
+    with pytest.raises(InputError, match=r"--full: run .* began with the SAMPLE .*; leave --full"):
+        dataset_of(run, job, None, full=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_SHARES = 12  # the maximum number of classes for which the confusion matrix shows numbers
+MOST_NAMES = 30  # the maximum number of classes for which the confusion matrix shows class names
 MAX_NAME = 24  # the maximum length of a class name in a picture; longer names are cut
 
 
@@ -48,6 +49,8 @@ def confusion_picture(
         im_kw={"vmin": 0, "vmax": 1, "aspect": "auto"},
         text_kw={"fontsize": min(20, max(6, 66 // num_classes))},
     )
+    if num_classes > MOST_NAMES:
+        axes.set(xticks=[], yticks=[])
     accuracy = (predicted == truth).mean()
     axes.set(
         xlabel="predicted label",

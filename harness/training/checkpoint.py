@@ -99,7 +99,7 @@ def adopt(
     target: RunDirectory,
     identity: str,
     *,
-    of: str = "",
+    of: str,
     max_epochs: int | None = None,
 ) -> bool:
     """Copy a checkpoint of another run to a new run.
@@ -111,7 +111,7 @@ def adopt(
         source: the checkpoint to copy.
         target: the new run; this process must hold its lease.
         identity: the identity of the new run, which is a checksum of its job and data.
-        of: the identity of the run that must have written the checkpoint; "" allows any.
+        of: the identity of the run that must have written the checkpoint.
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
@@ -133,7 +133,7 @@ def adopt(
         if refusal := disk_error_in(error):
             raise_unless_missing(refusal, source)
         return False
-    if of and meta.get("identity") != of:
+    if meta.get("identity") != of:
         return False
     if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False

@@ -107,7 +107,7 @@ class Trials:
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)
         if not run.checkpoints():
-            self._adopt(trial, k, run, context.identity)
+            self._adopt(trial, k, context)
         values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
         self.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
@@ -123,7 +123,7 @@ class Trials:
         )
         self._first_gb = self._first_gb or resident_memory_gb()
 
-    def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
+    def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:
         """Copy the checkpoint with which a run of attempt k begins into the run's folder.
 
         The run begins with the newest checkpoint of the trial's earlier attempts or, without one,
@@ -133,19 +133,23 @@ class Trials:
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.
         """
-        seed = int(run.folder.name.removeprefix("seed"))
-        earlier = [self.sweep.trial_run(trial.n, older, seed) for older in range(k - 1, 0, -1)]
+        seed = context.job.train.seed
+        earlier = [(trial, older) for older in range(k - 1, 0, -1)]
         if trial.parent is not None:
             parent = execute(Disk(self.sweep.folder).read(Trial, result_file(trial.parent)))
             if not parent:
                 raise OSError(f"trial {trial.parent}: its result is not visible yet")
-            earlier.append(self.sweep.trial_run(parent.n, parent.attempt, seed))
-        for path in (path for each in earlier for path in reversed(each.checkpoints())):
-            if checkpoint.adopt(path, run, identity):
-                return
+            earlier.append((parent, parent.attempt))
+        for each, attempt in earlier:
+            # The identity is another if the file of model.embeddings has changed since.
+            job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
+            of = replace(context, job=job).identity
+            for path in reversed(self.sweep.trial_run(each.n, attempt, seed).checkpoints()):
+                if checkpoint.adopt(path, context.run, context.identity, of=of):
+                    return
         if trial.parent is not None:
             self.console.warning(
-                f"trial {trial.parent}: its checkpoint is missing; its epochs are trained again"
+                f"trial {trial.parent}: its checkpoint can't be used; its epochs are trained again"
             )
 
     def saved(self, n: int, k: int) -> int:

@@ -40,7 +40,8 @@ def test_half_precision_is_restored_to_the_bit(tmp_path: Path, dtype: str) -> No
     checkpoint.save(run, of_step, Progress("mine", best_weights=best), total_steps=1)
     child = RunDirectory(tmp_path / "child")
     child.take_lease()
-    assert checkpoint.adopt(run.checkpoints()[0], child, "mine")
+    assert not checkpoint.adopt(run.checkpoints()[0], child, "mine", of="other")
+    assert checkpoint.adopt(run.checkpoints()[0], child, "mine", of="mine")
     for each in (run, child):
         step.model.set_weights([np.array([[7]])])
         progress, skipped = checkpoint.restore(each, of_step, "mine")

@@ -4,6 +4,7 @@ import errno
 import gc
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,16 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It warns if the checkpoint is broken or pruned, and ends with the same bytes.
+    """It warns if the checkpoint is of other data, broken or pruned; the bytes are the same.
 
     TensorFlow's global registry of gradients does not keep the graphs of the ended trial.
     """
     warnings: list[str] = []
     monkeypatch.setattr(rungs.console, "warning", warnings.append)
     parent = rungs.sweep.trial_run(0, 1, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rungs, "dataset", replace(rungs.dataset, checksum="other"))
+        train(rungs, 6, limit=3, parent=0)
     for path in parent.checkpoints():
         path.write_bytes(path.read_bytes()[:-100])
     train(rungs, 3, limit=3, parent=0)
@@ -166,7 +170,7 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     train(rungs, 4, limit=3, parent=0)
     assert num_graphs() == before
     assert model(rungs, 3) == model(rungs, 4) == model(rungs, 1)
-    assert warnings == ["trial 0: its checkpoint is missing; its epochs are trained again"] * 2
+    assert warnings == ["trial 0: its checkpoint can't be used; its epochs are trained again"] * 3
     last = rungs.sweep.trial_run(4, 1, 1)
     Pruned().prune(last.folder, last.folder, MODEL)
     with pytest.raises(InputError, match=r"model was removed.*again with: harness train .*4/1/"):

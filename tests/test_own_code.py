@@ -159,6 +159,7 @@ def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
         (b"def build(): pass\n", "other.py:build", "other.py: can't be read: No such file"),
         (b"def build(): pass\n", "my-net.py:build", "my-net should be a name of letters"),
         (b"def build(): pass\n", "json.py:build", "that no module of Python has"),
+        (b"def build(): pass\n", "json:loads", "that no module of Python has"),
         (b"def build(): pass\n", "missing_package.nets:build", "no Python source of"),
     ],
 )

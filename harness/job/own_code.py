@@ -57,15 +57,16 @@ def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
         # Not `Path.expanduser`, which may raise an error.
         path = Path(os.path.normpath(base / os.path.expanduser(target)))  # noqa: PTH111
         module, root = path.stem, path.parent
-        if not module.isidentifier() or module in sys.stdlib_module_names:
-            raise InputError(
-                f"{module} should be a name of letters, digits and _ that no module of Python has; "
-                "rename the file"
-            )
         stored, is_kept = f"{path.name}:{function}", _path_of(module, code.__contains__) == target
     else:
         module, top = target, target.partition(".")[0]
         stored, is_kept = reference, _path_of(module, code.__contains__) is not None
+    first = top or module
+    if not first.isidentifier() or first in sys.stdlib_module_names:
+        raise InputError(
+            f"{first} should be a name of letters, digits and _ that no module of Python has; "
+            "rename the file"
+        )
     if not is_kept:
         for path_in, source in _sources(root or _root_of(module), module, top):
             if code.setdefault(path_in, source) != source:

@@ -62,11 +62,12 @@ def loss_of(job: Job) -> Loss:
     return losses
 
 
-def check_loss(job: Job, num_outputs: int) -> None:
-    """Call a custom loss, before the run writes anything.
+def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
+    """Call a custom loss in a graph like a training step, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
+        compiled: whether XLA compiles the steps of the run.
 
     Raises:
         InputError: if the function fails, ignores the probabilities, or computes the loss of one
@@ -80,11 +81,13 @@ def check_loss(job: Job, num_outputs: int) -> None:
     dtype = "float64" if job.train.precision == "float64" else "float32"
     labels = tf.constant(np.arange(num_examples) % num_classes, tf.float32)
     probabilities = tf.constant(by_class[:, -num_outputs:], dtype)
-    losses = loss_of(job)
-    with tf.GradientTape() as tape:
-        tape.watch(probabilities)
-        values = losses(labels, probabilities)
-    if tape.gradient(values, probabilities) is None:
+    losses = tf.function(loss_of(job), autograph=False, jit_compile=compiled)
+    with own_errors(where):
+        with tf.GradientTape() as tape:
+            tape.watch(probabilities)
+            values = losses(labels, probabilities)
+        gradient = tape.gradient(values, probabilities)
+    if gradient is None:
         raise InputError(
             f"{where}: does not depend on the probabilities; compute the loss from them with "
             "TensorFlow or keras.ops"

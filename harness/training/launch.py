@@ -137,7 +137,8 @@ def launch(
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         if is_new:
-            check_own_parts(context, strategy.num_replicas_in_sync, console)
+            compiled = plan.way == "xla"
+            check_own_parts(context, strategy.num_replicas_in_sync, console, compiled=compiled)
         # 4. Train.
         from harness.training.train import train
 
@@ -289,8 +290,13 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(context: RunContext, num_replicas: int, console: Console) -> None:
+def check_own_parts(
+    context: RunContext, num_replicas: int, console: Console, *, compiled: bool
+) -> None:
     """Check the user's network, loss and optimizer before a new run writes anything.
+
+    Args:
+        compiled: whether XLA compiles the steps of the run.
 
     Raises:
         InputError: if Keras rejects a part, or the user's code fails (the message names file and
@@ -303,7 +309,7 @@ def check_own_parts(context: RunContext, num_replicas: int, console: Console) ->
     job, num_outputs = context.job, context.dataset.num_outputs
     if line := check_network(job, num_outputs, num_replicas=num_replicas):
         console.warning(line)
-    check_loss(job, num_outputs)
+    check_loss(job, num_outputs, compiled=compiled)
     check_optimizer(job.train, job.code)
 
 

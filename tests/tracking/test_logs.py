@@ -125,6 +125,6 @@ def test_following_ends_with_the_run(
     monkeypatch.setattr(logs, "POLL_S", 0.01)
     log = site.folder / "log"
     log.write_text("said\nlast words")
-    site.run("a", phase, log=log, host=socket.gethostname(), process=os.getpid())
+    site.run("a", phase, log=log, host=socket.gethostname(), process=2**22 + 1)
     done = harness.run_here("logs", "-f", "a")
     assert (done.returncode, done.stdout) == (code, "said\nlast words\n")

@@ -55,7 +55,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("model.units = { min = 9, max = 8 }", "min below max"),
         ("model.units = { min = 8, max = 16, step = 9 }", "step above 0 and at most max - min"),
         ("model.units = { min = 8, max = 16, stepp = 2 }", "units.stepp is unknown here; known: "),
-        ("model.units = { min = 8.5, max = 16 }", "integers for model.units if it is an integer"),
+        ("model.units = { min = 8.5, max = 16 }", "integers if model.units is an integer"),
         ("model.units = { values = [8], min = 8 }", "min is unknown here; known: values, when"),
         ("train.learning_rate = { min = 0.0, max = 1.0, log = true }", "a min above 0"),
         ("model.pooling = { min = 1, max = 2 }", "model.pooling = 1: should be"),

@@ -137,8 +137,8 @@ def _parameter(key: str, raw: object, where: str) -> Parameter:
         or not (log in (None, False) or (log is True and low > 0 and step is None))
     ):
         raise InputError(
-            f"{where} = {shown(raw)}: a range needs numbers (integers for {key} if it is an "
-            "integer), with min below max, step above 0 and at most max - min; log = true needs "
+            f"{where} = {shown(raw)}: a range needs numbers, integers if {key} is an integer, "
+            "with min below max, step above 0 and at most max - min; log = true needs "
             "a min above 0 and no step"
         )
     is_whole = declared is int or (key not in KEYS and kinds == {int})

@@ -1,6 +1,6 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-The pool restarts a process that ends with an error. A command fails after 25 failures of one
+The pool restarts a process that ends with an error. A command fails after 30 failures of one
 process without an accepted trial of any worker in between, or after three if harness itself raised
 the last error and the disk did not cause it.
 """
@@ -19,6 +19,7 @@ from harness.slurm.pool import SAVE_S, ManagedProcess, ProcessPool, Slot
 from harness.system.console import Console
 from harness.system.files import is_said_of_disk
 from harness.system.processes import STOPPING
+from harness.tuning.protocol import MAX_ATTEMPTS
 
 DISK_CODE, NODE_FAULT_CODE = 74, 77  # a worker's exit codes for a disk error and a faulty node
 ERRORS: dict[int, Callable[[str], Exception]] = {
@@ -28,8 +29,8 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
 }
 # A command fails after this number of consecutive failures of one process: MAX_ERRORS if harness
 # itself raised the last error, else MAX_FAILURES. Slurm's controller or the disk with the Python
-# environment may be unavailable for minutes; 25 pauses add up to ten minutes.
-MAX_ERRORS, MAX_FAILURES = 3, 25
+# environment may be unavailable for minutes. A trial that kills each of its workers fails first.
+MAX_ERRORS, MAX_FAILURES = 3, MAX_ATTEMPTS + 5
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 
 

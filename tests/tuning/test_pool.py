@@ -17,6 +17,7 @@ from harness.tuning.pool import (
     WorkerProcess,
     WorkerRequest,
 )
+from harness.tuning.protocol import MAX_ATTEMPTS
 
 FAILED = RunError.exit_code
 
@@ -66,7 +67,7 @@ class Pool(WorkerPool):
 def test_failures_in_a_row_end_the_command(
     tmp_path: Path, codes: list[int], line: str, error: type[Exception]
 ) -> None:
-    """An error ends the command if it is at least the third failure; so does the 25th outage."""
+    """An error ends the command if it is at least the third failure; so does the 30th outage."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
@@ -75,6 +76,14 @@ def test_failures_in_a_row_end_the_command(
     said = f"worker a-w0 failed {len(codes)} times: {line[:7]}"
     with pytest.raises(error, match=said):
         pool.end(codes[-1])
+
+
+def test_a_trial_that_kills_its_workers_fails_before_the_command(tmp_path: Path) -> None:
+    """After the last attempt, the command still starts the process that lets the trial fail."""
+    pool = Pool(tmp_path)
+    for _ in range(MAX_ATTEMPTS):
+        pool.end(-9)
+    assert len(pool.starts) == MAX_ATTEMPTS + 1
 
 
 def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
         scores, values = having["score"], having[parameter.key]
         groups = values
         if not parameter.choices and values.nunique() > NUM_BINS:
-            groups = pandas.qcut(values.astype(float), NUM_BINS, duplicates="drop")
+            groups = pandas.cut(values.astype(float).rank(), NUM_BINS)
         parts = [part for _, part in having.groupby(groups, observed=True)]
         if len(having) < MIN_TRIALS or len(parts) < 2:
             continue

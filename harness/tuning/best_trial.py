@@ -150,9 +150,8 @@ def retrain(
         f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"
     )
     dataset = dataset_of(sweep, search.job, data)
-    # Runs of a job with own texts find the texts by `data.source`, and the sample by themselves.
-    is_imdb = not dataset.is_own and not dataset.is_sample
-    folder = dataset.folder.absolute() if dataset.folder and is_imdb else None
+    # Runs of a job with own texts find the texts by `data.source`.
+    folder = dataset.folder.absolute() if dataset.folder and not dataset.is_own else None
     request = BatchRequest(
         jobs=tuple(
             job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})

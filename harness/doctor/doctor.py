@@ -196,8 +196,9 @@ def check_data(data: Path | None) -> Iterator[Finding]:
     """Check which reviews are on this machine, and that they are intact; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
-    other = "leave out --data, unset HARNESS_DATA, and " if dataset.folder else ""
-    remedy = f"{other}on a machine with internet access, run harness data fetch"
+    here = f"move {dataset.folder} away, or leave out --data and unset HARNESS_DATA; then "
+    remedy = "on a machine with internet access, run harness data fetch"
+    remedy = f"{here if dataset.folder else ''}{remedy}"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return

@@ -75,7 +75,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.resolve().name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # `is_of_search` compares this number with `search.toml`
+        "trials": search.table.trials,  # `SweepDirectory.finished` compares it with `search.toml`
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,

@@ -94,7 +94,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, devices = table(start, "slurm_asked"), start.get("devices") or ()
     options, gpus = asked.get("options"), wanted.gpus
-    last = drop(map(str, options if isinstance(options, list) else []), ONCE)
+    never = Rules.of_site().never  # a plugin of the site may have added such an option to the job
+    last = drop(map(str, options if isinstance(options, list) else []), (*ONCE, *never))
     num_nodes = whole(asked.get("nodes")) or 1
     # The record lists the devices of all nodes. A seed of a job with several seeds uses one GPU.
     num_gpus = sum("gpu" in str(each).lower() for each in devices) // num_nodes
@@ -103,7 +104,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     elif num_gpus:
         last = [NUM_GPUS.sub(rf"\g<1>{num_gpus}", option) for option in last]
     # A site that refuses --gres gives GPUs in another way, for example through a partition.
-    refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
+    refused = {"gres", "gpus-per-node"} & {*never}
     if devices and not gpus and not (names_of([*last, *wanted.flags]) & {*GPUS} or refused):
         gpus = str(num_gpus)
     sizes = dataclasses.replace(wanted, nodes=None)

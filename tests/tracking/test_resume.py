@@ -80,12 +80,13 @@ def test_the_job_requests_the_resources_of_the_last_start(
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 
+@pytest.mark.parametrize("asked", [{}, {"slurm_asked": {"options": ["--gres=gpu:2", "--mem=4G"]}}])
 def test_a_site_that_refuses_gres_gets_no_request_for_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
 ) -> None:
-    """The run used GPUs in an interactive job, and continues on a partition with GPUs."""
+    """The run used GPUs in an interactive job, or a plugin of the site added --gres to its job."""
     monkeypatch.setenv("HARNESS_SBATCH_NEVER", "gres mem")
-    status = stopped(tmp_path / "a", {"starts": [{"devices": GPUS}]})
+    status = stopped(tmp_path / "a", {"starts": [{"devices": GPUS, **asked}]})
     resources = as_job(status, Resources(flags=("--partition=gpu",))).resources
     assert (resources.gpus, resources.flags) == (None, ("--partition=gpu",))
 

@@ -49,11 +49,13 @@ requeue_if_preempted() {
 
 # Executes the decision after the command has ended with RC; ends the script.
 finish() {
-    local code=$RC
+    local code=$RC heard=$SIGNALS
     # A signal ended the harness before signals were handled.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
     if is_batch && [[ $RC == 75 || $RC -ge 126 || (-z $BEGUN && $RC != 2) ]]; then
         [[ -n $REQUEUED ]] || decide "$code"
+        # A user may have cancelled the job meanwhile; Slurm would requeue even a cancelled job.
+        [[ -n $REQUEUED || $SIGNALS == "$heard" ]] || decide "$code"
         if [[ -n $REQUEUED ]]; then
             say "job $JOB is back in the queue and will continue its run"
         elif [[ $VERDICT == requeue ]]; then
@@ -107,6 +109,7 @@ submit_successor() {
     if [[ -z $id ]]; then
         complain "no job continues the run"
         SIGNALS+=' TERM' # as after scancel, job-end logs the command that continues the run
+        show_job() { :; } # even if Slurm preempts the job
         decide "$RC"
         return
     fi

@@ -270,6 +270,19 @@ def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> No
     assert not [line for line in lines if re.search(r"\b42\b(?!_2)", line)]
 
 
+def test_a_job_that_is_cancelled_while_job_end_decides_stays_cancelled(
+    project: Project, asked: Path
+) -> None:
+    """Slurm would requeue the cancelled job."""
+    project.program(
+        'case "$*" in train*) exit 75 ;; *TERM*) echo stop; exit ;; esac\n'
+        'touch "$NOTE" "${NOTE%.json}.ready"; sleep 1; echo requeue',
+        real=["job-begin"],
+    )
+    code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
+    assert (code, "requeue" in asked.read_text()) == (75, False), output
+
+
 def test_a_warning_during_the_installation_requeues_the_job(project: Project, asked: Path) -> None:
     """The script listens before it prepares the environment."""
     (project.path / "requirements.lock").touch()
@@ -379,7 +392,8 @@ def test_without_a_successor_the_last_line_names_the_command(
 
     Only `harness submit` has recorded such seeds, so only then the job's id names all runs.
     """
-    scontrol(project, "echo requeue is disabled >&2; exit 1")
+    preempted = "PreemptTime=2026-01-01T00:00:00 EndTime=2026-01-01T00:00:00 Restarts=0"
+    scontrol(project, f"echo {preempted}; echo requeue is disabled >&2; exit 1")
     run = project.path / "runs/bilstm/slurm-42"
     if exists:
         run.with_name(exists).mkdir(parents=True)

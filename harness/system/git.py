@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -123,9 +122,11 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
 
 
 def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """Return the new and staged files that look like secrets, each with the reason.
+    """Return the new and staged files that look like secrets, each with the reason: name or mode.
 
-    Committed files are not checked, because their authors published them.
+    A file looks like a secret by its mode if only its owner can access the file, although other
+    users can access the project's folder. Committed files are not checked, because their authors
+    published them.
 
     Args:
         project: the folder of the checkout.
@@ -139,22 +140,9 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
         committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
     except GitError:  # there is no commit yet
         committed = set()
-    return private_files(project, [n for n in [*tracked, *new] if n not in committed])
-
-
-def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the files that look like secrets, each with the reason: its name or its mode.
-
-    A file looks like a secret by its mode if only its owner can access the file, although other
-    users can access the project's folder.
-
-    Args:
-        project: the folder of the checkout.
-        names: the paths of the files, relative to the project.
-    """
     judges_mode = not _is_private(project)
     found = {}
-    for name in names:
+    for name in (name for name in [*tracked, *new] if name not in committed):
         if looks_secret(name):
             found[name] = "its name"
         elif judges_mode and _is_private(project / name):

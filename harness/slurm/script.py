@@ -173,7 +173,7 @@ def render_script(variables: Mapping[str, str], call: Sequence[str | Path]) -> s
     exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
     lines = [
         "#!/usr/bin/env bash",
-        "# Written by harness submit; runs the code and the job as they were at submission.",
+        "# Written by harness for one Slurm job.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
         "# These exports override the values from slurm/site.sh.\n"

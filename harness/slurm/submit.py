@@ -120,7 +120,7 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """Load a job or search with overrides; check every seed and, if given, the user's own texts."""
+    """Load a job or search with overrides; check the largest seed and the user's own texts."""
     job: Job | SearchSpec
     if is_search(path):
         if seeds:
@@ -130,8 +130,8 @@ def _check_job(
             )
         job = load_search(path, overrides)
     else:
-        for seed in seeds or ():
-            load_job(path, overrides, seed)
+        if seeds:
+            load_job(path, overrides, max(seeds))
         job = load_job(path, overrides)
     single = job.job if isinstance(job, SearchSpec) else job
     if single.data.source:

@@ -152,7 +152,7 @@ def test_rules_of_a_site(name: str) -> None:
 
 GOLDEN = """\
 #!/usr/bin/env bash
-# Written by harness submit; runs the code and the job as they were at submission.
+# Written by harness for one Slurm job.
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
 source "$HARNESS_HOME/slurm/common.sh"

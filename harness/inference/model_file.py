@@ -54,7 +54,7 @@ def _members(model: keras.Model, path: Path) -> dict[str, bytes]:
     """Return the content of each file in Keras's archive of a model, by the file's name."""
     try:
         model.save(path)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # noqa: S110 - `get_config` of a custom class may raise any error
         pass

@@ -177,7 +177,8 @@ def prune(
     """Free disk space of finished runs and searches.
 
     Removes the checkpoints of a run, and the models and checkpoints of all but the best five trials
-    of a search. Without --yes it only prints the sizes.
+    of a search; if such a trial did not fail, also its status files. Without --yes it only prints
+    the sizes.
     """
     from harness.tracking.run_dir import named_or_all
     from harness.tuning.prune_runs import prune_all

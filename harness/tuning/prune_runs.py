@@ -1,9 +1,9 @@
-"""Removes the models and checkpoints of all but a sweep's best trials; all other files remain.
+"""Removes the models and checkpoints of all but a sweep's best trials; all scores remain.
 
-When a trial drops out of the best trials, the search removes the trial's model and checkpoints at
-once, because such a trial never becomes one of the best again. Hyperband and asha continue trials
-from checkpoints, so with these tuners a search removes those of finished trials only at its end. Of
-failed trials and superseded attempts, a search removes the files at once. If the user raises
+When a trial drops out of the best trials, the search removes the trial's model, checkpoints and
+status files at once, because such a trial never becomes one of the best again. Hyperband and asha
+continue trials from checkpoints, so with these tuners a search removes those of finished trials
+only at its end. Failed trials and superseded attempts keep their status files. If the user raises
 `search.trials` later, a new trial trains its parent's epochs again, with bitwise identical results.
 In other finished runs, `harness prune` removes only the checkpoints.
 
@@ -33,6 +33,7 @@ NUM_KEPT = 5  # number of best trials that keep their files
 # Patterns of files in the folder of a run
 CHECKPOINTS = ("checkpoints/*",)
 MODEL = ("model.keras", "vocabulary.txt")
+STATUS = ("state.json", "timings.jsonl", "lease.json")  # `accepted/trial.json` replaces them
 
 
 @dataclass
@@ -108,6 +109,8 @@ class KeptTrials:
             for folder in self.sweep.path(trial_folder(each.n)).glob("*/seed*"):
                 is_useless = folder.parent != accepted or each.error
                 patterns: tuple[str, ...] = MODEL if is_useless or not is_best else ()
+                if not (is_best or is_useless):
+                    patterns += STATUS
                 if is_useless or not (is_best or may_continue):
                     patterns += CHECKPOINTS
                 self.pruned.prune(folder, self.sweep.folder, patterns)

@@ -96,6 +96,7 @@ def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
     assert holding(sweep, "model.keras") == "2345678"
     kept.trim(trials, is_over=False)
     assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", "34567")
+    assert len(files(sweep.trial_run(0, 1, 1).folder)) == 6
     assert holding(sweep, "result.json") == "01234567"
 
 

@@ -17,12 +17,7 @@ from harness.errors import InputError
 from harness.job.keys import DECAYS, FACTS, Job
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import table, text
-from harness.tracking.run_dir import (
-    RECORD,
-    RunDirectory,
-    first_start,
-    weights_of,
-)
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
 from harness.training.context import RunContext
 from harness.training.progress import Progress
 
@@ -143,7 +138,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
         raise InputError(
             f"--from {parent.run.folder}: this run's checkpoints can't be used: they are broken, "
             f"do not match the run's job.toml, or have more epochs than train.epochs = {epochs}; "
-            "leave --from out, restore the run's job.toml, or raise train.epochs"
+            "restore the run's job.toml, or train a new run with more epochs or without --from"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)

@@ -241,6 +241,7 @@ def gpu_requests(known: Mapping[str, str]) -> list[tuple[str, str, int]]:
         (option, kind, int(num or 1))
         for of, option in TRES.items()
         for kind, num in GPUS_OF_TRES.findall(known.get(f"TresPer{of}", ""))
+        if num != "0"  # as for --gres=gpu:0
     ]
 
 

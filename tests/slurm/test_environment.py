@@ -72,6 +72,7 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TresPerNode=gres/gpu:a100:2,gres/disk:9", ["--gres=gpu:a100:4,disk:9"]),
         ("TresPerJob=gres/gpu:a100:8", ["--gres=gpu:a100:4"]),
         ("TresPerNode=gres/gpu", ["--gres=gpu:4"]),
+        ("TresPerNode=gres/gpu:0", ["--gres=none"]),
         ("TresPerNode=gres/gpu:1g.10gb,gres/disk", ["--gres=gpu:1g.10gb:4,disk"]),
         ("TresPerNode=gres/disk:9 TresPerTask=cpu=4,gres/gpu:t4=1", ["--gres=gpu:t4:4,disk:9"]),
         ("TresPerJob=gres/gpu:2 TresPerTask=cpu=4", ["--gres=gpu:4"]),

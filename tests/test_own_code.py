@@ -99,6 +99,22 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
     assert len({job.identity(), again.identity(), changed.identity()}) == 2
 
 
+def test_an_option_names_the_file_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused if the job has another source of this name, and else used."""
+    write(tmp_path, mynet="def build(): return 1\ndef loss(): pass\n")
+    job, options = load(tmp_path), ["model.architecture=mynet.py:build", "train.loss=mynet.py:loss"]
+    path = kept(job, tmp_path / "run")
+    for folder in (path.parent, tmp_path):
+        monkeypatch.chdir(folder)
+        assert load_job(path, options).code == job.code
+    write(tmp_path, mynet="def build(): return 2\ndef loss(): pass\n")
+    for option in options:
+        with pytest.raises(InputError, match=r"the job already has another mynet\.py"):
+            load_job(path, [option])
+
+
 def test_modules_of_a_package_import_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

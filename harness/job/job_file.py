@@ -85,10 +85,21 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
             put_value(content, key, os.path.normpath(base / os.path.expanduser(value)))  # noqa: PTH111
         if facts.is_function:
             names = value if isinstance(value, list) else [value]
+            if key in origins:
+                names = [_of_file(str(name)) for name in names]
             kept = [stored_name(each, code, f"job {path}: {key}", base=base) for each in names]
             put_value(content, key, kept if isinstance(value, list) else kept[0])
     content["code"] = code
     return check_job(content, path, origins)
+
+
+def _of_file(name: str) -> str:
+    """Put `./` before a function reference from an option if the referenced file exists.
+
+    The harness then reads this file, even if `[code]` contains a source with the same path.
+    """
+    is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
+    return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
 
 
 def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> Any:

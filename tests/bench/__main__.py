@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 
+from harness.architectures import ARCHITECTURES
 from harness.data.sources import open_dataset
-from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console, echo, log

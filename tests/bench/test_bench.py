@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.architectures import ARCHITECTURES
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import BatchSource, Reviews
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
-from harness.doctor.probe import ARCHITECTURES
 from harness.report.collect import group_runs, scored_runs
 from harness.report.statistics import read_predictions
 from harness.slurm.client import Queue

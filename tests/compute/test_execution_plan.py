@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
+from harness.architectures import ARCHITECTURES
 from harness.compute.execution_plan import ExecutionPlan, choose
-from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from tests.conftest import JOBS

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from harness.architectures import ARCHITECTURES
 from harness.compute.execution_plan import choose
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
-from harness.doctor.probe import ARCHITECTURES, JOBS, START_S
+from harness.doctor.probe import JOBS, START_S
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus

@@ -95,8 +95,7 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     """
     node = ("--nodelist=n1", "--gres=gpu:2")
     flags = ("--partition=low", "--time=60", "--signal=B:USR2@30")
-    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
-    job = project.sbatch("lstm", *node, *flags, **session)
+    job = project.sbatch("lstm", *node, *flags, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4")
     job.wait_for_step(20)
     urgent = job.cluster.run(
         *("sbatch", "--parsable", "--partition=high", *node),

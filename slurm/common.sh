@@ -42,9 +42,13 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether this script is a Slurm batch script: sbatch runs a copy in Slurm's spool folder. A script
-# that is called by its path in a job is none: several runs would share the job's id.
-is_batch() { [[ -n ${SLURM_JOB_ID:-} && ! $(dirname "$0") -ef $PROJECT/slurm ]]; }
+# Whether Slurm runs this script as the batch script of a job: sbatch runs a copy in Slurm's spool
+# folder, and a user's own batch script may end with `exec bash slurm/lstm.sh`. A script that is
+# called in another way is none: several runs would share the job's id.
+is_batch() {
+    [[ -n ${SLURM_JOB_ID:-} ]] || return 1
+    [[ ! $(dirname "$0") -ef $PROJECT/slurm ]] || grep -qs '\[.*batch\]' "/proc/$PPID/cmdline"
+}
 
 prepare() {
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"

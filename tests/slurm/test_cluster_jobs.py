@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -84,10 +85,26 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
 
 
+def own_script(project: SlurmProject, folder: Path, *flags: str) -> Submitted:
+    """From a shell in a job step, submit a user's script that executes `slurm/lstm.sh`."""
+    script = folder / "mine.sh"
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G",
+        f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
+    ]
+    script.write_text("\n".join(lines) + "\n")
+    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+    job_id = project.cluster.sbatch(script, *flags, cwd=folder, env=session)
+    run = project.path / f"runs/lstm/slurm-{job_id}"
+    wait_until(run.exists, timeout_s=60)
+    return Submitted(project.cluster, job_id, folder / "mine.out", run)
+
+
 def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
-    project: SlurmProject, undisturbed: Path
+    project: SlurmProject, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """A job in the partition `high` takes the node of a job that was submitted in a job step.
+    """A job in the partition `high` takes the node of a user's script, which executes lstm.sh.
 
     Slurm checks time limits only every 30 s. After the first new step, which may take a minute on
     a busy machine, the test stops the harness and sets the limit. Training until the warning comes
@@ -95,7 +112,7 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     """
     node = ("--nodelist=n1", "--gres=gpu:2")
     flags = ("--partition=low", "--time=60", "--signal=B:USR2@30")
-    job = project.sbatch("lstm", *node, *flags, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4")
+    job = own_script(project, tmp_path, *node, *flags)
     job.wait_for_step(20)
     urgent = job.cluster.run(
         *("sbatch", "--parsable", "--partition=high", *node),

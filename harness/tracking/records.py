@@ -181,9 +181,7 @@ class RunStatus:
         if "-seed" in log and (self.log or "").endswith(log):
             return True
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
-        # If a user's own script called the job script, the name of the run's folder contains a
-        # checksum after the job's id.
-        return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
+        return bool(re.fullmatch(rf"slurm-{job}-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
         """Whether the run's folder, or the file `name` in this folder, is visible to this user."""

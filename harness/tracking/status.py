@@ -266,8 +266,7 @@ def _is_of_job(status: RunStatus, job: str) -> bool:
     shown = status.slurm_job or ""
     if job in (shown, status.reported_job) or shown.startswith(f"{job}_"):
         return True
-    folder = rf"slurm-{job}(_\d+)?(-\d+)?(-seed\d+)?"
-    return re.fullmatch(folder, status.folder.name) is not None
+    return re.fullmatch(rf"slurm-{job}(_\d+)?(-seed\d+)?", status.folder.name) is not None
 
 
 def pick(

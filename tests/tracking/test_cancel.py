@@ -162,7 +162,7 @@ def test_the_job_in_another_users_record_is_not_cancelled(
 def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
     """A broken record can't pass an option to Slurm's programs."""
     for run_id, job in (("slurm---me", "--me"), ("slurm-1-seed1", "(")):
-        site.run("slurm-12-seed1", "training", 0, slurm_job=job)
+        site.run(run_id, "training", 0, slurm_job=job)
     for status in survey(site.runs, Queue()):
         assert (status.slurm_job, status.reported_job, status.shares_job) == (None, None, False)
 

@@ -305,7 +305,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
     Raises:
         InputError: if the run can't be audited here; the message contains the reason.
-        RunError: if the audit fails or does not count.
+        RunError: if the audit fails, the result changes meanwhile, or others can write the records.
         Interrupted, KeyboardInterrupt: if the audit was stopped.
     """
     from harness.training.audit import Audit

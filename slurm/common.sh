@@ -44,7 +44,7 @@ source "$PROJECT/slurm/requeue.sh"
 
 # Whether Slurm runs this script as the batch script of a job: sbatch runs a copy in Slurm's spool
 # folder, and a user's own batch script may end with `exec bash slurm/lstm.sh`. A script that is
-# called in another way is none: several runs would share the job's id.
+# called in any other way does not count: several such runs would share the job's id.
 is_batch() {
     [[ -n ${SLURM_JOB_ID:-} ]] || return 1
     [[ ! $(dirname "$0") -ef $PROJECT/slurm ]] || grep -qs '\[.*batch\]' "/proc/$PPID/cmdline"
@@ -69,7 +69,7 @@ prepare_batch() {
     # Links a name with squeue's id to an array task's log, whose own name contains the raw id.
     [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
         ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
-    # sbatch passes on the step of the shell that calls it; a batch script itself is in no step.
+    # sbatch passes on the step variables of its shell, although a batch script is in no step.
     unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
     export HARNESS_OFFLINE=1 # a download would only time out on compute nodes without a network
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0

@@ -1,4 +1,4 @@
-"""Run child processes that may import TensorFlow and crash; measures their time and memory."""
+"""Runs child processes that may import TensorFlow and crash; measures their time and memory."""
 
 import os
 import signal

@@ -42,7 +42,7 @@ NUM_NEWEST = 200  # how many runs are shown if the user names no runs
 MAX_LISTED = 10  # largest number of paths in a line about refused paths
 
 POLL_S = 0.2
-IDLE_MIN = 60  # minutes without a request that contains the secret, until TensorBoard ends
+IDLE_MIN = 60  # TensorBoard ends after so many minutes without a request that has the secret
 SEARCH_SHARE = 20  # ratio of the pause after a search to the duration of the search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"
 

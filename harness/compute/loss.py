@@ -63,7 +63,7 @@ def loss_of(job: Job) -> Loss:
 
 
 def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
-    """Call a custom loss in a graph like a training step, before the run writes anything.
+    """Call a custom loss in a graph, as a training step does, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.

@@ -46,7 +46,7 @@ PRIVATE, READABLE = 0o2700, 0o2755
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
-    """Store a dataset in place of an earlier dataset, unless the folder contains it already.
+    """Store a dataset, in place of any other dataset in the folder.
 
     The folder appears only when all its files are written.
 

@@ -125,8 +125,8 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
     if SAVED_SPLITS in entries:
         if unknown := {*folders} - {*KNOWN_SPLITS}:
             raise InputError(
-                f"contains the folder {min(unknown)}, but should contain only a folder for each of "
-                "the splits train, validation and test"
+                f"contains the folder {min(unknown)}, but should contain only folders for the "
+                "splits train, validation and test"
             )
         for name in folders:
             yield from _saved_parts(source, name)

@@ -349,7 +349,7 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
 
 
 def _check_classes(job: Job, dataset: Dataset) -> None:
-    """Check that a user's training reviews include all classes; other parts may lack a class."""
+    """Check that a user's training reviews include all classes; other splits may lack a class."""
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)
     labels = train.labels[:cut]

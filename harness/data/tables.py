@@ -252,9 +252,9 @@ def _text(
         )
     if not (isinstance(text, str | None) and isinstance(label, str | bool | int | float | None)):
         raise InputError(
-            f"{row}: the text is {repr(text)[:40]} and the label is {repr(label)[:40]}, but should "
-            "be a string and a word or a number; name other columns in data.text_column and "
-            "data.label_column"
+            f"{row}: the text {repr(text)[:40]} should be a string, and the label "
+            f"{repr(label)[:40]} should be a string or a number; name other columns in "
+            "data.text_column and data.label_column"
         )
     return Text(text or "", _label(label, names), split, location)
 

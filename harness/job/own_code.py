@@ -142,7 +142,7 @@ def _root_of(module: str) -> Path:
 
 
 def _path_of(module: str, exists: Callable[[str], bool]) -> str | None:
-    """Return the first path that a module's source may have and that exists."""
+    """Return the path of a module's source, if one of the two possible paths exists."""
     stem = module.replace(".", "/")
     return next(filter(exists, (f"{stem}.py", f"{stem}/__init__.py")), None)
 

@@ -445,8 +445,8 @@ def _given_weights(
     The runs of `weights_from` must come from the same jobs as `members`, in the same order.
 
     Raises:
-        InputError: if the jobs or the data differ, or if `weights_from` is missing and `members`
-            have no validation reviews.
+        InputError: if the jobs or the data differ, or if `weights_from` is None and `members` have
+            no validation reviews.
     """
     if not weights_from:
         if VALIDATION_PREDICTIONS in members[0].predictions:

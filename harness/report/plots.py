@@ -191,6 +191,6 @@ def _confusion_matrices(predictions: Predictions) -> list[Picture]:
     for name, by_seed in predictions.by_job.items():
         labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)
         content = confusion_picture(labels, probabilities, predictions.classes)
-        note = "The percentages are those of the predictions of all seeds."
+        note = "The percentages are computed from the predictions of all seeds."
         pictures.append(Picture(f"Confusion matrix of {name}", content, note))
     return pictures

@@ -144,7 +144,7 @@ def compared(
 
     Raises:
         InputError: if no run is finished and tested, a named folder is missing, `data` contains no
-            dataset, or `baseline` is `ngrams` and the dataset is missing or can't be fit.
+            dataset, or `baseline` is `ngrams` and the model can't be fit to the dataset.
         RunError: if the dataset in `data` is broken.
     """
     if data:

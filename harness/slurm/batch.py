@@ -58,7 +58,7 @@ class Plan:
 
 
 def _step(allocation: SlurmEnvironment | None) -> tuple[str, ...]:
-    """Return the srun command that starts a process on each node; empty if the job has one node."""
+    """Return the srun command that starts a process on each node; empty for one node."""
     if not allocation or allocation.num_nodes == 1:
         return ()
     num, cpus = allocation.num_nodes, allocation.cpus_per_task

@@ -28,8 +28,8 @@ FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in late
 BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 # Fields of `scontrol show job` with requests for GPUs (TresPerNode, …), and the options that set
-# them. A field's value is such as gres/gpu:a100:2,gres/disk:9 or cpu=4,gres/gpu=2. Without a
-# number, one GPU is requested.
+# them. Examples of values: gres/gpu:a100:2,gres/disk:9 and cpu=4,gres/gpu=2. A value without a
+# number requests one GPU.
 TRES = {"Node": "--gpus-per-node", "Task": "--gpus-per-task", "Socket": "--gpus-per-socket",
         "Job": "--gpus"}  # fmt: skip
 GPUS_OF_TRES = re.compile(r"\bgpu(?:[:=](?!\d+(?:,|$))([^:=,]+))?(?:[:=](\d+))?(?=,|$)")

@@ -35,7 +35,7 @@ def log_of(status: RunStatus) -> Path:
 def _without_log(status: RunStatus) -> InputError:
     why = "it printed to a terminal or a pipe"
     if status.log or status.phase is None:
-        why = f"{status.log or 'path unknown'} does not exist"
+        why = f"{status.log or 'the log file'} does not exist"
     note = f" ({status.note})" if status.note else ""
     return InputError(f"run {status.run}: has no log: {why}; the run is {status.state}{note}")
 

@@ -99,9 +99,9 @@ def _put_commit(
         write_version(project, commit, str(patch or ""), folder=folder)
     except GitError as error:
         raise InputError(
-            f"run {run.folder}: its code can't be restored: {error}; git fetch commit "
-            f"{commit[:12]} in {project}, or call harness reproduce in the checkout where the run "
-            "started"
+            f"run {run.folder}: its code can't be restored: {error}; fetch commit "
+            f"{commit[:12]} into {project}, or call harness reproduce in the checkout where the "
+            "run started"
         ) from None
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")

@@ -60,7 +60,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def _notes(status: RunStatus) -> Iterator[str]:
-    """Yield what the figures of a run do not show."""
+    """Yield facts about a run that the other columns do not show."""
     if status.architecture and status.architecture != status.job:
         yield status.architecture
     if status.slurm_job and status.slurm_job not in status.run:

@@ -647,7 +647,7 @@ class Auditor:
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
         """Return the devices and the plan of the training that measures rounding."""
         devices, way = self.devices, self.plan.way
-        count = 2 if devices.count == 1 and devices.kind == "cpu" else 1  # there may be one GPU
+        count = 2 if devices.count == 1 and devices.kind == "cpu" else 1  # maybe the only GPU
         # XLA can't compile every custom network.
         if count == devices.count or not self.subject.job.model.is_own:
             # Not from `cudnn` to `keras`: on a GPU, Keras computes its layers with cuDNN too.

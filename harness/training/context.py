@@ -1,4 +1,4 @@
-"""The parts of a run: `RunContext` (job and data) and `Compute` (devices).
+"""The parts of a run: `RunContext` (job and data) and `Compute` (devices, console).
 
 This module doesn't import TensorFlow, so `launch` can check a run before the slow import.
 """
@@ -59,7 +59,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Compute:
-    """The devices on which a run is trained, the plan for using them, and the process around them.
+    """The devices of a run, the plan for using them, and the console, monitor and stop request.
 
     On several nodes only the chief prints, but all workers stop together.
     """

@@ -102,7 +102,7 @@ def log_run(trainer: Trainer, row: TrialRow | None) -> None:
     model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
-    if not trainer.compute.is_trial:  # the graph is large, and the same in all trials
+    if not trainer.compute.is_trial:  # the graph is large, and trials are many
         trainer.log.graph(trainer.graph)
     if not row:
         settings = {

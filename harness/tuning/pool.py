@@ -2,7 +2,7 @@
 
 The pool restarts a process that ends with an error. A command fails after 30 failures of one
 process without an accepted trial of any worker in between, or after three if harness itself raised
-the last error and the disk did not cause it.
+the last error, and neither the disk nor srun caused it.
 """
 
 import sys
@@ -28,8 +28,9 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
 # A command fails after this number of consecutive failures of one process: MAX_ERRORS if harness
-# itself raised the last error, else MAX_FAILURES. Slurm's controller or the disk with the Python
-# environment may be unavailable for minutes. A trial that kills each of its workers fails first.
+# itself raised the last error, and neither the disk nor srun caused it; else MAX_FAILURES. Slurm's
+# controller or the disk with the Python environment may be unavailable for minutes. A trial that
+# kills each of its workers fails first.
 MAX_ERRORS, MAX_FAILURES = 3, MAX_ATTEMPTS + 5
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 

@@ -178,7 +178,7 @@ class SweepDirectory(LeasedDirectory):
 
 
 def stop_now(**fields: Any) -> Stop:
-    """Make a `Stop` record with the current user, machine and time, and with other fields."""
+    """Make a `Stop` record with the current user, machine and time, and with `fields`."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), **fields)
 

@@ -141,7 +141,7 @@ class Trials:
                 raise OSError(f"trial {trial.parent}: its result is not visible yet")
             earlier.append((parent, parent.attempt))
         for each, attempt in earlier:
-            # The identity is another if the file of model.embeddings has changed since.
+            # The identity differs if the file of model.embeddings has changed since.
             job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
             of = replace(context, job=job).identity
             for path in reversed(self.sweep.trial_run(each.n, attempt, seed).checkpoints()):

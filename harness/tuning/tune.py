@@ -174,10 +174,10 @@ class Command:
         take_back_cancel(self.sweep.folder)
 
     def _run(self, *, resumes: bool) -> dict[str, Any]:
-        """Repeat `_turn` until the search has ended, also for PATIENCE_S while the disk fails.
+        """Repeat `_turn` until the search ends; if the disk fails, try again for PATIENCE_S.
 
         Raises:
-            DiskError: if the disk fails for longer, or in a way that time does not mend.
+            DiskError: if the disk fails for longer, or with an error that does not go away.
             InputError, RunError: if the search fails for a reason other than the disk.
             Interrupted: after a signal.
         """

@@ -220,9 +220,9 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         (
             "lists",
             {"text": ["a"], "label": [[1]]},
-            r"row 1: the text is 'a' and the label is \[1\]",
+            r"row 1: the text 'a' should be a string, and the label \[1\]",
         ),
-        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: the text is b'a'"),
+        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: the text b'a'"),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said

@@ -121,7 +121,7 @@ def test_a_script_finds_its_project(
 
 @pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
 def test_without_a_project_a_line_names_the_missing_file(project: Project, name: str) -> None:
-    """The message is bash's own."""
+    """Bash itself prints the message."""
     write_program(project.commands / "squeue", "exit 1")
     result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
     assert result.returncode == 1

@@ -83,7 +83,7 @@ def adding(path: str) -> dict[str, object]:
     [
         (adding("../x"), "its code can't be restored: git apply: .*path"),
         (adding("a/.GIT/x"), "its code can't be restored: git apply: .*path"),
-        ({"commit": "0" * 40}, "git fetch commit 000000000000 in"),
+        ({"commit": "0" * 40}, "fetch commit 000000000000 into"),
         ({"commit": "--help"}, "its record has no commit"),
     ],
 )

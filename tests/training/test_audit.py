@@ -170,8 +170,8 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 ) -> None:
     """All runs are audited, even if no audit can be saved.
 
-    TensorFlow uses as many threads for each run as its training did. A run of two replicas counts
-    as one of the same devices.
+    TensorFlow uses as many threads for each run as its training did. The audit of a run
+    with two replicas reports no change of devices.
     """
     harness, run = finished
     copy, other, no_folder = tmp_path / "copy", tmp_path / "other", tmp_path / "file"

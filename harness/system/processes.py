@@ -163,7 +163,9 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
         return [ask(item) for item in items]
     pool = ThreadPoolExecutor(len(parts))
     try:
-        return list(itertools.chain(*pool.map(lambda part: [*map(ask, part)], parts)))
+        with ctrl_c_waits():  # in `Thread.start`, Ctrl-C may cause another error than its own
+            answers = pool.map(lambda part: [*map(ask, part)], parts)
+        return list(itertools.chain(*answers))
     except BaseException:
         kept.append(pool)  # else the command would wait for the threads before it exits
         raise

@@ -1,6 +1,7 @@
 """Handles signals and threads, and describes this machine's processes and hardware."""
 
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -221,6 +222,36 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
         is_writer = found.create_time() <= heartbeat_time_s + CLOCK_SLACK_S
         return is_writer and found.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ValueError):  # ValueError: a broken record
+        return False
+
+
+@functools.cache
+def process_space() -> str:
+    """Return an id of the boot and container in which process ids are valid; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def has_died(process: int, space: str) -> bool:
+    """Whether a process is known to have ended; False if it belongs to another `process_space`.
+
+    Args:
+        process: the process id.
+        space: the `process_space` of the process.
+    """
+    import psutil
+
+    if not space or space != process_space() or process <= 0:
+        return False
+    try:
+        # A zombie has ended, but its parent has not waited for it.
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
         return False
 
 

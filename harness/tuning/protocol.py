@@ -88,6 +88,8 @@ class Attempt(Record):
 
     worker: str  # uuid of the worker's process
     name: str = ""  # name of the worker in messages and logs
+    process: int = 0  # process id
+    space: str = ""  # boot and container in which the process id is valid, see `process_space`
     saved: int = 0  # largest number of steps that an earlier attempt has saved
     num_stuck: int = 0  # number of consecutive earlier attempts without a newer checkpoint
 

@@ -22,7 +22,7 @@ from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_a
 from harness.slurm.pool import allocate_slots
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
-from harness.system.processes import StopRequest
+from harness.system.processes import StopRequest, has_died
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, RESULT, stamped, take_back_cancel
@@ -207,7 +207,7 @@ class Command:
             time.sleep(TEND_S)
 
     def _tend(self) -> None:
-        silent = execute(tell_gone(self.view, self.pool.ended))
+        silent = execute(tell_gone(self.view, self._ended()))
         self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
         self.pool.tend(len(self.view.accepted))
 
@@ -270,6 +270,12 @@ class Command:
         total = max(self.search.table.trials, len(trials))
         self.console.advance("trials", num_ended, total, figures=figures)
 
+    def _ended(self) -> set[str]:
+        """Return the uuids of workers that are known to have ended, here or in other commands."""
+        attempts = running(self.view).values()
+        dead = {each.worker for each in attempts if has_died(each.process, each.space)}
+        return dead | self.pool.ended
+
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end, and record the interruption.
 
@@ -283,7 +289,7 @@ class Command:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
-                execute(tell_gone(self.view, self.pool.ended))
+                execute(tell_gone(self.view, self._ended()))
 
     def _progress(self) -> dict[str, Any]:
         """Return the progress for the heartbeat in the sweep's `state.json`."""

@@ -35,7 +35,7 @@ from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.files import is_of_disk
 from harness.system.guard import stand_guard
-from harness.system.processes import StopRequest, end_with_parent
+from harness.system.processes import StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
 from harness.training.launch import dataset_of, may_use_gpus, tell_death
 from harness.tuning.disk import Disk, execute
@@ -149,7 +149,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     console.info(f"{title}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     monitor = ResourceMonitor(num_own_gpus(), threads)
     trials = Trials(sweep, search, dataset, strategy, console, monitor, stop)
-    me = Attempt(worker=arguments.id, name=name)
+    me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=process_space())
     view = View(Disk(sweep.folder, stop))
     act = partial(train, trials)
     worker = Worker(me, search.table.trials, view, act, must_renew=trials.has_grown)

@@ -1,6 +1,7 @@
 """Signals that stop a run, and checks whether a process is alive."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ import pytest
 from harness.system.processes import (
     STOPPING,
     StopRequest,
+    has_died,
     in_threads,
     is_run_alive,
+    process_space,
 )
 from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
@@ -43,6 +46,16 @@ def test_a_reused_process_id_is_not_the_run() -> None:
         wait_for(lambda: not is_run_alive(process.pid, time.time()))
     assert not is_run_alive(process.pid, time.time())
     assert not any(is_run_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
+
+
+def test_a_dead_process_is_known_in_its_space() -> None:
+    """A zombie is dead. A process of another process space may be alive."""
+    here = process_space()
+    with subprocess.Popen(["true"]) as process:
+        wait_for(lambda: has_died(process.pid, here))
+    assert has_died(process.pid, here)
+    assert not any(has_died(process.pid, space) for space in ("", "elsewhere"))
+    assert not any(has_died(number, here) for number in (os.getpid(), 0, -1))
 
 
 AT_ONCE = "harness: interrupted immediately; saved files are kept\n"

@@ -1,13 +1,13 @@
-"""Real searches while processes and nodes fail; run by hand with `-m slow -s`."""
+"""Real searches while processes, nodes, disk and clocks fail; run by hand with `-m slow -s`."""
 
 import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import psutil
 import pytest
 
 from harness.system.lenient_json import read_json
-from tests.conftest import Harness, wait_for
+from tests.conftest import PROJECT, Harness, wait_for
 from tests.tuning.test_sweep import SEARCH, Sweeps, moved_on
+
+FAULTS = Path(__file__).with_name("faults")
 
 # A search of 24 trials, which take about a second each.
 BRIEF = SEARCH.replace("limit = 300\nmaxlen = 20", "limit = 120\nmaxlen = 8")
@@ -26,6 +28,7 @@ LIMIT_S = 3600.0  # longest time of a search on a busy machine
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can simulate another machine")
 @pytest.mark.parametrize("tuner", ["random", "grid", "asha", "hyperband", "bayesian"])
 def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> None:
     """Every trial counts once, with the score of an undisturbed search.
@@ -63,7 +66,7 @@ class Trouble:
         wait_for(lambda: sweeps.state("wild").get("running"), timeout_s=LIMIT_S)
         words = sweeps.harness.command("sweep", "join", sweeps.folder("wild"), "--workers", 1)
         self.node = subprocess.Popen(
-            words,
+            as_another_machine(words, sweeps.harness.folder / "boot_id"),
             cwd=sweeps.harness.folder,
             env=sweeps.harness.environment,
             stdout=subprocess.DEVNULL,
@@ -109,9 +112,7 @@ class Trouble:
     def _lose_the_node(self) -> None:
         """Kill all processes of the node while it trains a trial."""
         victims = self._node_workers()
-        name = f"{socket.gethostname()}-{self.node.pid}-"
-        owners = [owner["name"] for _, owner in open_attempts(self.sweeps, "wild")]
-        if any(owner.startswith(name) for owner in owners):
+        if any(owner["process"] in victims for _, owner in open_attempts(self.sweeps, "wild")):
             for pid in (self.node.pid, *victims):  # the command first, which would restart others
                 with contextlib.suppress(ProcessLookupError):  # a process ends with its parent
                     os.kill(pid, signal.SIGKILL)
@@ -123,6 +124,24 @@ def open_attempts(sweeps: Sweeps, sweep_id: str) -> list[tuple[Path, dict[str, A
     """Return folder and owner of every attempt at a trial without a result."""
     files = sweeps.folder(sweep_id).glob("trials/*/[0-9]*/owner.json")
     return [(f.parent, read_json(f)) for f in files if not (f.parents[1] / "accepted").exists()]
+
+
+def as_another_machine(words: Sequence[str], boot_id: Path) -> list[str]:
+    """Return a command line that runs `words` as if on another machine, by another boot id."""
+    boot_id.write_text("another\n")
+    over = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", over, str(boot_id), *words]
+
+
+# One kind of failure, eight trials
+
+EIGHT = BRIEF.replace("[0.0, 0.2, 0.4, 0.6]", "[0.0, 0.5]").replace("[4, 8, 12]", "[4, 8]")
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
+    """An undisturbed grid of eight trials by one worker."""
+    return undisturbed(tmp_path_factory.mktemp("eight"), EIGHT)
 
 
 def undisturbed(folder: Path, text: str) -> Sweeps:
@@ -143,3 +162,31 @@ def check_same(sweeps: Sweeps, sweep_id: str) -> None:
     )
     assert all(scores for _, scores in calm)
     assert trials == calm
+
+
+@pytest.mark.slow
+def test_errors_of_the_file_system_and_wrong_clocks_change_nothing(eight: Sweeps) -> None:
+    """One in 100 operations fails with EIO or ESTALE; half of these take effect nevertheless."""
+    log = eight.harness.folder / "faults.log"
+    faulty = {
+        "PYTHONPATH": f"{FAULTS}:{PROJECT}",
+        "FAULTS_BELOW": str(eight.folder("faulty")),
+        "FAULTS_LOG": str(log),
+    }
+    usual = dict(eight.harness.environment)
+    eight.harness.environment |= faulty
+    try:
+        for _ in range(20):  # a command ends if the disk fails at its start
+            process = eight.start("faulty", "--workers", 2)
+            said, errors = process.communicate(timeout=LIMIT_S)
+            if process.returncode == 0:
+                break
+            assert "Traceback" not in errors, errors
+    finally:
+        eight.harness.environment = usual
+    assert process.returncode == 0, said + errors
+    struck = log.read_text().splitlines()
+    kinds = Counter(line.split()[1] for line in struck)
+    print(f"{len(struck)} errors: {dict(kinds)}")  # noqa: T201
+    assert min(kinds["EIO"], kinds["ESTALE"]) > 3, struck
+    check_same(eight, "faulty")

@@ -52,7 +52,7 @@ DEFAULTS = {
     if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
-# The numbers in `result.json` whose means are shown in tables.
+# The numbers in `result.json` whose means are in the tables; `COLUMNS` in `summary` shows them.
 NUMBERS = (
     *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
     *("recurrent_parameters", "parameters"),

@@ -92,8 +92,9 @@ class Trouble:
     def _kill_a_worker(self) -> None:
         own = [pid for pid in self.sweeps.workers("wild") if pid not in self._node_workers()]
         if own and moved_on(self.sweeps, "wild", self.counts["workers"]):
-            os.kill(self.chance.choice(own), signal.SIGKILL)
-            self.counts["workers"] += 1
+            with contextlib.suppress(ProcessLookupError):  # it has just been replaced
+                os.kill(self.chance.choice(own), signal.SIGKILL)
+                self.counts["workers"] += 1
             for proposer in self.sweeps.proposers("wild")[: self.chance.randrange(2)]:
                 os.kill(proposer, signal.SIGKILL)
                 self.counts["proposers"] += 1

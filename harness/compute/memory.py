@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.compute.execution_plan import recurrent_units
+from harness.data.epoch_order import LARGEST_PADDED
 from harness.job.job_file import put_value
 from harness.job.keys import Job
 from harness.job.search import SearchSpec
@@ -53,9 +54,12 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
     if not data.source:
         reviews = min(reviews, MAX_REVIEWS)
     # The user's own texts are not read yet, so their sizes are assumed to be those of IMDB.
-    values += (1 + RATIO_COPIES * model.ngram_ratios) * reviews * WORDS_PER_REVIEW
+    values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
+    padded = min(FLOAT * reviews * data.maxlen, LARGEST_PADDED)
+    if data.source and not data.limit:
+        padded = LARGEST_PADDED
     base_gb = GPU_BASE_GB if on_gpu else BASE_GB
-    return base_gb + custom_gb + FLOAT * values / 1e9
+    return base_gb + custom_gb + (padded + FLOAT * values) / 1e9
 
 
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:

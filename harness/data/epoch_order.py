@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
 # The largest number of review indices (4 bytes) in a tf.data dataset of more than one epoch.
 MAX_PERMUTED = 5_000_000
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
-from harness.data.epoch_order import BatchShape, num_steps, time_steps
+from harness.data.epoch_order import LARGEST_PADDED, BatchShape, num_steps, time_steps
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.job.keys import Job
@@ -172,7 +172,7 @@ class BatchSource:
         self.num_tokens = int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]
         lengths = reviews.lengths(shape.maxlen)
-        self.times = self.ratios = None
+        self.times = self.ratios = self.rows = None
         with tf.device("/cpu:0"):
             self.tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
             self.starts = tf.constant(np.append(ends - lengths, empty))
@@ -183,6 +183,12 @@ class BatchSource:
                 self.ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
             if shape.bucket:
                 self.times = tf.constant(time_steps(permutations, lengths, shape))
+            if (num_rows := len(reviews) + 1) * shape.maxlen * 4 <= LARGEST_PADDED:
+                # Pad all reviews in advance: copying rows takes a fifth of the time of padding.
+                parts = np.array_split(np.arange(num_rows), -(-num_rows // EXAMPLES_AT_ONCE))
+                rows = [tf.gather(self.tokens, self.places(part)) for part in parts]
+                self.rows = tf.concat(rows, axis=0)
+                del self.tokens
 
     def padded(
         self, rows: tf.Tensor, time: tf.Tensor | None = None
@@ -198,13 +204,18 @@ class BatchSource:
             time: with `data.bucket`, at least the length of the longest review; by default
                 `maxlen`.
         """
-        starts, ends = (tf.gather(each, rows)[..., None] for each in (self.starts, self.ends))
-        places = tf.range(self.shape.maxlen, dtype=tf.int64)[:time]
-        first = starts if self.shape.bucket else ends - self.shape.maxlen
-        at = first + places  # the indices of the reviews' tokens among all tokens
-        at = tf.where((at >= starts) & (at < ends), at, self.num_tokens)
+        at = self.places(rows)[..., :time]
         ratios = () if self.ratios is None else tf.gather(self.ratios, at)
-        return tf.gather(self.tokens, at), ratios
+        if self.rows is None:
+            return tf.gather(self.tokens, at), ratios
+        return tf.gather(self.rows, rows)[..., :time], ratios
+
+    def places(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return the indices of the reviews' tokens among all tokens, `[…, maxlen] int64`."""
+        starts, ends = (tf.gather(each, rows)[..., None] for each in (self.starts, self.ends))
+        places = tf.range(self.shape.maxlen, dtype=tf.int64)
+        at = (starts if self.shape.bucket else ends - self.shape.maxlen) + places
+        return tf.where((at >= starts) & (at < ends), at, self.num_tokens)
 
     def batches(self, step: tf.Tensor, position: tf.Tensor, before: int) -> Batch:
         """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.

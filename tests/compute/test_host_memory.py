@@ -39,6 +39,17 @@ def gb(job: str, *settings: str) -> float:
     return reckoned_gb(load_job(JOBS / f"{job}.toml", settings))
 
 
+def test_padded_reviews_are_counted() -> None:
+    """Both splits of IMDB count up to the limit; custom texts without a limit count as 1 GB."""
+    long = ("lstm", "data.maxlen=2000")
+    least = gb(*long, "data.limit=10")
+    assert gb(*long) - least == pytest.approx(4 * (50_000 - 20) * 2000 / 1e9)
+    assert gb(*long, "data.limit=10000") - least == pytest.approx(4 * (20_000 - 20) * 2000 / 1e9)
+    custom = (*long, "data.source=/reviews.csv")
+    assert gb(*custom) - least == pytest.approx(1.0 - 4 * 20 * 2000 / 1e9)
+    assert gb(*custom, "data.limit=10") == pytest.approx(least)
+
+
 def test_ngram_ratios_are_counted() -> None:
     """The words of both splits count; custom texts count like IMDB, or as their limit says."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from harness.data import input_pipeline as pipeline
 from harness.data.epoch_order import BatchShape, epoch_permutation, num_steps, permutations_ahead
 from harness.data.input_pipeline import Batch, Reviews, batches
 
@@ -46,6 +47,27 @@ def test_padding_is_that_of_keras(maxlen: int) -> None:
     tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
     assert tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_a_large_set_is_padded_batch_by_batch(
+    monkeypatch: pytest.MonkeyPatch, bucket: bool
+) -> None:
+    """Reviews padded in advance and reviews padded per batch give equal batches on two replicas."""
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
+    reviews, shape = make_reviews(), BatchShape(4, 5, bucket)
+    orders = permutations_ahead(7, range(2), reviews.lengths(5), shape=shape)
+
+    def all_batches() -> list[Batch]:
+        made = batches(strategy, reviews, orders, shape=shape, first_step=1)
+        local = [strategy.experimental_local_results(batch) for batch in islice(made, 5)]
+        return [Batch(*map(np.asarray, one)) for parts in local for one in parts]
+
+    usual = all_batches()
+    monkeypatch.setattr(pipeline, "LARGEST_PADDED", 100)
+    for one, other in zip(usual, all_batches(), strict=True):
+        for field, wanted in zip(one, other, strict=True):
+            np.testing.assert_array_equal(field, wanted)
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:

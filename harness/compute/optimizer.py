@@ -162,10 +162,12 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     )
     with own_errors(where):
         optimizer = function(*arguments)
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
+    has_scale = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if not isinstance(optimizer, keras.optimizers.Optimizer) or has_scale:
         raise InputError(
             f"{where}: returns a {type(optimizer).__name__}, should return a "
-            "keras.optimizers.Optimizer"
+            "keras.optimizers.Optimizer other than LossScaleOptimizer, because the harness itself "
+            "adds LossScaleOptimizer if train.precision = 'float16'"
         )
     options.check(name)
     for setting, instead in JOB_KEYS.items():
@@ -188,21 +190,30 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
     Keras's optimizers are checked only if `train.optimizer_options` is set.
 
     Raises:
-        InputError: if the optimizer can't be built, or the step fails.
+        InputError: if the optimizer can't be built, the step fails, or the state of the optimizer
+            can't be saved.
     """
     if train.optimizer in OPTIMIZERS:
         if train.optimizer_options:
             build_optimizer(train)
         return
     optimizer = build_optimizer(train, code=code)
+    where = f"train.optimizer = {train.optimizer!r}"
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
     weights = [keras.Variable(np.ones(shape, np.float32)) for shape in ([3, 2], [2])]
-
-    def step() -> None:
-        optimizer.apply([tf.ones_like(each.value) for each in weights], weights)
-
-    with own_errors(f"train.optimizer = {train.optimizer!r}"):
+    with own_errors(where):
         optimizer.build(weights)
+
+        def step() -> None:
+            optimizer.apply([tf.ones_like(each.value) for each in weights], weights)
+
         tf.function(step, autograph=False)()
+    for name, value in vars(inner).items():
+        if isinstance(value, tf.Variable):
+            raise InputError(
+                f"{where}: its variable {name} is a tf.Variable, which would not be saved; create "
+                "it in build() with add_variable or add_variable_from_reference"
+            )
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:

@@ -99,8 +99,18 @@ OPTIMIZERS = [
         "    return keras.optimizers.SGD(rate)",
         "train.schedule",
     ),
+    (
+        "def f(learning_rate, options):\n"
+        "    return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(learning_rate))",
+        "returns a LossScaleOptimizer",
+    ),
     (STEP.format("raise ValueError(3)"), "mine.py, line 7: ValueError: 3"),
-]
+    (
+        STEP.replace("def update", "def build(self, v):\n        super().build(v)\n"
+                     "        self.num = tf.Variable(0.0)\n    def update").format("pass"),
+        "its variable num is a tf.Variable, which would not be saved",
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "said"), OPTIMIZERS)

@@ -6,7 +6,6 @@ reviews. Computing the checksum of IMDB (46 MB) takes 0.03 s.
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from harness.data.dataset import (
 )
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
+from harness.system.console import quoted
 from harness.system.files import (
     OTHERS_WRITE,
     atomic_directory,
@@ -162,7 +162,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
                 f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
             )
             if reason == OTHERS_WRITE:
-                remedy = f"chmod -R go-w {shlex.quote(str(folder))}"
+                remedy = f"chmod -R go-w {quoted(folder)}"
             raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
 
 

@@ -157,13 +157,11 @@ class SlurmCluster:
 
     # Trouble
 
-    def kill_controller(self, job_id: str) -> None:
-        """Kill slurmctld once its saved state includes the job."""
-        began, saved = time.time(), self.folder / "state/job_state"
-        # slurmctld saves its state a few seconds after a change.
-        self.run("scontrol", "update", f"JobId={job_id}", f"Comment={began}")
-        wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, timeout_s=30)
-        self._kill("slurmctld")
+    def stop_controller(self) -> None:
+        """Stop slurmctld, which saves its state first."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(timeout=PATIENCE * 30)
 
     def restart_controller(self) -> None:
         """Restart slurmctld with its saved state."""

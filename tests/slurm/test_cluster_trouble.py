@@ -61,7 +61,7 @@ def test_a_node_set_down_gives_its_job_to_another(project: SlurmProject, undistu
 def test_a_job_outlives_its_node_and_the_controller(
     project: SlurmProject, undisturbed: Path
 ) -> None:
-    """The node dies with all processes of the job. Later the controller dies, and the job gets
+    """The node dies with all processes of the job. Later the controller stops, and the job gets
     USR2. The job repeats its request for a requeue until the controller answers.
     """
     job = project.sbatch("lstm", HARNESS_RETRY_S="1")
@@ -76,8 +76,8 @@ def test_a_job_outlives_its_node_and_the_controller(
         job.cluster.restart_node(node)
 
     process = job.record()["process"]
-    os.kill(process, signal.SIGSTOP)  # the run might finish before the controller dies
-    job.cluster.kill_controller(job.job_id)
+    os.kill(process, signal.SIGSTOP)  # the run might finish before the controller stops
+    job.cluster.stop_controller()
     try:
         os.kill(parent(process), signal.SIGUSR2)  # as slurmd would
         os.kill(process, signal.SIGCONT)

@@ -9,19 +9,20 @@ usage() {
     cat <<'END'
 usage: bash tests/run.sh [--quick | --all] [PYTEST ARGUMENT...]
 
-Checks style, types and shell scripts, then runs the tests. It makes an environment of its own
-first (.venv-test) and leaves yours alone. As root on Debian or Ubuntu it also installs what some
-tests need: Slurm, and a browser. Where either is missing, its tests are skipped.
+Checks style, types and shell scripts, then runs the tests. The script first creates the
+environment .venv-test, and changes no other environment. As root on Debian or Ubuntu it also
+installs programs that some tests need: Slurm, Chromium, ssh and gcc. If a program is missing, the
+tests that need it are skipped.
 
-  (neither)  everything but the nightly tests: 11 minutes on two cores
-  --quick    no test on a cluster, in a browser or of long training: two minutes
-  --all      the nightly tests too
+  (neither)  all tests except the nightly ones: 11 minutes on two cores
+  --quick    only the tests that need no cluster, no browser and no long training: 2 minutes
+  --all      all tests, including the nightly ones: 65 minutes
 
-Other arguments go to pytest, for example: bash tests/run.sh --quick -x tests/slurm -k requeue
+The script passes other arguments to pytest: bash tests/run.sh --quick -x tests/slurm -k requeue
 END
 }
 
-# A test that hangs fails, and ends its worker, which prints where each thread is.
+# After 900 s pytest prints a traceback of each thread and ends the worker: the test fails.
 TIER=(-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true)
 NEEDS_PROGRAMS=1
 case ${1:-} in
@@ -35,15 +36,15 @@ case ${1:-} in
     shift
     ;;
 --all)
-    TIER=(-m '') # some take longer
+    TIER=(-m '') # without a time limit, because some nightly tests take longer than 900 s
     shift
     ;;
 esac
 
 heading() { printf '\n== %s\n' "$*"; }
 
-# Installs the packages $3... for the tests of $1, where that is possible, unless all of the programs
-# that $2 names are there.
+# Installs the packages $3... for the tests that need $1, if one of the programs in $2 is missing.
+# Needs root on Debian or Ubuntu; otherwise it only says how to install the packages.
 provide() {
     local what=$1 log=$PROJECT/.venv-test.$1.log PATH=$PATH:/usr/sbin
     local -a programs
@@ -72,15 +73,15 @@ heading environment
 VENV=$PROJECT/.venv-test
 HARNESS_CONTAINER=()
 if [[ -n $NEEDS_PROGRAMS ]]; then
-    provide_all & # while pip installs
+    provide_all & # in the background, while ensure_venv installs Python packages
     trap wait EXIT
 fi
-# shellcheck disable=SC2034 # environment.sh reads it
-SETS_UP=yes # a changed lock file is installed, in a job too
+# shellcheck disable=SC2034 # environment.sh reads SETS_UP
+SETS_UP=yes # ensure_venv also installs a changed lock file inside a Slurm job
 ensure_venv requirements-test.lock
 export PATH="$VENV/bin:$PATH"
 unset PYTHONPATH PYTHONHOME
-unset PYTHONDONTWRITEBYTECODE # hundreds of processes, and each worker, would compile every module
+unset PYTHONDONTWRITEBYTECODE # without bytecode files every process would compile all modules
 
 heading ruff check
 ruff check .
@@ -91,11 +92,11 @@ mypy &
 TYPES=$!
 shellcheck --external-sources ./*/*.sh .ci/run
 wait "$TYPES"
-wait # for what is installed
+wait # for provide_all
 
 heading pytest
-# One file at a time on each worker, the longest first. More workers than cores, because the tests
-# wait for processes, and those on a cluster for its clock.
+# Each worker runs one file at a time. pytest starts the longest files first. There are more workers
+# than cores, because tests often wait: for processes, or for the time limits of the Slurm cluster.
 WORKERS=$(($(nproc) + (${NEEDS_PROGRAMS:-0} ? 2 : 1)))
 exec python -m pytest --numprocesses="$WORKERS" --maxprocesses=6 --max-worker-restart=0 \
     --dist=loadfile --no-loadscope-reorder "${TIER[@]}" "$@"

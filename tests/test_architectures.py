@@ -95,6 +95,8 @@ def test_dropout_keeps_the_mean() -> None:
     assert abs(counts[0] / counts.sum() - 0.5) < 0.1
     layer = GlobalBatchDropout(0.5, seed=1, batch_size=8)
     np.testing.assert_array_equal(layer(tf.ones([2, 16]), training=False), np.ones([2, 16]))
+    mask = tf.constant([[True, False]])
+    assert layer.compute_mask(tf.ones([1, 2, 16]), mask) is mask  # for the next layer
 
 
 @pytest.mark.parametrize(("over", "first"), [("time", np.s_[:, :1]), ("channels", np.s_[..., :1])])

@@ -231,14 +231,21 @@ def test_it_is_built_once_and_again_when_it_has_changed(
 
 def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     """The lines list the classes, the words and the lengths of reviews."""
-    rows = [(f"{'word ' * (i % 100 + 1)}unique{i}", str(i % 2)) for i in range(1000)]
+    rows = [(f"{'word ' * (i % 100 + 1)}a{i} b{i} c{i}", str(i % 2)) for i in range(1000)]
     lines = list(describe(open_source(write_csv(tmp_path / "a.csv", rows))))
     assert "2 classes: 0 = 0, 1 = 1" in lines[0]
-    num_train = len(open_source(tmp_path / "a.csv").train)
-    assert lines[1].startswith(f"train   {num_train:,} reviews: ")
-    assert lines[3].startswith(f"words   {num_train + 1:,} different words in the training reviews")
-    assert lines[3].endswith(f": {num_train + 5:,} covers all")
-    assert "longest has 101 words" in lines[4]
+    train = open_source(tmp_path / "a.csv").train
+    counts = [sum(train.labels == label) for label in (0, 1)]
+    shares = ", ".join(f"{count / len(train):.1%} {label}" for label, count in enumerate(counts))
+    rarest = f"the rarest class has {min(counts)} reviews"
+    assert lines[1] == f"train   {len(train)} reviews: {shares}, {rarest}"
+    num_words = 3 * len(train) + 1
+    # The 1,996 most frequent words are `word` and 1,995 words that occur once.
+    share = 1 - (num_words - 1996) / len(train.tokens)
+    covers = f"2,000 covers {share:.1%}, {num_words + 4:,} covers all"
+    words = f"words   {num_words:,} different words in the training reviews"
+    assert lines[3] == f"{words}; data.vocab_size: {covers}"
+    assert "longest has 103 words" in lines[4]
     assert "50% 5" in lines[4]
 
 

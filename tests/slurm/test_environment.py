@@ -61,6 +61,8 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given_memory_gb(by_cpu) == pytest.approx(3.221225472)
     by_gpu = allocation(SLURM_MEM_PER_GPU="1024", SLURM_GPUS_ON_NODE="2")
     assert given_memory_gb(by_gpu) == pytest.approx(2.147483648)
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU"):
+        assert given_memory_gb(allocation(**{name: "1024"})) is None
     for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,5", 2)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert visible_gpus() == count

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.system import watchdog
 from harness.system.watchdog import Watchdog, Watched
 
@@ -184,3 +184,11 @@ def test_a_main_thread_that_waits_in_c_ends(
     assert (blocked.returncode, len(warned.splitlines())) == (75, 1)
     assert warned.startswith(f"harness: {line}")
     assert least_s < time.monotonic() - began < most_s
+
+
+@pytest.mark.parametrize("value", ["-1", "ten", "nan", "1e99"])
+def test_a_limit_that_is_no_number_in_the_range_is_refused(value: str) -> None:
+    """An empty value means the default, and 0 means no limit."""
+    with pytest.raises(InputError, match=rf"HARNESS_STALL_MIN={value}: should be a number of min"):
+        watchdog.from_settings({"HARNESS_STALL_MIN": value})
+    assert watchdog.from_settings({"HARNESS_STALL_MIN": "", "HARNESS_STOP_S": "0"}).stop_s == 0

@@ -118,6 +118,8 @@ def test_audits_that_others_could_have_written_do_not_count(tmp_path: Path) -> N
         keep_audit(tmp_path, hashlib.sha256(b"{}").hexdigest(), audit)
     finally:
         os.umask(before)
+    (kept,) = (tmp_path / ".audits").iterdir()
+    assert (kept.parent.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o755, 0o644)
     assert (audits_of(tmp_path, b"{}"), audits_of(tmp_path, b"[]")) == ({"full": audit}, {})
     (tmp_path / ".audits").chmod(0o777)
     assert audits_of(tmp_path, b"{}") == {}

@@ -19,7 +19,7 @@ class Counts(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.calls = []
-    def on_train_begin(self, logs=None): self.calls.append("begin")
+    def on_train_begin(self, logs=None): self.calls.append(f"begin {self.params['epochs']}")
     def on_epoch_begin(self, epoch, logs=None): self.calls.append(f"epoch {epoch}")
     def on_epoch_end(self, epoch, logs=None): self.calls.append([epoch, sorted(logs)])
     def on_train_end(self, logs=None): self.calls.append("end")
@@ -51,17 +51,17 @@ def model_of(train: TrainConfig) -> keras.Model:
 
 def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
     """A resumed run restores their state after `on_train_begin`; `logs` contains no times."""
-    job = job_of(COUNTS)
+    job = job_of(COUNTS, epochs=3)
     first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     first.begin(Progress())
     first.on_epoch_begin(0)
     first.on_epoch_end(LINE)
     names = ["epoch", "learning_rate", "loss", "val_loss"]
-    assert first.states() == [["begin", "epoch 0", [0, names]]]
+    assert first.states() == [["begin 3", "epoch 0", [0, names]]]
     again = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     again.begin(Progress(history=[LINE], callback_states=first.states()))
     again.on_train_end()
-    assert again.states() == [["begin", "epoch 0", [0, names], "end"]]
+    assert again.states() == [["begin 3", "epoch 0", [0, names], "end"]]
 
 
 def test_a_stop_that_a_callback_undid_stays_undone() -> None:
@@ -77,7 +77,7 @@ def test_a_stop_that_a_callback_undid_stays_undone() -> None:
 def test_changes_of_on_train_begin_happen_once() -> None:
     """A new run uses the callback's rate and weights; a resumed run uses its checkpoint's."""
     source = COUNTS.replace(
-        'self.calls.append("begin")',
+        "self.calls.append(f\"begin {self.params['epochs']}\")",
         "self.model.optimizer.learning_rate *= 0.5; self.model.variables[1].assign([7.0])",
     )
     job = job_of(source, learning_rate=0.5)

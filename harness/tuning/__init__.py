@@ -1,5 +1,5 @@
 """Searches for hyperparameters with KerasTuner's oracles and many worker processes.
 
-A trial trains one run per seed. The folder of a sweep contains everything that a command needs to
-continue the sweep.
+A trial trains one run per seed. A sweep is one execution of a search. The folder of a sweep
+contains everything that `harness resume` needs to continue the sweep.
 """

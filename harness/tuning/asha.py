@@ -14,17 +14,18 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     """Starts random settings in the lowest rung and promotes the top 1/factor of every rung.
 
-    A promotion is a new trial. The new trial's values contain the id of the promoted trial
-    (`tuner/trial_id`) and the epochs of the new rung (`tuner/epochs`), as in KerasTuner's
-    Hyperband. A trial is promoted as soon as it is among the best 1/factor of its rung's finished
-    trials, so no trial waits for others. The promotions depend only on the results and their order.
+    A setting is a combination of values. Each promotion creates a new trial. The new trial's values
+    contain the id of the promoted trial (`tuner/trial_id`) and the epochs of the new rung
+    (`tuner/epochs`), as in KerasTuner's Hyperband. The oracle promotes a trial as soon as the trial
+    is among the best 1/factor of its rung's finished trials, so no trial waits for others. The
+    promotions depend only on the trials' results and on the order of these results.
 
     Args:
-        num_settings: the largest number of settings in the lowest rung.
+        num_settings: the maximum number of settings in the lowest rung.
         min_epochs: a lower limit for the number of epochs of the lowest rung.
         max_epochs: the number of epochs of the highest rung.
         factor: the ratio between the epochs of two consecutive rungs.
-        options: other arguments, for `kt.Oracle`.
+        options: further arguments of `kt.Oracle`.
     """
 
     known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search
@@ -40,7 +41,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self._seed_state: int  # only the type; KerasTuner's oracle sets the value
+        self._seed_state: int  # declares the type; KerasTuner's oracle sets the value
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
@@ -54,8 +55,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            # Restore the random state from before the draw. The promotion was recorded while the
-            # search file had a smaller `trials`, so the search drew no setting at this point.
+            # Undo the draw by restoring the random state. The sweep's folder records a promotion as
+            # the next trial, because `search.trials` allowed no new setting when it was proposed.
             if values is not None:
                 self._seed_state = before
         # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.
@@ -92,8 +93,9 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
         """Return a hash of `values` without the keys that begin with `tuner/`.
 
-        If the values that the oracle draws have the hash of an earlier trial, the oracle discards
-        these values and draws again. So the oracle draws no combination of values twice.
+        If the values that the oracle draws have the same hash as an earlier trial's values, the
+        oracle discards the drawn values and draws again. So the oracle draws no combination of
+        values twice.
         """
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))

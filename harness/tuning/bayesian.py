@@ -1,10 +1,10 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
-For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then
-KerasTuner minimizes the acquisition function from 50 starting points. Each step that minimizes the
-acquisition function needs at least one prediction by the Gaussian process. This module fits the
-Gaussian process to at most 100 finished trials. This module computes the acquisition function at
-many random points in one prediction, and starts its minimizations only from the best few of these
+For each proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³) time.
+Then KerasTuner minimizes the acquisition function from 50 starting points. Each step of a
+minimization needs at least one prediction by the Gaussian process. This module fits the Gaussian
+process to at most 100 finished trials. With one prediction, this module computes the acquisition
+function at many random points, and then starts minimizations only from the best few of these
 points.
 """
 
@@ -18,7 +18,7 @@ from keras_tuner.oracles import BayesianOptimizationOracle
 from numpy.typing import NDArray
 from sklearn.gaussian_process import GaussianProcessRegressor
 
-NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # how many finished trials `subset` chooses
+NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # numbers of trials that `subset` chooses
 NUM_POINTS = 2000  # number of random points at which the acquisition function is computed
 NUM_STARTS = 5  # number of minimizations; they start from the best random points
 
@@ -27,14 +27,14 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
     Except for rounding, the values depend only on the seed and on the earlier trials. Processors
-    may round differently. So if a sweep continues, the oracle does not compute the values that the
-    Gaussian process chose again, but reads them from the sweep's folder.
+    may round differently. So if a sweep continues, the oracle reads the values that the Gaussian
+    process chose earlier from the sweep's folder, and does not compute these values again.
     """
 
     known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Propose untried values: random at first, later a minimum of the acquisition function."""
+        """Propose untried values: first random ones, later minima of the acquisition function."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < 3 * len(self.hyperparameters.space):
             return dict(self._random_populate_space())

@@ -28,7 +28,7 @@ from harness.tuning.sweep_dir import SweepDirectory
 
 
 def best_trial_toml(sweep: SweepDirectory) -> str:
-    """Return a job file that trains the best trial as in the search, and tests the model.
+    """Return the text of a job that trains the best trial as in the search, and tests the model.
 
     Raises:
         InputError: if no trial has finished yet.
@@ -67,8 +67,8 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a trial's job with a new name and `data.test = true`."""
-    # Hyperband and asha choose a trial's number of epochs. With other tuners the job keeps its own
-    # `train.epochs`, because the trial may have stopped early.
+    # Hyperband and asha choose a trial's number of epochs. With other tuners the job keeps the
+    # search's `train.epochs`, because the trial may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(trial.values, epochs=epochs).model_dump()
     content["name"] = search.best_name
@@ -79,7 +79,7 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a job that trains a trial's settings on all training reviews.
 
-    The job trains as many epochs as the trial had trained when its weights were best.
+    The job trains for as many epochs as the trial needed to reach its best weights.
     """
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
@@ -120,7 +120,8 @@ def retrain(
 ) -> None:
     """Train the best trial on all training reviews, once per seed, and print the test scores.
 
-    An unfinished run continues. A finished run and the runs of an earlier best trial do not change.
+    If runs of the same trial already exist, unfinished ones continue and finished ones stay
+    unchanged. The runs of an earlier best trial also stay unchanged.
 
     Args:
         sweep: the sweep.
@@ -140,7 +141,9 @@ def retrain(
     best = best_of(sweep, ranked(sweep.trials(), search))
     job = retrained_job(search, best)
     if not sweep.finished():
-        console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
+        console.warning(
+            f"sweep {sweep.folder} is unfinished: only its best trial so far is retrained"
+        )
     if best_job(search, best).train.reduce_lr_patience:
         console.warning(
             "train.reduce_lr_patience needs validation reviews; without them, the learning rate "
@@ -150,7 +153,7 @@ def retrain(
         f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"
     )
     dataset = dataset_of(sweep, search.job, data)
-    # Runs of a job with own texts find the texts by `data.source`.
+    # A job on the user's own texts needs no `--data`, because its runs read `data.source`.
     folder = dataset.folder.absolute() if dataset.folder and not dataset.is_own else None
     request = BatchRequest(
         jobs=tuple(

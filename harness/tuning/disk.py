@@ -1,10 +1,10 @@
 """Coordinates the processes of a search through files on a shared disk.
 
-The processes of a search decide by creating folders, for example which worker trains a trial: if
+The processes of a search create folders to agree, for example, on which worker trains a trial: if
 several processes try to create the same folder, exactly one succeeds. A process writes a folder
 with its content under a temporary name, then renames the folder. rename(2) never replaces a
-non-empty folder, so the rename fails in all processes but one. After an I/O error only the folder's
-content shows which process has created the folder.
+non-empty folder, so the rename fails in all processes but one. After an I/O error, only the
+folder's content shows which process created the folder.
 """
 
 import errno
@@ -29,15 +29,15 @@ TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # errors of `rename` if the folder alre
 
 
 def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Create a folder with its content; return False if another process has created it.
+    """Create a folder with its content; return False if the folder already exists.
 
     Args:
         folder: the new folder; its parent must exist.
-        files: the name and the content of each file; at least one, because the rename by a second
-            process would replace an empty folder.
+        files: the name and the content of each file; at least one file, because the rename by a
+            second process would replace an empty folder.
 
     Raises:
-        OSError: if the disk fails; even then the folder may have been created.
+        OSError: if the disk fails; even after this error, the new folder may exist.
     """
     temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -56,7 +56,7 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class Record(BaseModel):
-    """The content of a file; unknown fields are ignored."""
+    """The content of a JSON file in a sweep's folder; validation ignores unknown fields."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -105,7 +105,7 @@ class Disk:
         replace_file(self.folder / path, to_bytes(record), synced=False)
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        """Wait for `time_s`; log `error` unless the previous call also had an error.
+        """Wait for `time_s`; log `error` if the previous call had no error.
 
         Raises:
             Interrupted: after a signal.
@@ -121,7 +121,7 @@ class Disk:
 
 
 def execute(course: Coroutine[Any, Any, T]) -> T:
-    """Execute a coroutine that reaches the disk through a `Disk`; return its result."""
+    """Execute a coroutine that awaits only methods of a `Disk`; return the coroutine's result."""
     try:
         course.send(None)
     except StopIteration as end:

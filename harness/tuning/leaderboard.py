@@ -68,7 +68,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
     """
     best = next(iter(ranked(trials, search)), None)
     if not best or best.status != "finished":
-        error = best.error if best else "there were none"
+        error = best.error if best else "the search has no trials"
         raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
     return {
         "job": search.name,
@@ -85,7 +85,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials had, else ""; the numbers in the errors may differ."""
+    """Return an error that three trials had; "" if none. Numbers in the errors may differ."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:

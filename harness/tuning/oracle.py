@@ -10,8 +10,8 @@ This module differs from KerasTuner 1.4.8 in five ways. Each item first says wha
   search space has too few untried settings left, this round can't be filled. The Hyperband of this
   module then shrinks the round.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
-  0.5. Here a range with a step becomes a list of its values, with the maximum if it is a whole
-  number of steps above the minimum.
+  0.5. Here a range with a step becomes a list of its values. The list contains the maximum if the
+  maximum is a whole number of steps above the minimum.
 - KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a
   `Boolean`, and a list of one boolean becomes a `Fixed`.
 """
@@ -31,7 +31,7 @@ from harness.tuning.asha import AshaOracle
 from harness.tuning.bayesian import BoundedBayesianOracle
 from harness.tuning.protocol import Trial
 
-# KerasTuner would print the value of every condition for every reported trial.
+# Print nothing: KerasTuner would print the value of every condition for every reported trial.
 conditions.print = lambda *_: None
 
 
@@ -42,7 +42,7 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
         choices: Sequence[Value] = parameter.choices
         if parameter.step is not None:
             low, step, kind = parameter.low, parameter.step, int if parameter.is_whole else float
-            num_steps = math.floor((parameter.high - low) / step + 1e-9)  # 4.9999999999 is 5
+            num_steps = math.floor((parameter.high - low) / step + 1e-9)  # 4.9999999999 counts as 5
             choices = [kind(low + i * step) for i in range(num_steps + 1)]
         parent, values = parameter.parent, list(parameter.parent_choices)
         with space.conditional_scope(parent, values) if parent else contextlib.nullcontext():
@@ -105,7 +105,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial]) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        # In effect no limit: `same_failure` decides whether failed trials end the search.
+        # This limit is never reached: `same_failure` decides whether failed trials end a search.
         "max_consecutive_failed_trials": 10**9,
     }
     if table.tuner == "hyperband":

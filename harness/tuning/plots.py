@@ -18,8 +18,9 @@ Ticks = list[tuple[float, str]]  # height and text of each tick; an axis reaches
 def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Series, Ticks]":
     """Return the height of each trial's line at a key's axis, and the ticks of the axis.
 
-    A list has a tick at each value, a range at its two ends and its middle. Lines through the same
-    value of a list are spread a little, as are the lines of trials that do not use the key.
+    The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
+    its middle. Trials with the same value of a list get slightly different heights, so that their
+    lines stay visible; so do trials that do not use the key.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:
@@ -43,8 +44,8 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
 
     The colour shows the score. The worst tenth of the trials share one colour: otherwise a single
     trial that did not learn would make the colours of all other trials almost equal. The best
-    trial's line is thick. With hyperband and asha, the number of epochs has an axis if not all
-    trials have the same number.
+    trial's line is thick. With hyperband and asha, the number of epochs has an axis too if this
+    number differs between trials.
 
     Args:
         trials: the rows of `scored_trials`, at least one, the best first.

@@ -1,8 +1,9 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-The pool restarts a process that ends with an error. A command fails after 30 failures of one
-process without an accepted trial of any worker in between, or after three if harness itself raised
-the last error, and neither the disk nor srun caused it.
+A proposer chooses the values of the trials, which the workers train. The pool restarts a process
+that ends with an error. A command fails after 30 failures of one process, if no worker of the
+search reported a trial's result in between. Three failures are enough if harness itself raised the
+last error, and neither the disk nor srun caused this error.
 """
 
 import sys
@@ -28,16 +29,17 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
 # A command fails after this number of consecutive failures of one process: MAX_ERRORS if harness
-# itself raised the last error, and neither the disk nor srun caused it; else MAX_FAILURES. Slurm's
-# controller or the disk with the Python environment may be unavailable for minutes. A trial that
-# kills each of its workers fails first.
+# itself raised the last error, and neither the disk nor srun caused this error; else MAX_FAILURES.
+# MAX_FAILURES is large, because Slurm's controller or the disk with the Python environment may be
+# unavailable for minutes. MAX_FAILURES exceeds MAX_ATTEMPTS, so a trial that kills each of its
+# workers fails before the command fails.
 MAX_ERRORS, MAX_FAILURES = 3, MAX_ATTEMPTS + 5
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """How many workers a command starts, which devices they use, and where they read the data."""
+    """The user's requests for a command's workers: number, devices and folder of the data."""
 
     num_workers: int | None = None  # None for as many workers as devices and memory allow
     workers_per_gpu: int = 1
@@ -47,11 +49,11 @@ class WorkerRequest:
 
 @dataclass(eq=False)
 class WorkerProcess(ManagedProcess):
-    """A worker or a proposer, with a count of its failures."""
+    """The process of a worker or of a proposer, with the number of its failures."""
 
     uuid: str = ""  # unique id of the current process
-    num_failures: int = 0  # the number of failures since a trial was accepted
-    num_done: int = 0  # the number of accepted trials at the last failure
+    num_failures: int = 0  # the number of failures since the search last accepted a result
+    num_done: int = 0  # the search's number of accepted results at the last failure
     not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 
     @property
@@ -111,7 +113,7 @@ class WorkerPool(ProcessPool):
         """Restart processes that ended with an error.
 
         Args:
-            num_done: the number of accepted trials in the whole search.
+            num_done: the number of trials in the whole search whose results are accepted.
 
         Raises:
             InputError, NodeFault, RunError: if a process failed too often; the message contains the
@@ -145,5 +147,5 @@ class WorkerPool(ProcessPool):
         )
 
     def stop(self, wait_s: float = SAVE_S) -> None:
-        """Let the workers save their trials and end; wait for them."""
+        """Let the workers save their trials and end; wait at most `wait_s` for their end."""
         self.ask_to_save(self.everybody, STOPPING[0], wait_s)

@@ -5,20 +5,20 @@
 | `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
 | `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; the runs |
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
-| `gone/<n>-<k>.json` | the same worker, or a command that presumes that worker dead | a `Gone` |
-| `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
-| `ends/<search.trials>/` once | the first proposer that has no more trials | `end.json`: an `End` |
+| `gone/<n>-<k>.json` | the same worker, or a command that presumes the worker dead | a `Gone` |
+| `trials/<n>/accepted/` once | the first worker to report a result | `trial.json`: a `Trial` |
+| `ends/<search.trials>/` once | the first proposer with no trials left | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
 A folder marked `once` is created by exactly one process, together with its first file.
 
-Three kinds of processes take part in a search: workers, proposers, and commands such as
-`harness tune`. Each kind follows the protocol by running coroutines. The coroutines reach the
-sweep's folder only through the methods of a `Disk`, and use no clock or random number. The real
-`Disk` has blocking methods, which never suspend a coroutine, so one call of `execute` runs a
-coroutine from start to end. The tests execute the coroutines in a simulation. The simulation
-suspends a coroutine at each operation of its `Disk`, kills processes, lets nodes fail, and shows
-new files late.
+Three kinds of processes take part in a search: workers train trials, proposers choose the trials'
+values, and commands such as `harness tune` start workers and proposers. Each kind follows the
+protocol by running coroutines. The coroutines reach the sweep's folder only through the methods of
+a `Disk`, and use no clock or random number. The real `Disk` has blocking methods, which never
+suspend a coroutine, so one call of `execute` runs a coroutine from start to end. The tests execute
+the coroutines in a simulation. The simulation suspends a coroutine at each operation of its `Disk`,
+kills processes, lets nodes fail, and shows new files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -40,7 +40,7 @@ STUCK = (
     "the trial's worker ended {} times in a row without saving a new checkpoint, perhaps for lack "
     "of memory; lower train.checkpoint_every_s or the size of the model"
 )
-NUM_WATCHED = 16  # number of open trials that a worker reads in `Worker.turn`
+NUM_WATCHED = 16  # number of trials without a result that `Worker.turn` reads
 BEAT_S = 5.0  # time between two heartbeats of a worker
 LOST_S = 180.0  # time without a heartbeat after which a command presumes a worker dead
 REST_EACH_S = 0.3  # pause after `View.look`, multiplied by the number of trials that `look` read
@@ -55,17 +55,17 @@ class Trial(Record):
 
     n: int
     values: dict[str, Value]  # key of the job → its value in this trial
-    limit: int | None = None  # number of epochs to train, if the oracle decides it
+    limit: int | None = None  # number of epochs to train, if the oracle sets this number
     parent: int | None = None  # number of the trial whose last checkpoint this trial continues
-    # The result, set by the accepted attempt
-    attempt: int = 0
+    # The result, which comes from the accepted attempt
+    attempt: int = 0  # number of the accepted attempt
     scores: Mapping[str, float] = {}  # mean of each score over the trial's runs
     error: str = ""
     epochs: int | None = None  # number of trained epochs
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    # The name of the worker of a running trial, not stored in the trial's files
+    # The name of the worker that trains the trial now; the trial's files do not contain it
     worker: str = ""
 
     @property
@@ -116,7 +116,7 @@ class End(Record):
 class Stop(Record):
     """Says that the search is stopped, or that a person has resumed it."""
 
-    by: str  # the user and the machine
+    by: str  # the user and the machine that wrote this record
     at: str
     reason: str = ""  # why the search failed; empty for a cancelled search
     is_lifted: bool = False  # whether a person has resumed the search
@@ -148,7 +148,7 @@ def gone_file(n: int, k: int) -> str:
 
 @dataclass
 class Heard:
-    """What a process knows about the newest attempt at an open trial."""
+    """What a process knows about the newest attempt at a trial without an accepted result."""
 
     k: int = 0  # number of the attempt, 0 before the first one
     attempt: Attempt | None = None  # None while `owner.json` is not visible
@@ -172,7 +172,7 @@ class Heard:
             self.beat, self.silent_s = beat, 0.0
         else:
             # If more than LONGEST_REST_S has passed since the last read, this process itself was
-            # suspended, or read slowly. Only LONGEST_REST_S then count as silence of the worker.
+            # suspended, or read slowly. So only LONGEST_REST_S counts as silence of the worker.
             self.silent_s += min(passed_s, LONGEST_REST_S)
 
 
@@ -251,7 +251,7 @@ class View:
         return await self.disk.read(End, f"{ENDS}/{num_asked}/end.json")
 
     async def is_over(self, num_asked: int) -> bool:
-        """Whether all trials are proposed and accepted."""
+        """Whether all trials are proposed, and all their results are accepted."""
         end = None if self.open else await self.end(num_asked)
         return end is not None and len(self.accepted) >= end.num_trials
 
@@ -271,15 +271,15 @@ async def take_turns(turn: Callable[[], Awaitable[bool]], view: View) -> None:
 
 @dataclass
 class Worker:
-    """A worker: it takes a trial, trains it, reports the result and takes the next trial."""
+    """A worker, which repeatedly takes a trial, trains the trial and reports the result."""
 
     me: Attempt  # this process
     num_asked: int  # `search.trials`
     view: View
-    # Trains a trial as attempt k, and returns the trial with its result. During the training, the
-    # function calls `tick` every BEAT_S.
+    # Trains a trial as the attempt with the given number, and returns the trial with its result.
+    # During the training, the function calls `tick` every BEAT_S.
     train: "Callable[[Worker, Trial, int], Awaitable[Trial]]"
-    must_renew: Callable[[], bool] = lambda: False  # whether to replace this process
+    must_renew: Callable[[], bool] = lambda: False  # whether a new process should replace this one
     _count: int = 0  # number of heartbeats so far
 
     async def turn(self) -> bool:
@@ -297,7 +297,8 @@ class Worker:
 
     async def _take(self) -> tuple[int, int] | None:
         """Take a free trial, if any; return its number and the attempt's number, else None."""
-        # Own attempts first: they get no heartbeats while this worker trains another trial.
+        # Prefer this worker's own attempts, because an attempt gets no heartbeats while its worker
+        # trains another trial.
         for n, heard in sorted(self.view.open.items(), key=lambda each: not self._owns(each[1])):
             k, attempt = heard.k, self.me
             if k:
@@ -342,7 +343,7 @@ class Worker:
             self.view.accept(trial)
 
     async def _report(self, trial: Trial) -> bool:
-        """Report a trial's result; only the first report counts."""
+        """Report a trial's result; return whether this report is the first, which alone counts."""
         folder = f"{trial_folder(trial.n)}/{ACCEPTED}"
         return await self.view.disk.make(folder, "trial.json", trial)
 
@@ -408,6 +409,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write `stop` to stop or resume a search, unless the search is already in that state."""
+    """Stop or resume a search by writing `stop`, if the search is not yet in that state."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

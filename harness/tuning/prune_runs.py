@@ -1,11 +1,12 @@
-"""Removes the models and checkpoints of all but a sweep's best trials; all scores remain.
+"""Removes the models and checkpoints of all trials of a sweep except the best; all scores remain.
 
 When a trial drops out of the best trials, the search removes the trial's model, checkpoints and
-status files at once, because such a trial never becomes one of the best again. Hyperband and asha
-continue trials from checkpoints, so with these tuners a search removes those of finished trials
-only at its end. Failed trials and superseded attempts keep their status files. If the user raises
-`search.trials` later, a new trial trains its parent's epochs again, with bitwise identical results.
-In other finished runs, `harness prune` removes only the checkpoints.
+status files at once, because this trial can't become one of the best again. Hyperband and asha
+continue trials from checkpoints, so with these tuners a search removes the checkpoints of finished
+trials only at the end of the search. Failed trials and superseded attempts keep their status files.
+If the user raises `search.trials` after the end of the search, a new trial trains its parent's
+epochs again, with bitwise identical results. In finished runs that are not trials, `harness prune`
+removes only the checkpoints.
 
 If the user trains a run's `job.toml` again, the new model and checkpoints are bitwise identical to
 the removed ones. This module removes no file of another user and follows no symbolic link. A run
@@ -47,7 +48,7 @@ class Pruned:
     left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
     def prune(self, folder: Path, top: Path, patterns: Sequence[str]) -> None:
-        """Remove this user's regular files in a run's folder; follow no link below `top`."""
+        """Remove the user's files that match `patterns` in a folder; follow no link below `top`."""
         self.num_runs += 1
         for file in (each for pattern in patterns for each in folder.glob(pattern)):
             with contextlib.suppress(OSError):  # already removed, or not removable
@@ -73,14 +74,15 @@ def refusal(folder: Path) -> str:
         return f"belongs to {owner_name(about.st_uid)}"
     if not RunDirectory(folder).finished():
         return "is unfinished"
-    # A run with a broken result resumes from its last checkpoint.
+    # Keep the files of a run with a broken result, because the run resumes from its last
+    # checkpoint.
     if is_sweep(folder) or is_whole(parse_json(read_plain_file(folder / RESULT))):
         return ""
     return "has a broken result.json"
 
 
 class KeptTrials:
-    """Decides which files of trials a sweep keeps, and removes the others."""
+    """Decides which files of trials a sweep keeps, and removes all other files of trials."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
         """Set the sweep whose files are removed, and the `Pruned` that removes these files."""

@@ -22,7 +22,7 @@ RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's statu
 
 
 class Schedule:
-    """Gets trials from an oracle and gives it their results, in the order of a virtual clock."""
+    """Gets trials from an oracle and gives the oracle their results, ordered by a virtual clock."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Schedule:
     def _give_result(self) -> bool:
         """Give the oracle the result of the trial that ends next on the virtual clock.
 
-        Return False if there is no such result yet.
+        Return False if no trial runs, or if the trial that ends next has no result yet.
         """
         if not self._running or self._running[0][1] not in self.results:
             return False

@@ -135,9 +135,9 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
     """Return the trials with comparable scores: all, or those with the same number of epochs.
 
-    hyperband and asha train good settings for more epochs, which also changes the scores. Only the
-    trials with the most common number of epochs are returned for hyperband and asha. If two numbers
-    of epochs are equally common, the trials with the larger number are returned.
+    hyperband and asha train good settings for more epochs, which also changes the scores. So for
+    hyperband and asha, only the trials with the most common number of epochs are returned. If two
+    numbers of epochs are equally common, the trials with the larger number are returned.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -153,9 +153,9 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
         three. The columns `key` and `value` name the value of a row. Three columns describe the
         scores of the trials with this value: `n` is the number of scores, `mean` their mean and
         `best` the best score. `explains` is eta squared of the key: the between-group sum of
-        squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance` is the
-        expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k groups. A
-        key with one value or with too few trials has no rows.
+        squares divided by the total sum of squares (Fisher, 1925), or 0 if all scores are equal.
+        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
+        trials in k groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 

@@ -6,8 +6,8 @@
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
 | `leaderboard.csv`, `result.json` | computed from the trials | any command |
-| `state.json` | progress, as in a run | any command |
-| `provenance.json` | code and data at the start, the last job's Slurm request | any command |
+| `state.json` | progress, as in a run's `state.json` | any command |
+| `provenance.json` | code and data at the start, Slurm options of the last job | any command |
 | `workers/<name>.log` | output of a worker or a proposer | the same process |
 | `parallel_coordinates.png` | a plot of the trials | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
@@ -56,7 +56,7 @@ class SweepDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
-        """Choose the folder of a sweep; `begin` creates it.
+        """Choose the folder of a sweep, which `begin` creates.
 
         If the folder with this `sweep_id` exists, its search continues, perhaps with more trials.
 
@@ -118,7 +118,7 @@ class SweepDirectory(LeasedDirectory):
                 )
             if not is_sweep(self.folder):
                 raise InputError(
-                    f"{self.folder} contains no {SEARCH_FILE}, so no search can continue there; "
+                    f"{self.folder} contains no {SEARCH_FILE}, so no search can continue in it; "
                     "move the folder away, or choose another --sweep-id"
                 )
             for name in FOLDERS:

@@ -31,8 +31,8 @@ from harness.tuning.protocol import Trial, result_file
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
-# Largest memory of a worker, as a multiple of its memory after its first run. After a trial ends,
-# its worker may keep memory in use: 70 MB in a measurement with `data.bucket`.
+# Largest memory of a worker, as a multiple of its memory after its first run. A worker may keep
+# memory of ended trials in use: 70 MB in a measurement with `data.bucket`.
 MAX_GROWTH = 1.5
 
 
@@ -71,11 +71,11 @@ class Trials:
         except (OSError, Interrupted, NodeFault):
             raise
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            if is_of_disk(error) or isinstance(error, TakenOver):  # worth another try
+            if is_of_disk(error) or isinstance(error, TakenOver):  # another try may succeed
                 raise OSError(str(error)) from None
             is_ours = isinstance(error, InputError | RunError)
             line = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            # The user's own code may raise errors that contain any characters.
+            # Escape control characters, which errors in the user's own code may contain.
             line = printable(" ".join(line.split()))[:MAX_ERROR]
             return trial.model_copy(update={"attempt": k, "error": line})
         finally:
@@ -124,11 +124,12 @@ class Trials:
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:
-        """Copy the checkpoint with which a run of attempt k begins into the run's folder.
+        """Copy a checkpoint into a new run of attempt k, so that the run continues from it.
 
-        The run begins with the newest checkpoint of the trial's earlier attempts or, without one,
-        of the parent trial. If the parent trial's checkpoints were removed, as happens at the end
-        of a search, the attempt trains the parent's epochs again, with bitwise identical results.
+        The checkpoint is the newest of the trial's earlier attempts or, if they have none, the
+        newest of the parent trial. If the parent trial's checkpoints were removed, as happens at
+        the end of a search, the attempt trains the parent's epochs again, with bitwise identical
+        results.
 
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.
@@ -141,7 +142,8 @@ class Trials:
                 raise OSError(f"trial {trial.parent}: its result is not visible yet")
             earlier.append((parent, parent.attempt))
         for each, attempt in earlier:
-            # The identity differs if the file of model.embeddings has changed since.
+            # If the file of model.embeddings has changed since the earlier run, the identities
+            # differ and `adopt` refuses the checkpoint.
             job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
             of = replace(context, job=job).identity
             for path in reversed(self.sweep.trial_run(each.n, attempt, seed).checkpoints()):

@@ -99,7 +99,7 @@ def tune(
     if asked.trial_limit > search.trial_limit:
         search = search.with_table(trials=asked.table.trials)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
-    if allocation:  # for `submit --resume`
+    if allocation:  # `submit --resume` requests the same resources again
         starts = [{"slurm_asked": asked_of(allocation)}]
         sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     for line in search.without_effect():
@@ -122,13 +122,13 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Set `search.parallel` to twice `num_workers` if the tuner needs the key and it is not set."""
+    """If the tuner needs `search.parallel` and it is unset, set it to twice `num_workers`."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=min(2 * num_workers, MAX_PARALLEL)) if is_open else search
 
 
 class Command:
-    """A command of a search: controls its processes, writes files for users, prints progress."""
+    """Controls the processes of one command, writes a search's files for users, prints progress."""
 
     def __init__(
         self,

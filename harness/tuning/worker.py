@@ -76,7 +76,8 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     stop = StopRequest()
     stop.listen()
     search = sweep.search()
-    # Several threads would add numbers in a varying order, which would change the proposals.
+    # Use one thread, because several threads would add numbers in a varying order, which would
+    # change the proposals.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
@@ -143,7 +144,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
 
     strategy = checked_strategy(requested, None, console)
     stop.check()
-    stop.listen()  # again, since TensorFlow may have set another handler
+    stop.listen()  # again, because TensorFlow may have set another handler
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(describe_devices(strategy), threads)}{which}"
     console.info(f"{title}; data: {dataset.title}; worker {name} on {socket.gethostname()}")

@@ -66,7 +66,10 @@ def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
 def test_a_search_without_a_finished_trial_has_no_result(tmp_path: Path) -> None:
     """The error quotes the first error of a trial."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    for none, why in (([trial(2, None, error="it broke")], "it broke"), ([], "there were none")):
+    for none, why in (
+        ([trial(2, None, error="it broke")], "it broke"),
+        ([], "the search has no trials"),
+    ):
         with pytest.raises(RunError, match=f"no trial finished: {why}"):
             result_of(sweep, sweep.search(), none)
 

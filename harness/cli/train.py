@@ -113,7 +113,7 @@ def train(
         raise InputError(f"--from {parent}: is for a single run; give one JOB without --seeds")
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} --seeds {seeds}: can't be combined; use only one of them")
-    from harness.compute.memory import reckoned_gb
+    from harness.compute.execution_plan import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
     from harness.slurm.resources import parse_seeds

@@ -1,19 +1,23 @@
-"""Chooses how steps and evaluations are computed: the fastest way with reproducible results.
+"""Chooses how a job's steps are computed, and estimates the memory that a run needs on its node.
 
-The choice depends on the device, the kind of network and its sizes. The plan does not depend on
-measured times, so that two runs of the same job get the same plan. A resumed run keeps the plan of
-its first start.
+The plan is the fastest way with reproducible results. It depends on the device, the kind of network
+and its sizes, but not on measured times, so that two runs of the same job get the same plan. A
+resumed run keeps the plan of its first start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from harness.architectures import ModelConfig, over_time
+from harness.data.epoch_order import LARGEST_PADDED
 from harness.errors import InputError
+from harness.job.job_file import put_value
 from harness.job.keys import Job
+from harness.job.search import SearchSpec
+from harness.slurm.environment import visible_gpus
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
@@ -26,6 +30,22 @@ BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
 # evaluation, because compiling takes longer than evaluating without XLA. A `data.limit` of 0 means
 # all reviews, so XLA compiles the evaluation.
 FEWEST_COMPILED = 5000
+
+# The estimate of memory is above the measured peaks of seven runs on a CPU, which range from 0.99
+# GB for the LSTM in `jobs/` to 4.2 GB for a bidirectional LSTM of 128 units over 1,000 words. For a
+# run on a GPU the estimate is too high, because the activations are in the GPU's memory.
+BASE_GB = 1.15  # memory of TensorFlow, this package, IMDB as words, and XLA while it compiles
+GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459)
+# Number of copies of all weights: in two models, the optimizer, the moving average, the best epoch
+# and a checkpoint's arrays.
+COPIES = 11
+# How many values each word of a batch needs in memory: PER_UNIT for each recurrent unit, and
+# PER_CHANNEL for each dimension of the embedding.
+PER_UNIT, PER_CHANNEL = 11, 2
+MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # IMDB's number of reviews and mean length
+RATIO_COPIES = 3  # copies of the n-grams' log-count ratios: two NumPy arrays and a tensor
+FLOAT = 4  # size of a float32 in bytes
+CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
 
 # keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
 # operation computes an LSTM layer, see `block_lstm`; cudnn: cuDNN computes recurrent layers.
@@ -126,11 +146,60 @@ def _size(job: Job) -> int:
     """Return the batch size times the units of all recurrent layers; 0 for a custom network."""
     if not job.model.recurrent or job.model.is_own:
         return 0
-    return job.train.batch_size * recurrent_units(job.model)
+    return job.train.batch_size * _recurrent_units(job.model)
 
 
-def recurrent_units(model: ModelConfig) -> int:
+def _recurrent_units(model: ModelConfig) -> int:
     """Count the units of all recurrent layers."""
     if model.architecture == "stacked_lstm":
         return model.units + (model.second_units or model.units)
     return model.units * (2 if model.architecture == "bilstm" else 1)
+
+
+def reckoned_gb(job: Job, kind: str | None = None) -> float:
+    """Estimate the memory of a run on its node, in GB.
+
+    Args:
+        kind: the kind of device, gpu or cpu; by default gpu if this process sees a GPU.
+    """
+    on_gpu = kind == "gpu" or (kind is None and visible_gpus() > 0)
+    model, data = job.model, job.data
+    width = _recurrent_units(model)
+    weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
+    words = data.maxlen * job.train.batch_size
+    values = COPIES * weights + words * (PER_UNIT * width + PER_CHANNEL * model.embedding_dim)
+    custom_gb = CUSTOM_NETWORK_GB if model.is_own else 0.0
+    reviews = 2 * data.limit or MAX_REVIEWS
+    if not data.source:
+        reviews = min(reviews, MAX_REVIEWS)
+    # The user's own texts are not read yet, so their sizes are assumed to be those of IMDB.
+    values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
+    padded = min(FLOAT * reviews * data.maxlen, LARGEST_PADDED)
+    if data.source and not data.limit:
+        padded = LARGEST_PADDED
+    base_gb = GPU_BASE_GB if on_gpu else BASE_GB
+    return base_gb + custom_gb + (padded + FLOAT * values) / 1e9
+
+
+def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
+    """Estimate the memory of a search's largest trial, in GB.
+
+    The largest trial has the largest value of each numeric key in the search space, and the
+    architecture that needs the most memory.
+
+    Args:
+        kind: the kind of device, as for `reckoned_gb`.
+    """
+    content = search.job.model_dump()
+    architectures: Sequence[Any] = [search.job.model.architecture]
+    for parameter in search.space:
+        values = parameter.examples()
+        if parameter.key == "model.architecture":
+            architectures = values
+        elif sizes := [each for each in values if type(each) in (int, float)]:
+            put_value(content, parameter.key, max(sizes))
+    jobs = []
+    for name in architectures:
+        put_value(content, "model.architecture", name)
+        jobs.append(Job.model_validate(content))
+    return max(reckoned_gb(job, kind) for job in jobs)

@@ -56,7 +56,7 @@ def write_provenance(
         "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "plan": dict(plan),
-        "kernels": {},  # `record_kernels` adds the kernels when the graph is traced
+        "kernels": {},  # added when the graph of a step is traced
         "slurm": allocation.variables if allocation else {},
         "dataset": dataset.record(),
         "starts": [],
@@ -184,21 +184,3 @@ def _fingerprint(code: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packages() -> dict[str, str | None]:
     return {name: installed_version(name) for name in PACKAGES}
-
-
-def record_kernels(run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str]) -> None:
-    """Record each recurrent layer's kernel (such as cuDNN's) and the layers that train in float32.
-
-    Args:
-        kernels: the kernel of each recurrent layer, as `kernels_of` returns it.
-        in_float32: the names of layers that train in float32, though the job has another precision.
-    """
-    added = {"kernels": kernels, "in_float32": [*in_float32]}
-    run.write_json(RECORD, {**run.certain_json(RECORD), **added})
-
-
-def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Record how many GB a run's process used on its fullest GPU since the run's last start."""
-    record = run.certain_json(RECORD)
-    record["starts"][-1]["gpu_gb"] = round(gb, 3)
-    run.write_json(RECORD, record)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from harness.compute.device_check import is_switched_off
 from harness.compute.recurrent import count_parameters, kernels_of, why_slow
@@ -18,6 +19,7 @@ from harness.errors import RunError
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
+from harness.system import gpu
 from harness.system.files import sha256_of
 from harness.tracking import provenance
 from harness.tracking.records import Heartbeat
@@ -25,8 +27,10 @@ from harness.tracking.run_dir import (
     CHECKSUMS,
     PREDICTIONS,
     RATIOS_FILE,
+    RECORD,
     RESULT,
     VALIDATION_PREDICTIONS,
+    RunDirectory,
 )
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
@@ -34,6 +38,10 @@ from harness.training.parent import Parent
 from harness.training.pictures import calibration_picture, confusion_picture
 from harness.training.progress import exported_epoch
 from harness.training.trainer import Trainer
+
+# A cautious guess of the memory of CUDA's context and libraries, which TensorFlow does not count.
+# The guess is used if the driver does not report the process's memory.
+CONTEXT_GB = 1.0
 
 
 def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
@@ -80,7 +88,8 @@ def record_kernels(trainer: Trainer) -> dict[str, str]:
     """
     job, step = trainer.job, trainer.train_step
     kernels = kernels_of(step.model, trainer.graph, trainer.compute.plan.way)
-    provenance.record_kernels(trainer.run, kernels, step.in_float32)
+    added = {"kernels": kernels, "in_float32": step.in_float32}
+    trainer.run.write_json(RECORD, {**trainer.run.certain_json(RECORD), **added})
     if step.in_float32:
         trainer.console.info(
             f"train.precision = {job.train.precision}: cuDNN's gradients in bfloat16 are wrong, so "
@@ -183,6 +192,24 @@ def result_of(
         ],
         "kernels": kernels,
     }
+
+
+def record_gpu_gb(run: RunDirectory) -> None:
+    """Record how many GB of memory this process uses on its fullest GPU, if it uses a GPU.
+
+    TensorFlow frees no memory before the process ends, so at the end of a run this is the peak.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return
+    # In a container with its own process ids, NVML does not report this process's memory.
+    gb = max((each.own_gb for each in gpu.memory_of_gpus().values()), default=0.0)
+    if not gb:
+        read = tf.config.experimental.get_memory_info
+        gb = CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
+    record = run.certain_json(RECORD)
+    record["starts"][-1]["gpu_gb"] = round(gb, 3)
+    run.write_json(RECORD, record)
 
 
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:

@@ -5,12 +5,10 @@ from typing import Any
 from harness.compute.adversarial import build_step
 from harness.compute.device_errors import check_results
 from harness.compute.loss import class_weights
-from harness.compute.memory import measure_gpu_gb
 from harness.data.epoch_order import num_steps
 from harness.data.input_pipeline import test_reviews, training_reviews
 from harness.inference.model_file import save_model
 from harness.job.search import TrialRow
-from harness.tracking.provenance import record_gpu_gb
 from harness.tracking.records import Heartbeat
 from harness.training import record
 from harness.training.callbacks import own_callbacks
@@ -97,8 +95,8 @@ def train(
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = record.score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}
-            if not compute.is_trial and (gb := measure_gpu_gb()) is not None:
-                record_gpu_gb(run, gb)
+            if not compute.is_trial:
+                record.record_gpu_gb(run)
             data = record.describe_data(context, training, validation)
             result = record.result_of(trainer, data, kernels=kernels, scores=scores)
             if row and (score := result.get(row.objective)) is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.compute.memory import reckoned_gb
+from harness.compute.execution_plan import reckoned_gb
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
 from harness.job.keys import DECAYS, FACTS, KEYS, Job

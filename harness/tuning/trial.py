@@ -10,7 +10,6 @@ import keras
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import forget_gradients
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
@@ -162,6 +161,21 @@ class Trials:
         except (OSError, DiskError):
             return 0
         return sum(int(name.removeprefix("step-")) for name in newest)
+
+
+def forget_gradients() -> None:
+    """Free the graphs of networks that are no longer used.
+
+    TensorFlow stores the gradient function of each `tf.custom_gradient` in a global table, which
+    keeps the function's graph in memory. Keras's optimizers call `all_reduce`, which has a custom
+    gradient, so the graphs of all trials would stay in memory. Call `forget_gradients` only while
+    no network is being trained.
+    """
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-from harness.compute.memory import largest_gb
+from harness.compute.execution_plan import largest_gb
 from harness.errors import (
     CANCELLED,
     DiskError,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compute.memory import BASE_GB, GPU_BASE_GB, largest_gb, reckoned_gb
+from harness.compute.execution_plan import BASE_GB, GPU_BASE_GB, largest_gb, reckoned_gb
 from harness.job.job_file import load_job
 from harness.job.search import load_search
 from tests.conftest import JOBS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.compute.memory import CONTEXT_GB
+from harness.training.record import CONTEXT_GB
 from tests.gpu.conftest import Rig, last_line
 
 pytestmark = pytest.mark.full

@@ -59,7 +59,7 @@ from harness.tracking.run_dir import (
 )
 from harness.training.context import RunContext, known_words
 from harness.training.launch import computing, dataset_of
-from harness.training.progress import exported_epoch
+from harness.training.metrics import exported_epoch
 
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews

@@ -18,7 +18,7 @@ from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import load_function, own_errors
 from harness.system import watchdog
 from harness.tracking.run_dir import untimed
-from harness.training.progress import Progress
+from harness.training.checkpoint import Progress
 
 KEY = "train.callbacks"
 # Hooks that `model.fit` calls, but the training loop of harness does not.

@@ -5,7 +5,7 @@ predicts label 1 if this probability exceeds 0.5, like Keras's binary accuracy. 
 model returns the probability of each class, and predicts the most probable class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from harness.data.dataset import by_class
 from harness.errors import RunError
+from harness.job.keys import SCORES, TrainConfig
 
 MAX_MATRIX = 100  # the maximum number of classes for which the result contains a confusion matrix
 TOP = 5
@@ -120,6 +121,22 @@ def _roc_auc(truth: NDArray[np.int64], found: NDArray[np.float64]) -> float | No
         return None
     labels = [1] if found.shape[1] == 2 else np.unique(truth)
     return float(np.mean([roc_auc_score(truth == label, found[:, label]) for label in labels]))
+
+
+def score_to_keep(train: TrainConfig) -> str | None:
+    """Return the name of the score that selects the kept epoch; None if the last epoch is kept."""
+    if train.keep == "last":
+        return None
+    return train.keep if train.keep in SCORES else train.monitor
+
+
+def exported_epoch(history: Sequence[dict[str, Any]], train: TrainConfig) -> dict[str, Any]:
+    """Return the metrics of the kept epoch; of equally good epochs, the first is kept."""
+    score = score_to_keep(train)
+    if not score:
+        return history[-1]
+    sign = 1 if SCORES[score] == "min" else -1
+    return min(history, key=lambda line: sign * line[score])
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from harness.system.files import read_plain_file
 from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
 from harness.training.context import RunContext
-from harness.training.progress import Progress
 
 if TYPE_CHECKING:
     import keras
@@ -141,7 +140,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
             "restore the run's job.toml, or train a new run with more epochs or without --from"
         )
     lines = list(_take_weights(parent.run, context, train_step))
-    progress = Progress(identity=context.identity)
+    progress = checkpoint.Progress(identity=context.identity)
     checkpoint.save(context.run, train_step, progress, total_steps=0)
     return lines
 

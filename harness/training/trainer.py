@@ -27,8 +27,7 @@ from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.callbacks import RunCallbacks
 from harness.training.context import Compute, RunContext
-from harness.training.metrics import loss_and_accuracy, test_scores
-from harness.training.progress import exported_epoch, score_to_keep
+from harness.training.metrics import exported_epoch, loss_and_accuracy, score_to_keep, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
 # After every execution that passes a multiple of this number of steps, the workers agree whether

@@ -11,7 +11,7 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import check_job
 from harness.job.keys import Job, TrainConfig
 from harness.training.callbacks import RunCallbacks, own_callbacks
-from harness.training.progress import Progress
+from harness.training.checkpoint import Progress
 
 COUNTS = """
 import keras

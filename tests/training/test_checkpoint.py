@@ -17,7 +17,7 @@ from harness.errors import DiskError, InputError, RunError
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
-from harness.training.progress import Progress
+from harness.training.checkpoint import Progress
 
 
 class Step:

@@ -22,7 +22,7 @@ from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, RunContext
-from harness.training.progress import exported_epoch
+from harness.training.metrics import exported_epoch
 from harness.training.train import train
 from tests.conftest import JOBS, metrics
 

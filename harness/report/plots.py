@@ -15,7 +15,7 @@ from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
 from harness.report.statistics import Predictions, epochs_of
 from harness.system.console import printable
-from harness.training.pictures import confusion_picture, new_figure, png
+from harness.training.metrics import confusion_picture, new_figure, png
 
 if TYPE_CHECKING:
     import pandas

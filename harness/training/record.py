@@ -33,9 +33,13 @@ from harness.tracking.run_dir import (
     RunDirectory,
 )
 from harness.training.context import Compute, RunContext, known_words
-from harness.training.metrics import exported_epoch, test_scores
+from harness.training.metrics import (
+    calibration_picture,
+    confusion_picture,
+    exported_epoch,
+    test_scores,
+)
 from harness.training.parent import Parent
-from harness.training.pictures import calibration_picture, confusion_picture
 from harness.training.trainer import Trainer
 
 # A cautious guess of the memory of CUDA's context and libraries, which TensorFlow does not count.

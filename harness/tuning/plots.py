@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.job.search import Parameter, SearchSpec, short_names
-from harness.training.pictures import new_figure, png
+from harness.training.metrics import new_figure, png
 
 if TYPE_CHECKING:
     import pandas

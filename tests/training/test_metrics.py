@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import calibration_picture, confusion_picture
+from harness.training.metrics import calibration_picture, confusion_picture
 
 
 def png_size(png: bytes) -> tuple[int, int]:

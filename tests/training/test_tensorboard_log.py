@@ -17,8 +17,8 @@ from tensorboard.util import tensor_util
 
 from harness.errors import RunError
 from harness.job.search import TrialRow
+from harness.training.metrics import confusion_picture
 from harness.training.metrics import test_scores as scores_of
-from harness.training.pictures import confusion_picture
 from harness.training.tensorboard_log import TensorBoardLog
 
 LABELS = [0, 0, 1, 1]

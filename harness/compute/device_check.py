@@ -1,13 +1,15 @@
-"""Compares each GPU's results with the CPU's before a run trains on it.
+"""Checks that a run gets the GPUs it expects, and that each GPU computes correctly.
 
-A broken GPU may compute wrong numbers, or run no kernels, without an error. The check compares an
+So no run silently trains on the CPU, or on a broken GPU. A broken GPU may compute wrong numbers, or
+run no kernels, without an error. The check compares each GPU's results with the CPU's: those of an
 elementwise operation, a matrix product, an XLA kernel, and the outputs and gradients of cuDNN's
 recurrent layers.
 """
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +21,18 @@ from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
-from harness.compute.strategy import Devices, card_of, devices_in_use, make_strategy
-from harness.errors import NodeFault
+from harness.compute.strategy import (
+    Devices,
+    card_of,
+    device_messages,
+    devices_in_use,
+    make_strategy,
+)
+from harness.errors import InputError, NodeFault
 from harness.job.keys import Job
-from harness.slurm.environment import report_node_fault
+from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus, report_node_fault
 from harness.slurm.nodes import WorkerGroup
+from harness.system import gpu
 from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
@@ -38,26 +47,146 @@ LAYERS: dict[str, type[keras.layers.RNN]] = {
     "rnn": keras.layers.SimpleRNN,
 }
 
+INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+ASK = "check the GPUs with nvidia-smi, and report the node to your cluster's administrators"
+# The message that TensorFlow writes to standard error if the driver can't be initialized.
+CU_INIT = re.compile(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))")
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
+
 Compute = Callable[[], list[tf.Tensor]]
 
 
 def checked_strategy(
-    requested: Devices | None, worker_group: WorkerGroup | None, console: Console
+    requested: Devices | None,
+    allocation: SlurmEnvironment | None,
+    console: Console,
+    worker_group: WorkerGroup | None = None,
 ) -> tf.distribute.Strategy:
     """Make the strategy for the requested devices, and check its GPUs.
 
     Raises:
-        InputError: see `make_strategy`.
-        NodeFault: if a GPU computes wrong results.
+        InputError: see `check_gpus` and `make_strategy`.
+        NodeFault: if a GPU is missing or computes wrong results.
         RunError: if a GPU's kernels can't be loaded.
     """
+    check_gpus(requested, allocation, console.warning)
     gpus = devices_in_use(requested)[1]
     for card in dict.fromkeys(map(card_of, gpus)):
         if line := first_use(card):
             console.info(line)
     strategy = make_strategy(requested, worker_group)
     check_devices(console.warning)
+    check_results()
     return strategy
+
+
+def check_gpus(
+    requested: Devices | None,
+    allocation: SlurmEnvironment | None,
+    warn: Callable[[str], object],
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
+
+    GPUs are promised by `requested`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
+    TensorFlow sees none, the run trains on the CPU. If the node has NVIDIA's driver, a warning
+    then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs.
+
+    Args:
+        requested: the devices of `--devices`, HARNESS_DEVICES or the run's record, if any.
+        allocation: the Slurm job, if there is one.
+        warn: called with the text of a warning.
+        environment: the environment variables. If CUDA_VISIBLE_DEVICES hides all GPUs,
+            the GPUs that Slurm promised count as missing.
+
+    Raises:
+        InputError: if the installation or the command is at fault.
+        NodeFault: if the node is at fault; the job is requeued without the node.
+    """
+    if requested and requested.kind == "cpu":
+        return
+    given = given_gpus(allocation) if allocation else None
+    listed = listed_gpus(allocation) if allocation else ()
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    promised = given or 0
+    promised_by = f"Slurm gave {promised} GPU{'s' if promised > 1 else ''}"
+    if requested:
+        promised, promised_by = requested.count, f"requested devices {requested}"
+    elif names := gpu.visible_names(visible):
+        promised, promised_by = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
+    num_seen = len(tf.config.list_physical_devices("GPU"))
+    if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in environment:
+        raise InputError(
+            f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs that this "
+            "process sees, and other jobs may use the rest; don't unset the variable that Slurm set"
+        )
+    if num_seen >= max(1, promised):
+        return
+    if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
+        return  # no GPU is expected, so the run trains on the CPU
+    why, remedy, is_node_fault = _find_reason(environment, num_seen, promised, given, listed)
+    reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
+    if not promised:
+        warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
+        return
+    text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
+    if is_node_fault:
+        raise NodeFault(text, will_requeue=report_node_fault(text))
+    raise InputError(text)
+
+
+def _find_reason(
+    environment: Mapping[str, str],
+    num_seen: int,
+    promised: int,
+    given: int | None,
+    listed: Sequence[str],
+) -> tuple[str, str, bool]:
+    """Find the reason why TensorFlow sees fewer GPUs than promised.
+
+    Args:
+        given: the number of GPUs that Slurm allocated; None outside of Slurm.
+        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES contains
+            other names, the function checks whether the driver knows the names.
+
+    Returns:
+        A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if
+        the reason is neither the installation nor the request.
+    """
+    if hidden := gpu.hidden_by(environment):
+        return hidden, "unset it", False
+    if not tf.sysconfig.get_build_info().get("is_cuda_build"):
+        remedy = f"on x86_64: {INSTALL}; on aarch64: install your site's CUDA build of TensorFlow"
+        return "this TensorFlow is not a CUDA build", remedy, False
+    if not gpu.has_driver():
+        why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
+        return why, f"run on a node with GPUs; {gpu.IN_A_CONTAINER}", False
+    names = gpu.visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
+    if names != list(listed) and (unknown := gpu.unknown_names(names)):
+        why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
+        return why, "choose GPUs that nvidia-smi -L lists, or unset the variable", False
+    found = CU_INIT.search("\n".join(device_messages))
+    if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
+        why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
+        return why, gpu.IN_A_CONTAINER, False
+    if found:
+        return f"cuInit failed: {found[1]}", ASK, True
+    missing = gpu.load_libraries()
+    if gpu.NVML in missing:
+        why = f"cannot dlopen {gpu.NVML}, a library of the driver"
+        remedy = "outside of containers, ask your cluster's administrators to install the library"
+        return why, f"{gpu.IN_A_CONTAINER}; {remedy}", False
+    if missing:
+        return f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", False
+    if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
+        why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
+        return why, "use --devices gpu:1, or start a run on each instance with --seeds", False
+    available = gpu.num_cards() if given is None else given
+    if available is not None and num_seen >= available:
+        why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
+        request = f"request {available}: --devices gpu:{available}"
+        return why, request if available else "request GPUs", False
+    return f"the driver shows {num_seen} of {promised} GPUs", ASK, True
 
 
 def first_use(card: Card) -> str:
@@ -79,7 +208,7 @@ def has_machine_code(card: Card) -> bool:
 
 def first_use_factor(gpus: Sequence[Any]) -> float:
     """Return the factor that multiplies the time limit of the first step on these GPUs."""
-    return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
+    return 1.0 if all(has_machine_code(card_of(each)) for each in gpus) else FIRST_USE
 
 
 def is_switched_off() -> bool:
@@ -99,13 +228,13 @@ def check_devices(warn: Callable[[str], object]) -> None:
     if gpus and is_switched_off():
         warn(f"{SWITCH}=0: the results of the GPUs are not checked")
         return
-    for index, gpu in enumerate(gpus):
+    for index, device in enumerate(gpus):
         if problem := find_difference(f"GPU:{index}", ("lstm", "gru")):
             # If a kernel could not be loaded, for example because the driver is too old,
             # `check_results` raises an error that says so.
             check_results()
             text = (
-                f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; use "
+                f"GPU {index} ({card_of(device).name}) computes wrong results: {problem}; use "
                 "another node, and report this node to your site"
             )
             raise NodeFault(text, will_requeue=report_node_fault(text))
@@ -143,18 +272,18 @@ def take_memory(gpus: Sequence[Any]) -> None:
 
 
 @functools.cache
-def find_difference(gpu: str, layers: tuple[str, ...]) -> str:
+def find_difference(device: str, layers: tuple[str, ...]) -> str:
     """Describe the first computation whose results differ between GPU and CPU; "" if none do.
 
     Args:
-        gpu: TensorFlow's name of the GPU, such as `GPU:0`.
+        device: TensorFlow's name of the GPU, such as `GPU:0`.
         layers: the keys of LAYERS to compare.
     """
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         for name, on_gpu, on_cpu in _computations(layers):
-            with tf.device(gpu):
+            with tf.device(device):
                 results = on_gpu()
             with tf.device("CPU:0"):
                 expected = on_cpu()

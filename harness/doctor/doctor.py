@@ -18,13 +18,20 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from harness import PROJECT
-from harness.compute.gpus import IN_A_CONTAINER
 from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import START_S, ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.gpu import CUDNN_DROPS, FIRST_OF_CUDNN, LAST_TRUSTED, NVML, Card, code_for
+from harness.system.gpu import (
+    CUDNN_DROPS,
+    FIRST_OF_CUDNN,
+    IN_A_CONTAINER,
+    LAST_TRUSTED,
+    NVML,
+    Card,
+    code_for,
+)
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"

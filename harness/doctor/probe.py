@@ -230,7 +230,6 @@ def devices_seen(devices: str) -> dict[str, Any]:
         devices: the devices to train on; empty = all. In the returned dictionary, `refused` is the
             error that would end a run on these devices, and `warning` is the run's warning.
     """
-    from harness.compute.gpus import check_gpus
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
     allocation = SlurmEnvironment.from_environment()
@@ -238,6 +237,8 @@ def devices_seen(devices: str) -> dict[str, Any]:
     tf = import_tensorflow(allocation)
     gpus = tf.config.list_physical_devices("GPU")
     import_s = time.perf_counter() - began
+    from harness.compute.device_check import check_gpus
+
     cards = [card_of(each) for each in gpus]
     libraries = {"missing": gpu.load_libraries(), "site": gpu.shadowing_libraries()}
     warnings: list[str] = []

@@ -29,6 +29,7 @@ LIBRARIES = (
 )
 NCCL = "libnccl.so.2"  # needed only for several GPUs
 NVML = "libnvidia-ml.so.1"  # part of the driver
+IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allows 4 GiB at most
 
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the

@@ -9,12 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.device_errors import check_results, died_of, of_death
+from harness.compute.device_errors import died_of, of_death
 from harness.compute.execution_plan import ExecutionPlan, choose
-from harness.compute.gpus import check_gpus
 from harness.compute.strategy import (
     describe_devices,
-    devices_in_use,
     import_tensorflow,
     num_own_gpus,
     one_device,
@@ -110,7 +108,7 @@ def launch(
         # 3. Import TensorFlow and check the devices.
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.current.watching(begins):
-            import_tensorflow(allocation, threads, job)
+            tf = import_tensorflow(allocation, threads, job)
             watchdog.current.progress()
             from harness.compute.device_check import (
                 checked_plan,
@@ -120,10 +118,8 @@ def launch(
             from harness.training.failures import explained_device_errors
 
             stack.enter_context(explained_device_errors())
-            check_gpus(requested, allocation, console.warning)
-            begins.first_use = first_use_factor(devices_in_use(requested)[1])
-            strategy = checked_strategy(requested, worker_group, console)
-            check_results()
+            begins.first_use = first_use_factor(tf.config.list_physical_devices("GPU"))
+            strategy = checked_strategy(requested, allocation, console, worker_group)
         # TensorFlow may have replaced the signal handlers, so install them again.
         stop.listen()
         plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.compute.gpus import check_gpus
 from harness.compute.strategy import (
     describe_devices,
     import_tensorflow,
@@ -138,11 +137,10 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     # Hide TensorFlow's warnings about retracing: every trial is traced anew.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None
-    check_gpus(requested, allocation, console.warning)
     from harness.compute.device_check import checked_strategy
     from harness.tuning.trial import Trials
 
-    strategy = checked_strategy(requested, None, console)
+    strategy = checked_strategy(requested, allocation, console)
     stop.check()
     stop.listen()  # again, because TensorFlow may have set another handler
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute import device_check
-from harness.compute.gpus import check_gpus
+from harness.compute.device_check import check_gpus
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment
@@ -108,10 +108,10 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 BEGIN = """
-from harness.compute.gpus import check_gpus
 from harness.compute.strategy import import_tensorflow, parse_devices
-from harness.errors import NodeFault
 import_tensorflow(None)
+from harness.compute.device_check import check_gpus
+from harness.errors import NodeFault
 check_gpus(None, None, print)
 try:
     check_gpus(parse_devices("gpu"), None, print)

@@ -1,18 +1,21 @@
 """Explains GPU errors from TensorFlow's messages: the cause, a remedy, and who is at fault.
 
-The module does not import TensorFlow: if the training process died, its parent process (the guard)
+The module imports TensorFlow late: if the training process died, its parent process (the guard)
 explains the death from the messages alone.
 """
 
+import contextlib
+import logging
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.errors import NodeFault, RunError
 from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
-from harness.system.gpu import memory_of_gpus
+from harness.system.console import log
+from harness.system.gpu import lasting_error, memory_of_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
 LATEST = 40  # how many of the latest messages are searched for the cause of a failure
@@ -108,11 +111,6 @@ OTHER_ERRORS = (
 )
 
 
-def is_node_fault(text: str) -> bool:
-    """Whether a message reports a broken GPU, so that the job should move to another node."""
-    return any(re.search(each.pattern, text) for each in NODE_FAULTS)
-
-
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
@@ -125,14 +123,15 @@ def explained(
             process that printed the messages has ended, because the driver has then freed the
             memory of that process.
     """
-    text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
-    if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):
-        return out_of_memory(sees_memory=sees_memory)
+    is_broken = any(re.search(each.pattern, lasting) for each in NODE_FAULTS)
+    text = "\n".join([lasting, *texts] if is_broken else texts)
+    if OUT_OF_MEMORY.search(text) and not is_broken:
+        return _out_of_memory(sees_memory=sees_memory)
     for known in (*NODE_FAULTS, *OTHER_ERRORS):
         if not (match := re.search(known.pattern, text)):
             continue
         if known.what == LIBRARY_REFUSED and OUT_OF_MEMORY.search(lasting):
-            return out_of_memory(sees_memory=sees_memory)
+            return _out_of_memory(sees_memory=sees_memory)
         start = text.rfind("\n", 0, match.start()) + 1
         line = _shortened(text[start:].partition("\n")[0])
         message = f"{known.what}: {line}; {known.remedy}"
@@ -150,13 +149,10 @@ def _shortened(line: str) -> str:
     return " ".join(ARGUMENTS.sub(r"\1", line).split())[:MAX_QUOTED]
 
 
-def out_of_memory(*, sees_memory: bool) -> RunError:
+def _out_of_memory(*, sees_memory: bool) -> RunError:
     """Return the error for a device whose memory is full.
 
     If `sees_memory` is true, the message lists the processes that use the memory of the GPUs.
-
-    Args:
-        sees_memory: whether to ask the GPU's driver which processes use the memory.
     """
     gpus = memory_of_gpus() if sees_memory else {}
     memory = "; ".join(f"GPU {name} {each}" for name, each in gpus.items())
@@ -166,7 +162,7 @@ def out_of_memory(*, sees_memory: bool) -> RunError:
     )
 
 
-def telling(found: Sequence[str]) -> list[str]:
+def _telling(found: Sequence[str]) -> list[str]:
     """Select TensorFlow's messages that may explain a failure, the latest first."""
     begins = [(stderr_filter.BEGIN.match(line), line) for line in found[-LATEST:]]
     lines = [
@@ -194,16 +190,50 @@ def check_results() -> None:
     stderr_filter.captured.show(found)
 
 
-def of_death(text: str) -> RunError | None:
-    """Return an error that explains a process's death; None if no message is a known error."""
-    return explained(telling(stderr_filter.messages(text)), sees_memory=False)
+def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
+    """Log which signal killed a process that could use GPUs, with its last error message.
 
+    Args:
+        text: what the process wrote to standard error.
+        go_on: the end of the logged message, which says how to continue.
 
-def died_of(number: signal.Signals, text: str) -> str:
-    """Return a message for an unexplained death; it quotes the process's last error message."""
-    lines = telling(stderr_filter.messages(text))
+    Raises:
+        NodeFault, RunError: if the text explains the death.
+    """
+    lines = _telling(stderr_filter.messages(text))
+    if error := explained(lines, sees_memory=False):
+        raise error
+    stderr_filter.show_last(text)
     last = f": {_shortened(lines[0])}" if lines else ""
-    return (
-        f"TensorFlow's process died of {number.name}{last}; if this happens again, report it with "
-        "the lines above"
-    )
+    message = f"TensorFlow's process died of {number.name}{last}; if this happens again, report it"
+    log(logging.ERROR, f"{message} with the lines above{go_on}")
+
+
+@contextlib.contextmanager
+def explained_device_errors() -> Iterator[None]:
+    """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
+
+    Standard error is read too, because TensorFlow may have written more there than in the error.
+
+    Raises:
+        NodeFault: if the node is broken, so the job should continue on another node.
+        RunError: for any other known error of a device.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except RunError:
+        raise
+    except (tf.errors.OpError, RuntimeError) as error:
+        captured = stderr_filter.captured
+        found = captured.read() if captured else []
+        num_gpus = len(tf.config.get_visible_devices("GPU"))
+        texts = [*_telling(found), str(error)]
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            texts.append("out of memory")
+        if known := explained(texts, lasting_error(num_gpus), sees_memory=num_gpus > 0):
+            raise known from error
+        if captured:
+            captured.show(found)
+        raise

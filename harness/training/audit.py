@@ -457,10 +457,10 @@ class Auditor:
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
         import tensorflow as tf
 
+        from harness.compute.device_errors import explained_device_errors
         from harness.compute.evaluator import Evaluator
         from harness.compute.recurrent import turn_cudnn_off
         from harness.compute.strategy import one_device
-        from harness.training.failures import explained_device_errors
 
         def evaluated(model: Any, plan: ExecutionPlan, num_rows: int = 0) -> np.ndarray:
             evaluator = Evaluator(model, one_device(), self.subject.job, plan, num_rows=num_rows)
@@ -508,8 +508,8 @@ class Auditor:
 
     def _model_in(self, content: bytes) -> Any:
         """Build the job's network, and load the weights from a `.keras` file with this content."""
+        from harness.compute.device_errors import explained_device_errors
         from harness.compute.network import load_network
-        from harness.training.failures import explained_device_errors
 
         path = self.scratch / "model.keras"
         atomic_write(path, content, remedy="free up space, or set TMPDIR to another folder")

@@ -1,4 +1,4 @@
-"""Finds the cause behind an error of TensorFlow, and records why a run failed."""
+"""Records why a run failed or was interrupted, and explains the loss of a worker."""
 
 import contextlib
 import re
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from harness.compute.device_check import first_use_factor
-from harness.compute.device_errors import explained, is_node_fault, out_of_memory, telling
+from harness.compute.device_errors import explained_device_errors
 from harness.compute.strategy import describe_devices, one_device, title_of_devices
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.slurm.environment import node_name, resume_command
 from harness.slurm.nodes import WorkerGroup
-from harness.system import gpu, stderr_filter, watchdog
+from harness.system import watchdog
 from harness.tracking.records import Heartbeat
 from harness.training.context import Compute
 
@@ -26,35 +26,6 @@ LOST_TO_TENSORFLOW = (
 
 # NCCL's messages if another process of a collective operation has ended.
 LOST_TO_NCCL = re.compile("ncclRemoteError|remote process (has )?exited|ncclSystemError")
-
-
-@contextlib.contextmanager
-def explained_device_errors() -> Iterator[None]:
-    """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
-
-    Standard error is read too, because TensorFlow may have written more there than in the error.
-
-    Raises:
-        NodeFault: if the node is broken, so the job should continue on another node.
-        RunError: for any other known error of a device.
-    """
-    try:
-        yield
-    except RunError:
-        raise
-    except (tf.errors.OpError, RuntimeError) as error:
-        captured = stderr_filter.captured
-        found = captured.read() if captured else []
-        num_gpus = len(tf.config.get_visible_devices("GPU"))
-        lasting = gpu.lasting_error(num_gpus)
-        if isinstance(error, tf.errors.ResourceExhaustedError) and not is_node_fault(lasting):
-            raise out_of_memory(sees_memory=num_gpus > 0) from error
-        texts = [*telling(found), str(error)]
-        if known := explained(texts, lasting, sees_memory=num_gpus > 0):
-            raise known from error
-        if captured:
-            captured.show(found)
-        raise
 
 
 @contextlib.contextmanager

@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.compute.device_errors import died_of, of_death
+from harness.compute.device_errors import explained_device_errors, tell_death
 from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.strategy import (
     describe_devices,
@@ -33,7 +32,7 @@ from harness.slurm.environment import (
 )
 from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
-from harness.system.console import Console, log
+from harness.system.console import Console
 from harness.system.files import scratch_directory
 from harness.system.guard import stand_guard
 from harness.system.leased_dir import LeasedDirectory
@@ -115,7 +114,6 @@ def launch(
                 checked_strategy,
                 first_use_factor,
             )
-            from harness.training.failures import explained_device_errors
 
             stack.enter_context(explained_device_errors())
             begins.first_use = first_use_factor(tf.config.list_physical_devices("GPU"))
@@ -174,21 +172,6 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
         record_death(run, process, f"died of {number.name}")
 
     stand_guard(on_death)
-
-
-def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
-    """Log which signal killed a process that could use GPUs.
-
-    Args:
-        text: what the process wrote to standard error.
-
-    Raises:
-        NodeFault, RunError: if the text explains the death.
-    """
-    if error := of_death(text):
-        raise error
-    stderr_filter.show_last(text)
-    log(logging.ERROR, f"{died_of(number, text)}{go_on}")
 
 
 def may_use_gpus(devices: str | None) -> bool:
@@ -370,7 +353,6 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
     gpus = tf.config.list_physical_devices("GPU") if uses_gpus else []
     tf.config.set_visible_devices(gpus[: parse_devices(devices).count if devices else None], "GPU")
     from harness.compute.device_check import check_devices
-    from harness.training.failures import explained_device_errors
 
     try:
         with explained_device_errors():

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.compute.device_errors import tell_death
 from harness.compute.strategy import (
     describe_devices,
     import_tensorflow,
@@ -36,7 +37,7 @@ from harness.system.files import is_of_disk
 from harness.system.guard import stand_guard
 from harness.system.processes import StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
-from harness.training.launch import dataset_of, may_use_gpus, tell_death
+from harness.training.launch import dataset_of, may_use_gpus
 from harness.tuning.disk import Disk, execute
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
 from harness.tuning.protocol import BEAT_S, Attempt, Trial, View, Worker, take_turns

@@ -7,9 +7,15 @@ import signal
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from harness.compute import device_errors
-from harness.compute.device_errors import check_results, died_of, explained, of_death
+from harness.compute.device_errors import (
+    check_results,
+    explained,
+    explained_device_errors,
+    tell_death,
+)
 from harness.errors import RunError
 from harness.system import stderr_filter
 from harness.system.gpu import Memory
@@ -101,19 +107,33 @@ TRACE = "*** Check failure stack trace: ***\n    @ 0x7fe4  absl::LogMessage::Flu
 )
 def test_messages_explain_a_death(text: str, part: str | None) -> None:
     """Only messages of errors explain a death; the line has no stack trace."""
-    error = of_death(text)
-    assert (error is not None) == (part is not None)
-    if error and part:
-        assert part in str(error)
-        assert "absl" not in str(error)
+    if part is None:
+        tell_death(signal.SIGABRT, text, 7)
+        return
+    with pytest.raises(RunError) as raised:
+        tell_death(signal.SIGABRT, text, 7)
+    assert part in str(raised.value)
+    assert "absl" not in str(raised.value)
 
 
-def test_an_unexplained_death_has_a_line_too() -> None:
+def test_an_unexplained_death_has_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
     """The line contains TensorFlow's last message, if there is one."""
-    assert died_of(signal.SIGSEGV, "").startswith("TensorFlow's process died of SIGSEGV; if this")
-    assert died_of(signal.SIGABRT, F.format("no such file") + TRACE).startswith(
-        "TensorFlow's process died of SIGABRT: INTERNAL: no such file; if this"
-    )
+    tell_death(signal.SIGSEGV, "", 7)
+    assert "TensorFlow's process died of SIGSEGV; if this" in capsys.readouterr().err
+    tell_death(signal.SIGABRT, F.format("no such file") + TRACE, 7, go_on="; continue")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "TensorFlow's process died of SIGABRT: INTERNAL: no such file; if this" in line
+    assert line.endswith("the lines above; continue")
+
+
+def test_only_errors_of_devices_are_explained() -> None:
+    """Other errors keep their traceback."""
+    with pytest.raises(tf.errors.InternalError), explained_device_errors():
+        raise tf.errors.InternalError(None, None, "Cannot convert a string to a number")
+    with pytest.raises(RunError), explained_device_errors():
+        raise tf.errors.InternalError(None, None, "CUDA_ERROR_NO_BINARY_FOR_GPU")
+    with pytest.raises(RunError, match="the device is out of memory"), explained_device_errors():
+        raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate")
 
 
 def test_a_kernel_that_was_not_run_is_a_failure(

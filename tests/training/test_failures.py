@@ -10,26 +10,15 @@ import tensorflow as tf
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from harness.training.failures import explained_device_errors, explained_losses, recorded_failures
-
-
-def internal(text: str) -> tf.errors.OpError:
-    return tf.errors.InternalError(None, None, text)
-
-
-def test_only_errors_of_devices_are_explained() -> None:
-    """Other errors keep their traceback."""
-    with pytest.raises(tf.errors.InternalError), explained_device_errors():
-        raise internal("Cannot convert a string to a number")
-    with pytest.raises(RunError), explained_device_errors():
-        raise internal("CUDA_ERROR_NO_BINARY_FOR_GPU")
+from harness.training.failures import explained_losses, recorded_failures
 
 
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
     """The other workers have saved, and the run can be resumed."""
     group: Any = SimpleNamespace(explain=lambda: None, lost=lambda message: "n2")
+    text = "NCCL: ncclRemoteError: remote process exited or there was a network error"
     with pytest.raises(Interrupted, match="a lost worker on n2"), explained_losses(group):
-        raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
+        raise tf.errors.InternalError(None, None, text)
 
 
 def test_a_failure_after_a_takeover_is_reported_as_the_takeover(tmp_path: Path) -> None:

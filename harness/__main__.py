@@ -14,7 +14,7 @@ def main() -> int:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        # A second KeyboardInterrupt would replace the exit code of the first.
+        # End at once: a second KeyboardInterrupt would replace the exit code of the first.
         if pressed:
             os.write(2, b"harness: interrupted immediately; saved files are kept\n")
             os._exit(INTERRUPTED)

@@ -111,7 +111,7 @@ def test_an_option_names_the_file_of_the_current_folder(
         assert load_job(path, options).code == job.code
     write(tmp_path, mynet="def build(): return 2\ndef loss(): pass\n")
     for option in options:
-        with pytest.raises(InputError, match=r"the job already has another mynet\.py"):
+        with pytest.raises(InputError, match=r"the job already has another file mynet\.py"):
             load_job(path, [option])
 
 
@@ -173,9 +173,9 @@ def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
         (b"def bild(): pass\n", "mynet.py:build", "has no function build; did you mean bild?"),
         (b"x = 1\n" + b"#" * MAX_CHARACTERS, "mynet.py:x", "it has over 400,000 bytes"),
         (b"def build(): pass\n", "other.py:build", "other.py: can't be read: No such file"),
-        (b"def build(): pass\n", "my-net.py:build", "my-net should be a name of letters"),
-        (b"def build(): pass\n", "json.py:build", "that no module of Python has"),
-        (b"def build(): pass\n", "json:loads", "that no module of Python has"),
+        (b"def build(): pass\n", "my-net.py:build", "my-net should consist of letters"),
+        (b"def build(): pass\n", "json.py:build", "not be the name of a standard module"),
+        (b"def build(): pass\n", "json:loads", "not be the name of a standard module"),
         (b"def build(): pass\n", "missing_package.nets:build", "no Python source of"),
     ],
 )

@@ -69,13 +69,13 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("data.limit = [10, 20]", "must have the same reviews"),
         (
             "model.dropout = { values = [0.1], when = { model.units = [8] } }",
-            "model.dropout.when = {'model': {'units': [8]}}: should have one key that has a list",
+            "model.dropout.when = {'model': {'units': [8]}}: should name one key that has a list",
         ),
         (
             "model.units = [8]\nmodel.dropout = { values = [0.1], when = { model.units = [9] } }",
-            "with some values of this list",
+            "should name some values of this list",
         ),
-        ("model.dropout = { values = [0.1], when = 3 }", "dropout.when = 3: should have one key"),
+        ("model.dropout = { values = [0.1], when = 3 }", "dropout.when = 3: should name one key"),
     ],
 )
 def test_a_bad_space_is_refused(tmp_path: Path, line: str, said: str) -> None:
@@ -102,7 +102,7 @@ train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimize
         (["search.tuner=gridd"], "'hyperband' or 'asha'; did you mean grid?"),
         (["search.objective=accuracy"], "did you mean val_accuracy?"),
         (["train.seed=2147483647", "search.executions=2"], "train.seed = 2147483648"),
-        (["search.trials=0"], "the random tuner needs a number, such as 20"),
+        (["search.trials=0"], "the random tuner needs a number above 0, such as 20"),
         (["search.trails=4"], "a job has no key search.trails; did you mean search.trials?"),
         (["search.seed=0"], "--set search.seed=0: should be greater than or equal to 1"),
         (

@@ -1,1 +1,1 @@
-"""Reviews: IMDB, a user's own texts, their vocabulary and n-grams, and batches for networks."""
+"""The data: IMDB or a user's texts, their vocabulary and n-grams, and batches for networks."""

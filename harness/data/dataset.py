@@ -1,4 +1,4 @@
-"""A dataset: reviews as flat arrays, the vocabulary and the classes."""
+"""A dataset: concatenated reviews and their labels, the vocabulary and the classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Split:
     The reviews of IMDB are in the order of `keras.datasets.imdb.load_data`.
     """
 
-    tokens: np.ndarray  # [num_tokens] int32, the rank of each word; ranks start at 1
+    tokens: np.ndarray  # [num_tokens] int32, ranks of words; the most frequent word has rank 1
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32; labels start at 0
 
@@ -75,7 +75,7 @@ class Dataset:
 
     @property
     def official(self) -> bool:
-        """Whether the content is that of Keras's imdb.npz."""
+        """Whether the dataset has the same content as Keras's imdb.npz."""
         return self.checksum == OFFICIAL
 
     @property
@@ -90,7 +90,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """What a run prints about a user's texts, or the note of a sample; else empty."""
+        """The line that a run prints about a user's texts or a sample with a note; else empty."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -142,10 +142,10 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The validation reviews come last. If the dataset has a validation split, the validation
-        reviews are this split; otherwise they are the last part of the training split, a fraction
-        `share` of it. If `share` is 0, there are no validation reviews, and all reviews are for
-        training.
+        The training reviews come first. If the dataset has a validation split, the validation
+        reviews are this split; otherwise they are the last reviews of the training split, a
+        fraction `share` of them. If `share` is 0, there are no validation reviews, and all reviews
+        are for training.
 
         Args:
             limit: the value of `data.limit`: how many reviews at the start of each split are used;
@@ -165,7 +165,7 @@ class Dataset:
 
 
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
-    """Turn reviews into flat arrays; each review is a list of word ranks."""
+    """Return a split of these reviews; each review is a list of word ranks."""
     offsets = np.concatenate([[0], np.cumsum([len(review) for review in reviews], dtype=np.int64)])
     tokens = np.fromiter(chain.from_iterable(reviews), np.int32, int(offsets[-1]))
     return Split(tokens, offsets, np.asarray(labels, np.int32))
@@ -174,7 +174,7 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 def content_checksum(
     train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
 ) -> str:
-    """Return the sha256 of a dataset's reviews, labels and words; the file format has no effect.
+    """Return the sha256 of a dataset's reviews, labels and words, whatever the file format.
 
     Args:
         num_validation: the number of validation reviews at the end of `train`.
@@ -185,8 +185,8 @@ def content_checksum(
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
     # A NUL, which no word contains, separates the words from the number of validation reviews.
-    # Without a validation split the number is left out, as in versions that had no validation
-    # splits.
+    # The number 0 is left out, so that datasets without a validation split keep the checksums of
+    # earlier versions, which had no validation splits.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
@@ -199,7 +199,8 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 
 def vocab_from_bytes(content: bytes) -> list[str]:
     """Return the words of a vocabulary file, one per line."""
-    return content.decode().split("\n")[:-1]  # `splitlines` also splits at \x85, a word of IMDB
+    # `splitlines` would also split at \x85, which is a word of IMDB.
+    return content.decode().split("\n")[:-1]
 
 
 def num_outputs(classes: Sequence[str]) -> int:
@@ -225,10 +226,11 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """Return how many of the reviews are for training, as in Keras.
+    """Return the number of training reviews, computed as Keras does for `validation_split`.
 
     Args:
-        share: the fraction of the reviews that is for validation; these reviews are the last ones.
+        num_reviews: the number of training and validation reviews together.
+        share: the fraction of validation reviews, which are the last reviews.
     """
     cut = int(num_reviews * (1 - share))
     # Keep at least one review for training and one for validation.

@@ -1,4 +1,4 @@
-"""The folder that stores a dataset as flat arrays.
+"""The folder that stores a dataset as NumPy arrays.
 
 Opening a folder computes the checksum again, because a user or a disk error may have changed the
 reviews. Computing the checksum of IMDB (46 MB) takes 0.03 s.
@@ -46,18 +46,18 @@ PRIVATE, READABLE = 0o2700, 0o2755
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
-    """Store a dataset, in place of any other dataset in the folder.
+    """Store a dataset in a folder; replace another dataset if the folder contains one.
 
-    The folder appears only when all its files are written.
+    The folder appears only after all its files are written.
 
     Raises:
-        InputError: if the folder contains other files.
+        InputError: if the folder contains files, but no dataset.
         DiskError: if the folder can't be written.
     """
 
     def check(earlier: Path) -> None:
         if not is_dataset_folder(earlier) and earlier.exists() and any(earlier.iterdir()):
-            raise InputError(f"{folder}: is not a dataset; move it away")
+            raise InputError(f"{folder}: contains files, but no dataset; move the folder away")
 
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
@@ -69,7 +69,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
 
 
 def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
-    """Write a dataset into an empty folder, which other users can't open before it is complete.
+    """Write a dataset into an empty folder, and only then let other users open the folder.
 
     Args:
         mode: the permissions of the folder and its files, before the umask is applied.
@@ -167,7 +167,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
-    """Open a dataset in the user's cache; make it first if `open_if_whole` returns None.
+    """Open a dataset in the user's cache; make it first if it is missing or unusable.
 
     One process makes the dataset while other processes wait.
 
@@ -176,7 +176,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         fill: a function that writes the dataset into an empty folder.
 
     Raises:
-        InputError, RunError: if `fill` raises such an error.
+        InputError, RunError: if `fill` raises this error.
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name
@@ -185,21 +185,23 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     with turn_at(cached):
         if dataset := open_if_whole(cached):
             return dataset
-        shutil.rmtree(cached, ignore_errors=True)  # broken, or from another user
+        shutil.rmtree(cached, ignore_errors=True)  # unusable, see `open_if_whole`
         try:
             with atomic_directory(cached) as temporary:
                 fill(temporary)
         except OSError as error:
             # On a file system without locks, another process may have made the dataset in the
-            # meantime. Use its dataset.
+            # meantime. In this case, open that dataset.
             if not open_if_whole(cached):
-                remedy = "free space there, or set XDG_CACHE_HOME to a folder on a disk with space"
+                remedy = "free up space there, or set XDG_CACHE_HOME to a folder on another disk"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
         return open_folder(cached)
 
 
 def open_if_whole(folder: Path) -> Dataset | None:
-    """Open a stored dataset; None if missing, broken, or possibly changed by an untrusted user.
+    """Open a stored dataset; return None if the dataset is missing or unusable.
+
+    A dataset is unusable if it is broken, or if an untrusted user could have changed it.
 
     Raises:
         DiskError: if a file exists but can't be read; the dataset may be intact.

@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
-# The largest number of review indices (4 bytes) in a tf.data dataset of more than one epoch.
+# If all padded reviews together need at most this many bytes, they are padded in advance.
+LARGEST_PADDED = 1_000_000_000
+# The largest number of review indices (4 bytes each) in a tf.data dataset of more than one epoch.
 MAX_PERMUTED = 5_000_000
 
 # With data.bucket, the reviews of this many batches (a pool) are sorted by length and then cut into
 # batches. The batches of a larger pool contain less padding, but are less random.
 BATCHES_IN_POOL = 50
-# With data.bucket, the number of allowed batch lengths from any length to its double, such as from
-# 100 to 199. With four allowed lengths, about a tenth of a batch is padding.
+# With data.bucket, the number of allowed batch lengths between a length and its double, for example
+# from 100 to 199. With four allowed lengths, about a tenth of the tokens in a batch are padding.
 LENGTHS_PER_OCTAVE = 4
 SHORTEST = 8  # the smallest allowed batch length, unless `maxlen` is smaller
 
@@ -47,7 +48,7 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
     together. An incomplete batch stays at the end.
 
     Args:
-        epoch: the number of the epoch; the first one is 0.
+        epoch: the index of the epoch, counted from 0.
         lengths: the length of each review, `[num_reviews]`.
         batch_size: the number of reviews in a global batch.
 
@@ -72,7 +73,7 @@ def permutations_ahead(
     at least one.
 
     Args:
-        epochs: the numbers of the epochs that remain; the first epoch of a run is 0.
+        epochs: the indices of the remaining epochs; the first epoch of a run has index 0.
         lengths: the result of `Reviews.lengths`, `[num_reviews]`.
 
     Returns:
@@ -95,7 +96,7 @@ def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
 
 
 def padded_lengths(maxlen: int) -> np.ndarray:
-    """Return the lengths allowed for batches with `bucket`, ascending; the last is `maxlen`.
+    """Return the batch lengths that `bucket` allows, in ascending order; the last is `maxlen`.
 
     Only a few lengths are allowed, because TensorFlow compiles a graph for each length. The lengths
     do not depend on the data.

@@ -1,8 +1,9 @@
-"""Turns reviews into batches of `[examples, time] int32` for every replica, with tf.data.
+"""Turns reviews into a batch for every replica and training step, with tf.data.
 
-A batch depends only on its step and its epoch's permutation, which the run's seed determines.
-So a checkpoint contains no state of the pipeline: a resumed run requests the remaining steps.
-Opening a tf.data dataset takes as long as several steps, so one dataset contains many epochs.
+A batch depends only on its step and on its epoch's permutation of the reviews. The run's seed
+determines all permutations. So a checkpoint contains no state of the pipeline: a resumed run starts
+the pipeline at the next step. Opening a tf.data dataset takes as long as several training steps, so
+one dataset contains many epochs.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from harness.job.keys import Job
 # TensorFlow gathers this many examples in one call, because starting a call takes as long as
 # gathering a few examples.
 EXAMPLES_AT_ONCE = 1024
-PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
+PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE examples
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
 
 
@@ -30,7 +31,7 @@ class Batch(NamedTuple):
     Empty reviews of weight 0 fill up the last batch of an epoch: for a smaller batch TensorFlow
     would trace the graph again, and a replica without examples would hang.
 
-    The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
+    The length `time` of a row is the job's `maxlen`, or with `data.bucket` one of `padded_lengths`.
     """
 
     # [examples, time] int32; the padding is at the start of each row or, if data.bucket is set, at
@@ -60,7 +61,7 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
     Args:
         num_examples: the number of examples in the batch. With several workers, TensorFlow does not
-            know the length of the batch while it traces the function.
+            know the length of the batch while it traces the graph.
     """
     if num_examples <= examples_per_part:
         return [batch]
@@ -104,7 +105,9 @@ def batches(
     first_step: int = 0,
     steps_before: int = 0,
 ) -> tf.distribute.DistributedDataset:
-    """Return the batches of some epochs, repeated without end: a `Batch` for each replica and step.
+    """Return a `Batch` for each replica and step of the epochs in `permutations`.
+
+    The batches are repeated without end.
 
     Args:
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
@@ -135,7 +138,7 @@ def batches(
             return source.batches(step, position, steps_before)
 
         options = tf.data.Options()
-        # tf.data's tuning thread may take seconds to stop, and here it has nothing to tune.
+        # Switch off the tuning: its thread may take seconds to stop, and nothing here can be tuned.
         options.autotune.enabled = False
         last_step = num_epochs * steps_per_epoch
         return (
@@ -153,7 +156,7 @@ def batches(
 
     # `experimental_distribute_dataset` is not used: it splits the examples in another way, and
     # makes every worker read all reviews. The batches stay in the host's memory: TensorFlow
-    # computes with integers on the CPU, and would copy the tokens from the GPU in every step.
+    # computes with integers on the CPU, so it would copy tokens on a GPU back in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
@@ -162,9 +165,9 @@ class BatchSource:
     """The data for all batches, as tensors on the CPU."""
 
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
-        """Copy the data into tensors: every graph that uses a NumPy array contains a copy of it.
+        """Copy the data into tensors, because each graph would contain its own copy of an array.
 
-        An empty review consists of the token START: cuDNN does not accept an empty row, and a
+        An empty review contains the token START, because cuDNN does not accept an empty row, and a
         network's mean over the words of an empty row is not finite. After the tokens of the last
         review, the tensor of tokens therefore contains a padding token and START.
         """
@@ -195,14 +198,13 @@ class BatchSource:
     ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
         """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
 
-        The padding is that of Keras's `pad_sequences`: zeros, then the last tokens of a review.
-        With `data.bucket` the zeros come last.
+        As in Keras's `pad_sequences`, each row consists of zeros and then the last tokens of a
+        review. With `data.bucket`, the zeros come last.
 
         Args:
-            rows: indices of reviews, `[…]`; an index one past the last review means an empty
-                review.
-            time: with `data.bucket`, at least the length of the longest review; by default
-                `maxlen`.
+            rows: indices of reviews, `[…]`; the index `num_reviews` means an empty review.
+            time: the length of the returned rows, by default `maxlen`. With `data.bucket` a smaller
+                length is allowed, if no review in `rows` is longer.
         """
         at = self.places(rows)[..., :time]
         ratios = () if self.ratios is None else tf.gather(self.ratios, at)
@@ -233,7 +235,7 @@ class BatchSource:
         real = (position < batch_size) & (in_epoch < self.num_reviews)
         in_epoch = tf.minimum(in_epoch, self.num_reviews - 1)
         chosen = tf.gather(self.permuted, step // steps_per_epoch * self.num_reviews + in_epoch)
-        # With data.bucket `num` is 1, since batches differ in length.
+        # With data.bucket, `num` is 1, because batches differ in length.
         time = None if self.times is None else self.times[step[0, 0]]
         rows = tf.where(real, chosen, self.num_reviews)
         tokens, ratios = self.padded(rows, time)

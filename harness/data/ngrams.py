@@ -4,8 +4,9 @@ An n-gram is a sequence of one to three words in a review. The log-count ratios 
 Manning, "Baselines and Bigrams" (2012).
 
 With each word, a network may read the ratios of the n-grams that end at this word: the word itself,
-the pair and the triple. The ratio of an unknown n-gram is 0. For more than two classes, an n-gram
-has a ratio for each class: this class against all other classes.
+the pair and the triple. An n-gram is known if at least two training reviews contain it. The ratio
+of an unknown n-gram is 0. For more than two classes, an n-gram has a ratio for each class: this
+class against all other classes.
 
 The ratios are computed from the labels of the training reviews. The training reviews are divided
 into five folds; the ratios for a training review are computed from the four other folds, because
@@ -29,7 +30,7 @@ MAX_WORDS = 3
 MIN_REVIEWS = 2
 SMOOTHING = 1.0
 MAX_BYTES = 2**33  # the largest size of a file with n-grams
-CODES = "ngrams_"  # the names of the arrays in a file begin with this word
+CODES = "ngrams_"  # in a file, the names of the arrays of codes begin with this prefix
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -65,7 +66,7 @@ def binary_ngrams(
         is_known = numbers >= 0
         indices = (review_of[: len(numbers)][is_known], numbers[is_known])
         part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
-        part.data[:] = 1.0  # csr_matrix counts how often a review contains an n-gram
+        part.data[:] = 1.0  # csr_matrix adds up the ones of a repeated n-gram
         parts.append(part)
     return hstack(parts, format="csr"), tuple(all_codes)
 
@@ -90,7 +91,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
     for length in range(1, max_words + 1):
         if length > 1:
             start, last = numbers[:-1], words[length - 1 :]
-            # Codes fit in 64 bits, since n-grams consist of known words only.
+            # Codes fit in 64 bits, because n-grams consist of known words only.
             is_one = (start >= 0) & (last >= 0)
             is_one &= review_of[: len(last)] == review_of[length - 1 :]
             numbers = np.where(is_one, start * num_words + last, -1)
@@ -176,7 +177,7 @@ def from_archive(content: bytes, *names: str) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class NgramRatios:
-    """The ratios of n-grams, computed from all training reviews, for use on any other reviews."""
+    """The ratios of n-grams, computed from all training reviews, for use with other reviews."""
 
     ngrams: Ngrams
     ratios: Floats  # [num_ngrams, num_ratios], single words first
@@ -215,7 +216,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
         num_classes: the number of classes; for two classes, only label 1 has ratios.
 
     Returns:
-        Two results. The first result contains the ratios from all training reviews, for use on any
+        Two results. The first result contains the ratios from all training reviews, for use with
         other reviews. The second result contains the ratios for each word of the training reviews
         themselves, `[num_tokens, num_channels]`. The second result's ratios for a word are computed
         without the fold that contains the word's review (cross-fitting).
@@ -225,7 +226,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     known = np.ones(features.shape[1], np.bool_)
     ratios = NgramRatios(ngrams, _ratios(features, training.labels, labels, known=known))
     columns = _columns_at_words(training, ngrams)
-    # The folds are not contiguous blocks, since the reviews may be sorted by class.
+    # The folds are not contiguous blocks, because the reviews may be sorted by class.
     fold_of = np.arange(len(training)) % NUM_FOLDS
     fold_at = np.repeat(fold_of, np.diff(training.offsets))
     at_words = np.zeros((len(columns[0]), ratios.num_channels), np.float32)
@@ -233,7 +234,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
         is_other = fold_of != fold
         others = features[is_other]
         # Use only the n-grams that would be known from the other folds alone. The shorter n-grams
-        # in a known n-gram are known too, since they occur in at least as many reviews.
+        # in a known n-gram are known too, because they occur in at least as many reviews.
         known = np.asarray(others.sum(axis=0)).ravel() >= MIN_REVIEWS
         of_others = _ratios(others, training.labels[is_other], labels, known=known)
         is_here = fold_at == fold
@@ -256,10 +257,10 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """Return, for each length of n-grams, which n-gram ends at each word.
+    """Return an array for each length of n-grams: the n-gram that ends at each word.
 
-    For each word, an array contains the n-gram's column in the matrix that `binary_ngrams` returns,
-    or -1 if the n-gram is unknown.
+    An entry of an array is the n-gram's column in the matrix that `binary_ngrams` returns, or -1 if
+    the n-gram is unknown.
     """
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):
@@ -272,5 +273,6 @@ def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
 
 def _looked_up(ratios: Floats, columns: list[Ints]) -> Floats:
     """Return the ratios of the n-grams that end at each word, `[num_words, num_channels]`."""
-    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # for column -1
+    # The added row contains the ratios of column -1.
+    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])
     return np.concatenate([padded[column] for column in columns], axis=1)

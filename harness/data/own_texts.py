@@ -1,4 +1,4 @@
-"""Makes a dataset of a user's texts: a table, a folder of tables, or folders of text files.
+"""Makes a dataset from a user's texts: a table, a folder of tables, or folders of text files.
 
 `jobs/README.md` explains how files, classes and splits are recognized. Hidden files and files of
 other types are ignored.
@@ -56,11 +56,11 @@ REMEDY = (
 # Matches the name of a split in a table's file name, such as `test` in imdb_test1.csv, but not
 # inside another word, such as `latest`.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-# The records of `save_to_disk` (Hugging Face's `datasets`): for one split, and for all splits.
+# Files that `save_to_disk` of Hugging Face's `datasets` writes: for one split, and for all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 DEFAULT_FORM = DataConfig()
-FORMAT = 6  # part of the folder's name in the cache; increase it if `make_dataset` changes
+FORMAT = 6  # part of the cache folder's name; increase it when `make_dataset` gives new results
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # the smallest number of reviews in a split
@@ -85,7 +85,7 @@ def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
 
 
 def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
-    """Return the sha256 of the names and contents of the source's files, and of `form`.
+    """Return the sha256 of the source's files, of their names, and of the `FORMAT_KEYS` in `form`.
 
     Raises:
         InputError: if the source can't be used.
@@ -93,8 +93,8 @@ def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
     """
     digest = hashlib.sha256()
     for part in _parts(source):
-        # The name of a single file does not matter. In a folder, the names of files and folders
-        # determine the classes and splits.
+        # The names of files and folders in a folder determine the classes and splits. For a single
+        # file, only the ending of its name matters.
         name = part.location or table_ending(part.path.name)
         content = bytes.fromhex(sha256_of(part.path))
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
@@ -126,7 +126,7 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
         if unknown := {*folders} - {*KNOWN_SPLITS}:
             raise InputError(
                 f"contains the folder {min(unknown)}, but should contain only folders for the "
-                "splits train, validation and test"
+                "splits train, validation and test; remove or rename this folder"
             )
         for name in folders:
             yield from _saved_parts(source, name)
@@ -151,7 +151,7 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 
 
 def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """Return the tables in a folder: the name of each, and the split that the name contains.
+    """Return the name of each table in a folder, and the split that this name contains.
 
     If no name contains a split and the folder has subfolders, the result is empty. If no name
     contains a split and the folder has no subfolders, the split of each table is "".
@@ -165,7 +165,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
         return {} if _folders(entries) else dict.fromkeys(names, "")
-    # A .json file without a split in its name is probably metadata, such as dataset_infos.json.
+    # Ignore a .json file without a split in its name: it is probably metadata, such as
+    # dataset_infos.json.
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
@@ -257,22 +258,22 @@ class _Gathered:
     Words and classes are numbered in the order of their first appearance.
     """
 
-    # Arrays, because lists would take ten times the memory.
+    # These are arrays, because lists would take ten times the memory.
     tokens: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each word
     lengths: "array[int]" = field(default_factory=lambda: array("i"))  # words per review
     labels: "array[int]" = field(default_factory=lambda: array("i"))  # class of each review
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # index in READ_SPLITS, or -1
-    hashes: bytearray = field(default_factory=bytearray)
+    hashes: bytearray = field(default_factory=bytearray)  # HASH_BYTES per review
     words: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
-    num_cut: int = 0
+    num_cut: int = 0  # the number of reviews cut to MAX_CHARACTERS
 
 
 def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    The function needs memory for the vocabulary, about 200 bytes for each review, and about 10
-    bytes for each word of the reviews.
+    The function needs about 200 bytes of memory for each review, 10 bytes for each word of the
+    reviews, and memory for the vocabulary.
 
     Raises:
         InputError: if the source can't be used; the message says where the error is and
@@ -281,7 +282,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     """
     gathered = _gather(read_texts(source, form))
     classes = _classes([*gathered.classes])
-    label_of = np.empty(len(classes), np.int32)  # class number -> label
+    label_of = np.empty(len(classes), np.int32)  # the label of each class number
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
@@ -324,7 +325,7 @@ def _gather(texts: Iterable[Text]) -> _Gathered:
     for each in texts:
         first = first or each
         # If only some reviews state their split, splitting all reviews by the hash could put a
-        # review that is marked as a test review into the training split.
+        # test review into the training split.
         if bool(each.split) != bool(first.split):
             raise InputError(
                 f"{each.location} and {first.location}: only one of these reviews states its "
@@ -341,7 +342,8 @@ def _gather(texts: Iterable[Text]) -> _Gathered:
         if not words or not label:
             missing = "word in its text" if label else "label"
             raise InputError(
-                f"{each.location} has no {missing}; complete or remove all such reviews"
+                f"{each.location} has no {missing}; complete or remove all reviews without a "
+                f"{missing}"
             )
         if "\0" in joined or SURROGATE.search(joined):
             raise InputError(
@@ -350,10 +352,11 @@ def _gather(texts: Iterable[Text]) -> _Gathered:
             )
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            # With so many different labels, the user probably named the wrong column as the label
-            # column. `_classes` raises the error for too many classes.
+            # Stop reading: the user probably named the wrong column as the label column. `_classes`
+            # raises the error for too many classes.
             break
-        # The hash decides the review's split, and its position in the split.
+        # The hash decides the review's position in its split and, if the source states no splits,
+        # the split itself.
         gathered.hashes += hashlib.sha256(joined.encode()).digest()[:HASH_BYTES]
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
@@ -413,7 +416,7 @@ def _ranked(
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
-    """Yield lines about a dataset that help to choose `data.vocab_size` and `data.maxlen`."""
+    """Yield lines about a dataset, which help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     parts = dataset.parts()
     train = parts["train"]
@@ -424,7 +427,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
         shares.append(f"the rarest class has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less
+    shares = np.cumsum(counts) / counts.sum()  # shares[i]: words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
     coverage.append(f"{len(dataset.vocab) + 4:,} covers all")

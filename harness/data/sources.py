@@ -45,7 +45,7 @@ SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
 # The sha256 of each array in an imdb.npz that a user saved again with `np.savez` of NumPy 2. The
-# sha256 of such a file is not known, since the archive contains the time of saving.
+# sha256 of the whole file is not known, because the archive contains the time of saving.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -58,11 +58,11 @@ ELSEWHERE = "run harness data fetch on a machine with a network"
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
-    """Open IMDB from a named folder, a cache, or a download, or else the packaged sample.
+    """Open IMDB from a named folder, a cache or a download; otherwise open the packaged sample.
 
     Args:
-        data: the folder to open instead of the folder in HARNESS_DATA. If `data` or HARNESS_DATA is
-            set, no other folder is searched.
+        data: the folder to open instead of the folder that HARNESS_DATA names. If `data` or
+            HARNESS_DATA is set, no other folder is searched.
         full: whether to raise an error instead of opening the packaged sample.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
@@ -91,15 +91,15 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
 
 
 def fetch(source: Path | None = None) -> Dataset:
-    """Put IMDB into the user's cache, from a folder or a download, and open it.
+    """Store IMDB from a folder or a download in the user's cache, and open it.
 
     Args:
         source: a folder that contains the raw reviews (`aclImdb/`), imdb.npz, or a stored dataset;
-            None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
+            None = download IMDB, unless the folder HARNESS_DATA or the cache already contains it.
 
     Raises:
         InputError: if the source contains no reviews, or reviews that are refused; or if the folder
-            in the cache contains other files.
+            for IMDB in the cache contains files, but no dataset.
         RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
@@ -147,14 +147,14 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz, which contains ranks; the words come from the packaged sample.
+    """Read Keras's imdb.npz, which contains ranks of words, and get the words from the sample.
 
     Args:
         content: the content of the file.
         path: the path of the file, with which error messages begin.
 
     Raises:
-        InputError: if the content is not that of Keras's file; other content is never unpickled.
+        InputError: if the content differs from Keras's file; other content is never unpickled.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -167,7 +167,8 @@ def read_npz(content: bytes, path: Path) -> Dataset:
             f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, unset "
             "HARNESS_DATA and run harness data fetch; to use your own texts, set data.source"
         )
-    # `np.load` of the whole archive could unpickle other data than these verified members.
+    # Only these verified members are loaded: in the whole archive, `np.load` could unpickle other
+    # data.
     arrays = {
         name: np.load(io.BytesIO(member), allow_pickle=True) for name, member in members.items()
     }
@@ -208,7 +209,9 @@ def read_raw_reviews(folder: Path) -> Dataset:
         for label, kind in ((1, "pos"), (0, "neg")):
             paths = sorted((folder / name / kind).glob("*.txt"))
             if not paths:
-                raise InputError(f"--from {folder}: contains no {name}/{kind}/*.txt")
+                raise InputError(
+                    f"--from {folder}: contains no {name}/{kind}/*.txt; name the folder aclImdb"
+                )
             for path in paths:
                 text = _read(path).decode(errors="replace")
                 reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
@@ -250,7 +253,7 @@ def open_sample(note: str = "") -> Dataset:
     """Open the packaged sample: the first 5,000 training and 2,000 test reviews of `load_data`.
 
     Raises:
-        RunError: if the sample does not have its checksum.
+        RunError: if the sample's content does not match its checksum.
     """
     with np.load(SAMPLE, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -321,7 +324,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         dataset = open_sample()
     else:
         folder = Path(record["folder"]) if record.get("folder") else None
-        if not folder or not holds_dataset(folder):  # the data may have been moved
+        if not folder or not holds_dataset(folder):  # search for the data, which may have moved
             folder = None
         dataset = open_dataset(data or folder, full=True)
     check_same(dataset, str(record.get("checksum")), whose)
@@ -336,11 +339,11 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
     """
     if dataset.checksum == checksum:
         return
-    which = f"checksum {checksum[:12]}, here {dataset.checksum[:12]}"
+    which = f"checksum then {checksum[:12]}, now {dataset.checksum[:12]}"
     if dataset.is_own:
         raise InputError(
             f"{whose}: data.source {dataset.folder} has changed since the start ({which}); restore "
-            "it, or start a new run"
+            "the texts, or start a new run"
         )
     raise InputError(
         f"{whose}: began with other data ({which}); pass the folder with the original data by "

@@ -110,7 +110,7 @@ class SourceFile(NamedTuple):
 
     path: Path
     location: str  # the path inside the source; empty if the source is this file
-    split: str  # the split in the name of the file or its folder; empty if there is none
+    split: str  # the split in the name of the file or folder; empty if neither name has one
     label: str = ""  # the class of a review; empty for a table
 
 
@@ -188,7 +188,8 @@ def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
 def _arrow_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     import pyarrow as pa
 
-    # Not memory-mapped: if another process shortened the file, reading would kill this process.
+    # The file is not memory-mapped: if another process shortened a mapped file, reading it would
+    # kill this process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
         columns = _columns(batches.schema.names, table, form)
         yield from _batch_rows(batches, batches.schema, columns, table=table)
@@ -199,7 +200,7 @@ def _batch_rows(
 ) -> Iterator[Text]:
     names, number = _class_names(schema, columns[1]), 0
     for batch in batches:
-        batch.validate(full=True)  # invalid offsets let pyarrow read outside its buffers
+        batch.validate(full=True)  # with invalid offsets, pyarrow would read outside its buffers
         for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
             yield _text(table, f"row {number}", *row, names=names)
@@ -224,7 +225,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
             row = json_value(line, f"line {number}")
             if not isinstance(row, dict):
                 raise InputError(
-                    f"line {number} is not an object; write one such as "
+                    f"line {number} is not a JSON object; write an object such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
             with about(f"line {number}"):
@@ -297,7 +298,7 @@ def _column(names: Sequence[str], name: str, key: str) -> str:
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
         raise InputError(
-            f"has {len(found) or 'no'} columns {name}, but should have one"
+            f"has {len(found) or 'no'} columns named {name}, but should have one"
             f"{did_you_mean(name, names)}; its columns are {listed(names)}; name the right column "
             f"in {key}"
         )

@@ -29,7 +29,7 @@ class WordVectors:
 
 
 def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
-    """Read the vectors of the given words from a file.
+    """Read the vectors of the vocabulary's words from a file.
 
     Args:
         path: a text file, perhaps compressed (`.gz` or `.zst`); each line contains a word and the
@@ -75,6 +75,7 @@ def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[i
                 )
             is_first = False
             # If a later line has more fields, its word contains spaces. Skip such a line, because
-            # words of the vocabulary never contain spaces. `pop` skips a repeated word, too.
+            # words of the vocabulary never contain spaces. `pop` also skips later
+            # vectors of the same word.
             if len(fields) == width + 1 and (number := numbers.pop(fields[0], None)) is not None:
                 yield number, np.array(fields[1:], np.float32)

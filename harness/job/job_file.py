@@ -19,7 +19,7 @@ from harness.system.console import quoted
 from harness.system.files import raise_unless_missing, read_plain_file
 
 # Maps the type of a pydantic error, or the key `name`, to the rule that the harness's message
-# states. pydantic's own message asks only for a `valid` value, or shows a regular expression.
+# states. pydantic's message would only ask for a `valid` value, or show a regular expression.
 RULES = {
     "bool_type": "should be true or false",
     "int_type": "should be an integer, such as 8",
@@ -30,7 +30,8 @@ RULES = {
     "name": "should be 1 to 100 letters, digits, dots, - and _, and begin with a letter or digit; "
     "set name in the file, or rename the file",
 }
-# Largest size of a job file, enough for a `[code]` table of `own_code.MAX_CHARACTERS` characters.
+# The largest size of a job file in bytes, enough for a `[code]` table of
+# `own_code.MAX_CHARACTERS` characters.
 MAX_JOB_BYTES = 4_000_000
 
 
@@ -60,15 +61,15 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """Return the job with absolute paths and the sources of its custom functions. Run no user code.
+    """Return the job with absolute paths and the sources of its custom functions.
 
-    Paths in the file are relative to the folder of the file. Paths in `--set` are relative to the
-    working folder. `~` is the home folder.
+    The function runs no user code. Paths in the file are relative to the folder of the file. Paths
+    in `--set` are relative to the current folder. `~` is the home folder.
 
     Args:
         job: the job.
         path: the job's file.
-        origins: the keys that options such as `--set` have set, each with its option.
+        origins: for each key that an option has set, this option, such as `--set train.seed=2`.
 
     Raises:
         InputError: if a source is refused, for example because other users could have changed it.
@@ -81,7 +82,7 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
         base = Path.cwd() if key in origins else path.absolute().parent
         value = job.value(key)
         if facts.is_path and value:
-            # Not `Path.expanduser`, which may raise an error.
+            # `Path.expanduser` is not used, because it may raise an error.
             put_value(content, key, os.path.normpath(base / os.path.expanduser(value)))  # noqa: PTH111
         if facts.is_function:
             names = value if isinstance(value, list) else [value]
@@ -103,7 +104,7 @@ def _of_file(name: str) -> str:
 
 
 def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> Any:
-    """Return a job's value as the job stores it; add the sources of a function to `code`.
+    """Return a value as the job stores it; if it names a function, add its sources to `code`.
 
     Args:
         name: a reference to a function, such as `file.py:function`, or a plain value such as
@@ -131,13 +132,13 @@ def data_settings(overrides: Sequence[str]) -> DataConfig:
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
-    """Make a job from the content of a file.
+    """Make a job from the content of a file, and check the job.
 
     Args:
         content: the tables and keys of the file.
         path: the path of the file, for error messages.
-        origins: the keys that options such as `--set` have set, each with its option, for error
-            messages.
+        origins: for each key that an option has set, this option, such as `--set train.seed=2`;
+            for error messages.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
@@ -224,7 +225,7 @@ def put_value(content: dict[str, Any], key: str, value: object) -> None:
     for table in tables:
         content = content.setdefault(table, {})
         if not isinstance(content, dict):
-            return  # `check_job` will refuse this table
+            return  # not a table, so `check_job` will refuse the job
     content[name] = value
 
 

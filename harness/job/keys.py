@@ -60,8 +60,8 @@ def _scores_something(job: "Job") -> str:
     if job.data.test or job.data.validation_split:
         return ""
     return (
-        "the run would have no score, since data.validation_split is 0; set data.test to true, or "
-        "data.validation_split above 0"
+        "the run would have no score, because data.validation_split is 0; set data.test to true, "
+        "or data.validation_split above 0"
     )
 
 
@@ -89,7 +89,7 @@ class DataConfig(ConfigSection):
     split_column: Annotated[str, FORMAT] = Field(
         "",
         description="for your texts: name of the column that contains `train`, `validation` or "
-        "`test`; empty = `split`, if there is such a column",
+        "`test`; empty = the column `split`, if it exists",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
         "",
@@ -105,7 +105,8 @@ class DataConfig(ConfigSection):
         8000,
         ge=4,
         le=LARGEST_VOCAB,
-        description="size of the vocabulary; rarer words get index 2; 88,588 = all words of IMDB",
+        description="size of the vocabulary; less frequent words get index 2; 88,588 = all words "
+        "of IMDB",
     )
     maxlen: int = Field(
         200,
@@ -118,8 +119,8 @@ class DataConfig(ConfigSection):
         Facts(not_searched="all trials must be validated on the same reviews"),
     ] = Field(
         0.2,
-        description="share of the training reviews, taken from their end, that is used for "
-        "validation; if your texts have their own validation split, any value above 0 selects "
+        description="share of the training reviews that is used for validation; these are the "
+        "last training reviews; if your texts have a validation split, any value above 0 selects "
         "this split; 0 = no validation: train on all reviews except the test reviews",
     )
     limit: Annotated[
@@ -141,7 +142,7 @@ class DataConfig(ConfigSection):
     )
 
 
-# The optimizers of Keras that a job can name, and the options that it can set.
+# The optimizers of Keras that a job can name, and the options that a job can set for each of them.
 _ADAM = ("beta_1", "beta_2", "epsilon")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "rmsprop": ("rho", "momentum", "epsilon", "centered"),
@@ -175,7 +176,7 @@ TYPES: dict[str, type] = {
     "warmup_steps": int,
 }
 
-# The validation scores by which epochs may be compared, and whether the best is the `min` or `max`.
+# The validation scores that can compare epochs, and whether the best value is the `min` or `max`.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -189,13 +190,14 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-# Scores that are always computed; other scores only if a key names them.
+# These scores are always computed, other scores only if a key names them.
 OF_EACH_EPOCH = ("val_loss", "val_accuracy")
-# A model that always predicts class 1 has the best recall. A model that rarely predicts class 1 may
-# have the best precision. Top-5 accuracy is below 1 only with more than five classes.
+# These scores can't rank trials. A model that always predicts class 1 has the best recall. A model
+# that rarely predicts class 1 may have the best precision. Top-5 accuracy is below 1 only with more
+# than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
-# Learning-rate schedules that decay over a number of epochs that must be known in advance.
+# Learning-rate schedules whose number of epochs must be known in advance.
 DECAYS = ("cosine", "linear")
 
 
@@ -311,9 +313,9 @@ class TrainConfig(ConfigSection):
     )
     ema_momentum: Share = Field(
         0.99,
-        description="decay of the exponential moving average (EMA) of the weights, which rises to "
-        "this value during the first steps; the averaged weights are evaluated and saved; 0 = no "
-        "EMA",
+        description="decay of the exponential moving average (EMA) of the weights; the decay rises "
+        "to this value during the first steps; the averaged weights are evaluated and saved; "
+        "0 = no EMA",
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
         "",
@@ -388,7 +390,7 @@ class TrainConfig(ConfigSection):
     )
     xla: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="whether XLA compiles training and, on a CPU, evaluation; auto = only where "
+        description="whether XLA compiles training and, on a CPU, evaluation; auto = only if "
         "XLA is the fastest way on the device; off = never; off also forbids BlockLSTM, "
         "TensorFlow's fused LSTM kernel, which auto may choose on a CPU",
     )
@@ -433,7 +435,7 @@ class Job(ConfigSection):
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
     def first_change(self, other: "Job") -> str | None:
-        """Return the first key of a table in `identity` whose value differs in another job."""
+        """Return the first key that changes results and whose value differs in another job."""
         keys = (key for key in FACTS if FACTS[key].changes != "nothing")
         return next((key for key in keys if self.value(key) != other.value(key)), None)
 
@@ -447,12 +449,12 @@ class Job(ConfigSection):
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """Return the first key that contradicts other keys, and the reason; None if no key does."""
+        """Return a key that contradicts other keys, and the rule; None if there is no such key."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
                 return key, (
-                    "needs validation reviews, and data.validation_split is 0; set "
+                    "needs validation reviews, but data.validation_split is 0; set "
                     f"{key} to {facts.unvalidated!r}"
                 )
             if facts.check and (rule := facts.check(self)):

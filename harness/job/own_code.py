@@ -1,9 +1,9 @@
 """Functions that a user writes: networks, losses, optimizers and callbacks.
 
 A job refers to a function as `file.py:function` or `package.module:function`. The job's table
-`[code]` contains the source of the function's module, and the sources that the module imports from
-its folder or package. So the sources are part of a run's identity. Later commands run the code from
-`[code]` and do not read the files. Other code can't import the modules in `[code]`.
+`[code]` contains the source of the function's module, and the sources of all modules that it
+imports from its folder or package. So the sources are part of a run's identity. Later commands run
+the code from `[code]` and do not read the files. Other code can't import the modules in `[code]`.
 """
 
 import ast
@@ -35,7 +35,7 @@ MAX_CHARACTERS = 400_000  # the largest number of characters in `[code]`
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
-    """Add the sources of a function to a job's `code` if they are missing. No user code is run.
+    """Add the missing sources of a function to a job's `code`, without running user code.
 
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
@@ -54,7 +54,7 @@ def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
     target, _, function = reference.partition(":")
     root = top = None
     if target.endswith(".py"):
-        # Not `Path.expanduser`, which may raise an error.
+        # `Path.expanduser` is not used, because it may raise an error.
         path = Path(os.path.normpath(base / os.path.expanduser(target)))  # noqa: PTH111
         module, root = path.stem, path.parent
         stored, is_kept = f"{path.name}:{function}", _path_of(module, code.__contains__) == target
@@ -64,13 +64,15 @@ def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
     first = top or module
     if not first.isidentifier() or first in sys.stdlib_module_names:
         raise InputError(
-            f"{first} should be a name of letters, digits and _ that no module of Python has; "
-            "rename the file"
+            f"{first} should consist of letters, digits and _, and should not be the name of a "
+            "standard module of Python; rename the file"
         )
     if not is_kept:
         for path_in, source in _sources(root or _root_of(module), module, top):
             if code.setdefault(path_in, source) != source:
-                raise InputError(f"the job already has another {path_in}; rename one")
+                raise InputError(
+                    f"the job already has another file {path_in}; rename one of the two"
+                )
         if (size := sum(map(len, code.values()))) > MAX_CHARACTERS:
             raise InputError(
                 f"the job needs {len(code)} files with {size:,} characters, imported files "
@@ -92,14 +94,14 @@ def check_trusted(path: Path) -> None:
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
             raise InputError(
-                f"{each}: {reason}, so another user could change the code, which would run as you; "
-                "check the code, then remove the write permission (chmod go-w), or trust the code "
-                f"(--trust-code or {TRUST}=1)"
+                f"{each}: {reason}, so another user could change the code, which runs with your "
+                "permissions; check the code, then remove the write permission (chmod go-w), or "
+                f"trust the code (--trust-code or {TRUST}=1)"
             )
 
 
 def source_digest(source: str) -> str:
-    """Return the first 8 digits of a source's sha256, to show in tables."""
+    """Return the first 8 digits of a source's sha256, for tables and messages."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
@@ -142,7 +144,7 @@ def _root_of(module: str) -> Path:
 
 
 def _path_of(module: str, exists: Callable[[str], bool]) -> str | None:
-    """Return the path of a module's source, if one of the two possible paths exists."""
+    """Return the path of a module's source, `….py` or `…/__init__.py`; None if neither exists."""
     stem = module.replace(".", "/")
     return next(filter(exists, (f"{stem}.py", f"{stem}/__init__.py")), None)
 
@@ -188,7 +190,9 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}; should be {FORM}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     return source if source.endswith("\n") or not source else f"{source}\n"
 
@@ -225,7 +229,7 @@ def _check_function(code: Mapping[str, str], module: str, function: str) -> None
 
 
 class _Code:
-    """Modules made from a job's sources.
+    """The Python modules that are made from the sources in a job.
 
     Imports in the job's modules search the job's modules first. Other code can't import the job's
     modules. Two jobs with files of the same name do not share a module.
@@ -252,7 +256,7 @@ class _Code:
         module.__dict__["__builtins__"] = self.builtins
         source = "" if path is None else self.code[path]
         if path is not None:
-            # For tracebacks: linecache asks the loader for the source of this path.
+            # Tracebacks show source lines: linecache asks the loader for the source of this path.
             module.__file__ = f"{self.alias}/{path}"
             module.__loader__ = types.SimpleNamespace(get_source=lambda _name: source)
         sys.modules[module.__name__] = module
@@ -299,7 +303,7 @@ def load_function(
     given: Sequence[Any] = (),
     named: Mapping[str, Any] = {},
 ) -> Callable[..., Any]:
-    """Import a job's function, and check that it can be called with the given arguments.
+    """Import a job's function, and check that it accepts the arguments `given` and `named`.
 
     Args:
         where: the name of the key, with which error messages begin.
@@ -352,7 +356,7 @@ class MissingOptionError(KeyError, InputError):
     """Raised if a user's function reads an option that the job does not set."""
 
     def __str__(self) -> str:
-        """Return the message; a KeyError would return it in quotes."""
+        """Return the message without the quotes that a KeyError puts around it."""
         return str(self.args[0])
 
 
@@ -360,7 +364,7 @@ class OptionReader(UserDict[str, Any]):
     """The options for a user's function; this mapping records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`: the function may change its copy."""
+        """Copy the options of a table such as `model.options`: the function may change the copy."""
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 

@@ -41,7 +41,7 @@ from harness.job.own_code import source_digest
 from harness.system.console import quoted
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # a searched key, such as model.units → its value in a trial
+Values = Mapping[str, Value]  # maps a searched key, such as model.units, to a trial's value
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Parameter:
     low: float = 0
     high: float = 0
     step: float | None = None
-    log: bool = False
+    log: bool = False  # whether the range is logarithmic
     is_whole: bool = False  # whether the range contains only integers
     parent: str | None = None  # the key in `when`, on which this key depends
     parent_choices: tuple[Value, ...] = ()  # the values in `when` for which this key is searched
@@ -95,7 +95,9 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
                     f"job {path}: search.space.{key} is not a key of a job{suggest_key(key)}"
                 )
             if (facts := FACTS.get(key)) and (why := facts.not_searched):
-                raise InputError(f"job {path}: search.space.{key} can't be searched: {why}")
+                raise InputError(
+                    f"job {path}: search.space.{key} can't be searched: {why}; remove it"
+                )
             yield key, value
 
 
@@ -113,7 +115,7 @@ def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _parameter(key: str, raw: object, where: str) -> Parameter:
-    """Return a parameter without its condition; `_broken_rule` checks its values later."""
+    """Return a parameter without its condition `when`; `_broken_rule` checks the values later."""
     if not isinstance(raw, dict):
         raise InputError(
             f"{where} = {raw!r}: should be a list such as [32, 64], or a range such as "
@@ -158,7 +160,7 @@ def _choices(values: Any, where: str, *, is_float: bool) -> tuple[Value, ...]:
 def _dependent(
     parameter: Parameter, when: object, free: Mapping[str, Parameter], path: Path
 ) -> Parameter:
-    """Return the parameter with its condition, one key of `free` and some of its values."""
+    """Return the parameter with its condition: a key of `free`, and some values of that key."""
     items = when.items() if isinstance(when, dict) else ()
     settings = [setting for name, value in items for setting in flat(name, value)]
     parent, values = settings[0] if len(settings) == 1 else ("", [])
@@ -166,8 +168,8 @@ def _dependent(
     known = free[parent].choices if parent in free else ()
     if not values or not all(value in known for value in values):
         raise InputError(
-            f"job {path}: search.space.{parameter.key}.when = {shown(when)}: should have one key "
-            "that has a list in search.space and no condition itself, with some values of this "
+            f"job {path}: search.space.{parameter.key}.when = {shown(when)}: should name one key "
+            "that has a list in search.space and no condition, and should name some values of this "
             'list, such as { model.architecture = ["stacked_lstm"] }'
         )
     # `when` may contain the integer 1 where the other key's list contains the float 1.0. KerasTuner
@@ -328,7 +330,7 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in DECAYS:
-                # A trial that continues another trial must have the same learning-rate schedule.
+                # All trials have the same learning-rate schedule, because some continue others.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
@@ -359,8 +361,8 @@ class SearchSpec:
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """Yield a text such as `train.epochs was 6 and is 8` for each key that differs in `other`.
 
-        Every change of `search.trials` is left out, and a change of `search.parallel` from 0 or to
-        0, since 0 lets the search choose the value.
+        No change of `search.trials` is yielded. A change of `search.parallel` is yielded only if
+        neither value is 0, because 0 lets the search choose the value.
         """
         known, asked = (
             {key: value for top in each.content.items() for key, value in flat(*top)}
@@ -376,7 +378,7 @@ class SearchSpec:
 
 
 def rounded(value: Value) -> Value:
-    """Round a tuner's value to six digits: 0.30000000000000004 becomes 0.3."""
+    """Round a tuner's value to six significant digits: 0.30000000000000004 becomes 0.3."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -459,7 +461,7 @@ def _broken_rule(search: SearchSpec) -> str:
             "data.validation_split to a value above 0, such as 0.2"
         )
     if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
-        return f"search.trials = 0: the {table.tuner} tuner needs a number, such as 20"
+        return f"search.trials = 0: the {table.tuner} tuner needs a number above 0, such as 20"
     values = {f"search.{key}": value for key, value in table}
     for key, other in without_effect({"search": SearchConfig}, values):
         return f"{key} has no effect without {other}; remove it"

@@ -241,14 +241,14 @@ def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
 
 def test_other_files_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with other files is refused; `fetch` opens an imdb.npz in the cache."""
-    with pytest.raises(InputError, match="is not a dataset; move it away"):
+    with pytest.raises(InputError, match="contains files, but no dataset; move"):
         save_folder(small(), write_npz(tmp_path / "mine"))
     folder = write_npz(fetched_folder())
     assert fetch().folder == folder
     assert [path.name for path in folder.iterdir()] == [NPZ]
     (folder / NPZ).rename(folder / "mine")
     monkeypatch.setattr("harness.data.sources._download", small)
-    with pytest.raises(InputError, match="is not a dataset; move it away"):
+    with pytest.raises(InputError, match="contains files, but no dataset; move"):
         fetch()
     assert [path.name for path in folder.iterdir()] == ["mine"]
     with pytest.raises(DiskError, match="/proc/imdb: can't be written"):

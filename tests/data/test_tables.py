@@ -113,7 +113,7 @@ def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
     assert source_checksum(path, form) != source_checksum(
         path, form.model_copy(update={"label_column": "x"})
     )
-    with pytest.raises(InputError, match=r"no columns text, .* are 'Nr', 'Review', 'x'"):
+    with pytest.raises(InputError, match=r"no columns named text, .* are 'Nr', 'Review', 'x'"):
         found(path, DataConfig(delimiter=";", encoding="latin-1"))
     utf16 = tmp_path / "b.tsv"
     utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
@@ -180,7 +180,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
     introduction = open_source(tmp_path / "a.csv", form).introduction
     assert "21 training, 20 validation and 20 test reviews" in introduction
-    with pytest.raises(InputError, match="no columns fold, "):
+    with pytest.raises(InputError, match="no columns named fold, "):
         found(tmp_path / "a.csv", DataConfig(split_column="fold"))
 
 
@@ -196,13 +196,13 @@ def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
 def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield sources that are refused, each with a part of the message."""
     lines = {
-        "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not an object; write one such"),
+        "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not a JSON object; write"),
         "printed.json": ('[\n  {"text": "a", "label": 1}\n]\n', "line 1 is not JSON .* each line"),
-        "word.jsonl": ('"a"\n', "line 1 is not an object"),
+        "word.jsonl": ('"a"\n', "line 1 is not a JSON object"),
         "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         "lacks.jsonl": (
             '{"text": "a", "label": 1}\n{"text": "b"}\n',
-            "line 2: has no columns label",
+            "line 2: has no columns named label",
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),

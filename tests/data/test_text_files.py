@@ -58,11 +58,11 @@ HEAD = b"text,label\n"
         (b"review,sentiment\nx,1\n", "'review', 'sentiment'; name the right column in data.text"),
         (
             b"texts,label\nx,1\n",
-            "no columns text, but should have one; did you mean texts?; its columns",
+            "no columns named text, but should have one; did you mean texts?; its columns",
         ),
         (b"text;label\nx;1\n", "data.delimiter = ';'"),
         (b"text\tlabel\nx\t1\n", r"data.delimiter = '\t'"),
-        (b"text,label,label\nx,1,1\n", "2 columns label, but should have one"),
+        (b"text,label,label\nx,1,1\n", "2 columns named label, but should have one"),
         (HEAD + b"fine,pos\n\n:-),neg\n", "row 3 has no word in its text; complete or remove"),
         (HEAD + b"fine, \nx,\n", "row 2 has no label"),
         (HEAD + b"fine,pos\ncaf\xe9,neg\n", "is not UTF-8; save the file as UTF-8, or name its"),

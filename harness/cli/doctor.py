@@ -12,7 +12,7 @@ from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder
 from harness.system.console import echo, rich_console
 
 if TYPE_CHECKING:
-    from harness.doctor.finding import Finding
+    from harness.doctor.doctor import Finding
     from harness.doctor.probe import Estimate
 
 

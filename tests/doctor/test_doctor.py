@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor import doctor, slurm_checks
-from harness.doctor.doctor import check_runs, describe_import, judge_card
-from harness.doctor.finding import Finding, examine
+from harness.doctor import doctor
+from harness.doctor.doctor import Finding, check_runs, describe_import, examine, judge_card
 from harness.errors import InputError, RunError
 from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
@@ -147,7 +146,7 @@ def test_the_partitions_with_gpus_are_named(
     """GPUs in the default partition are green; otherwise the remedy is a variable to export."""
     for name in ("SBATCH_GRES", "SBATCH_PARTITION"):
         monkeypatch.delenv(name, raising=False)
-    finding = slurm_checks.describe_gpus(lines)
+    finding = doctor.describe_partitions(lines)
     assert finding.level == level
     assert said in f"{finding.found} {finding.remedy}"
 
@@ -167,12 +166,12 @@ def test_the_printed_command_requests_what_was_checked(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
 ) -> None:
     """It deletes the script's options that the site refuses or replaces, such as --mem."""
-    monkeypatch.setattr(slurm_checks, "has_client", lambda _: True)
-    monkeypatch.setattr(slurm_checks, "ask", lambda *_, **__: "slurm 24.11")
-    monkeypatch.setattr(slurm_checks, "would_start", lambda *_, **__: "now")
+    monkeypatch.setattr(doctor, "has_client", lambda _: True)
+    monkeypatch.setattr(doctor, "ask", lambda *_, **__: "slurm 24.11")
+    monkeypatch.setattr(doctor, "would_start", lambda *_, **__: "now")
     for name, value in variables.items():
         monkeypatch.setenv(f"HARNESS_SBATCH_{name}", value)
-    found = {each.name: each.found for each in slurm_checks.check_slurm(None)}["sbatch"]
+    found = {each.name: each.found for each in doctor.check_slurm(None)}["sbatch"]
     assert line in found
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from harness import __version__
 from harness.cli.options import confirm_here
 from harness.compute.strategy import MAX_DEVICES, parse_devices, site_devices
-from harness.doctor.finding import Finding, examine
+from harness.doctor.doctor import Finding, examine
 from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment

@@ -9,8 +9,7 @@ from typing import Any
 
 from harness.architectures import ARCHITECTURES
 from harness.compute.execution_plan import choose
-from harness.doctor.doctor import describe_cards, describe_gpus
-from harness.doctor.finding import Finding
+from harness.doctor.doctor import Finding, describe_cards, describe_gpus
 from harness.doctor.probe import JOBS, START_S
 from harness.errors import RunError
 from harness.job.job_file import load_job

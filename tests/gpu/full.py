@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from harness.doctor.finding import Finding
+from harness.doctor.doctor import Finding
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import gpu_name

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.doctor.finding import Finding
+from harness.doctor.doctor import Finding
 from harness.doctor.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment

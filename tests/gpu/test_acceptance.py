@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.doctor.finding import Finding, examine
+from harness.doctor.doctor import Finding, examine
 from harness.doctor.probe import Estimate
 from harness.slurm.snapshot import take_snapshot
 from harness.system import gpu

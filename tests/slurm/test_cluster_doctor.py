@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor.slurm_checks import check_slurm
+from harness.doctor.doctor import check_slurm
 from harness.slurm.snapshot import take_snapshot
 from tests.conftest import PROJECT, Harness
 from tests.slurm.cluster import SlurmCluster

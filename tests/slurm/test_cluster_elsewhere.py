@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor.slurm_checks import check_slurm
+from harness.doctor.doctor import check_slurm
 from tests.conftest import results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted

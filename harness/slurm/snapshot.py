@@ -23,9 +23,7 @@ from harness.system.git import (
     code_version,
     is_checkout,
     is_snapshot,
-    new_files,
-    secrets_among,
-    tracked_files,
+    list_files,
 )
 from harness.system.site_settings import SITE
 
@@ -121,8 +119,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     try:
         if not is_checkout(project):  # git may find a checkout in a parent folder
             raise GitError("is not a git checkout")
-        new, tracked = new_files(project, runs), tracked_files(project)
-        private = secrets_among(project, new)
+        tracked, new, private = list_files(project, runs)
     except GitError as error:
         raise InputError(
             f"{project}: {error}; harness submit copies the files that git lists: clone the "

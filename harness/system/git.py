@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json
@@ -48,6 +48,17 @@ class GitError(Exception):
     """Git is missing or has failed; the message contains git's error."""
 
 
+class Files(NamedTuple):
+    """The files of a checkout, as paths relative to the project."""
+
+    tracked: list[str]  # the files that git tracks, including deleted ones
+    new: list[str]  # the files that git neither tracks nor ignores
+    # The new and staged files that look like secrets, each with the reason: its name or its mode. A
+    # file looks like a secret by its mode if only its owner can access it, although other users can
+    # access the project's folder. Committed files are left out: their authors published them.
+    secrets: dict[str, str]
+
+
 def is_checkout(project: Path) -> bool:
     """Whether the project is the top folder of a git checkout."""
     return (project / ".git").exists()  # in a worktree .git is a file
@@ -77,7 +88,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         return nothing | {k: record.get(k) for k in nothing} | {"snapshot": str(project)}
     try:
         nothing["commit"] = git(project, "rev-parse", "--verify", "HEAD").decode().strip()
-        return nothing | _changes(project, new_files(project, runs))
+        return nothing | _changes(project, list_files(project, runs))
     except (GitError, OSError) as error:
         return nothing | {"git_problem": str(error)}
 
@@ -88,12 +99,11 @@ def is_snapshot(folder: Path) -> bool:
     return bool(read_json(folder / SNAPSHOT_RECORD)) and not is_checkout(folder)
 
 
-def _changes(project: Path, new: list[str]) -> dict[str, Any]:
+def _changes(project: Path, files: Files) -> dict[str, Any]:
     recorded, left_out, total = [], [], 0
-    private = secrets_among(project, new)
-    for name in new:
+    for name in files.new:
         path = project / name
-        if name in private:
+        if name in files.secrets:
             continue
         try:
             # A name that ends in a slash is a nested repository.
@@ -110,44 +120,45 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
     # option --name-only would also list files of which only the modification time has changed.)
     counted = _names(git(project, "diff", "--numstat", "--no-renames", "-z", "HEAD", "--"))
     changed = [line.split("\t", 2)[2] for line in counted]
-    secret = [name for name in changed if name in private or looks_secret(name)]
+    secret = [name for name in changed if name in files.secrets or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
-    left_out = sorted({*left_out, *private, *secret})
+    left_out = sorted({*left_out, *files.secrets, *secret})
     diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
-        "untracked_files": _shortened(new),
+        "untracked_files": _shortened(files.new),
         "left_out_files": _shortened(left_out),
     }
 
 
-def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """Return the new and staged files that look like secrets, each with the reason: name or mode.
-
-    A file looks like a secret by its mode if only its owner can access the file, although other
-    users can access the project's folder. Committed files are not checked, because their authors
-    published them.
+def list_files(project: Path, runs: Path | None) -> Files:
+    """List the files of the project that git does not ignore.
 
     Args:
         project: the folder of the checkout.
-        new: the files that git does not track.
+        runs: the folder of runs; its files do not belong to the project.
 
     Raises:
         GitError: if git fails.
     """
-    tracked = tracked_files(project)
+    tracked = _names(git(project, "ls-files", "-z", "--cached"))
+    new = _names(git(project, "ls-files", "-z", "--others", "--exclude-standard"))
+    top, inside = project.resolve(), (runs or project).resolve()
+    if inside != top and inside.is_relative_to(top):
+        below = f"{inside.relative_to(top)}/"
+        new = [name for name in new if not name.startswith(below)]
     try:
         committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
     except GitError:  # there is no commit yet
         committed = set()
     judges_mode = not _is_private(project)
-    found = {}
+    secrets = {}
     for name in (name for name in [*tracked, *new] if name not in committed):
         if looks_secret(name):
-            found[name] = "its name"
+            secrets[name] = "its name"
         elif judges_mode and _is_private(project / name):
-            found[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
-    return found
+            secrets[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
+    return Files(tracked, new, secrets)
 
 
 def looks_secret(name: str) -> bool:
@@ -183,29 +194,6 @@ def _shortened(names: list[str]) -> list[str]:
     if len(names) <= MAX_NAMES:
         return names
     return [*names[:MAX_NAMES], f"and {len(names) - MAX_NAMES:,} more"]
-
-
-def tracked_files(project: Path) -> list[str]:
-    """List the files that git tracks, including deleted ones, as paths relative to the project.
-
-    Raises:
-        GitError: if git fails.
-    """
-    return _names(git(project, "ls-files", "-z", "--cached"))
-
-
-def new_files(project: Path, runs: Path | None) -> list[str]:
-    """List the files that git neither tracks nor ignores, except files below `runs`.
-
-    Raises:
-        GitError: if git fails.
-    """
-    names = _names(git(project, "ls-files", "-z", "--others", "--exclude-standard"))
-    inside = runs.resolve() if runs else project.resolve()
-    if inside == project.resolve() or not inside.is_relative_to(project.resolve()):
-        return names
-    below = f"{inside.relative_to(project.resolve())}/"
-    return [name for name in names if not name.startswith(below)]
 
 
 def _names(listing: bytes) -> list[str]:

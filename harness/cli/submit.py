@@ -15,8 +15,7 @@ from harness.system.console import echo, log, quoted
 
 if TYPE_CHECKING:
     from harness.slurm.resources import Resources
-    from harness.slurm.script import SbatchJob
-    from harness.slurm.submit import Request
+    from harness.slurm.script import Request, SbatchJob
 
 
 MAX_LINES = 3  # if there are more paths of runs or logs, only the first and the last are shown
@@ -193,7 +192,7 @@ def _submit(request: "Request") -> None:
         submitted[job_id] = submission
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
-    echo(f"code  {first.layout.snapshot}")
+    echo(f"code  {first.request.home}")
     run = quoted(first.run_folders(first_id)[0])
     is_default = request.runs == default_runs().absolute()
     elsewhere = "" if is_default else f" --runs {quoted(request.runs)}"

@@ -28,10 +28,10 @@ from harness.slurm.client import ask, has_client, sbatch_args, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
     VARIABLES,
-    Rules,
     compose,
     names_of,
     option_name,
+    refused_options,
     site_options,
 )
 from harness.slurm.script import read_header
@@ -303,19 +303,20 @@ def describe_partitions(text: str) -> Finding:
 
 def check_script() -> Finding:
     """Check that sbatch accepts a job script, changed as the site's rules demand."""
-    name, rules = "slurm/lstm.sh", Rules.of_site()
-    script, args, site = (PROJECT / name).read_text(errors="replace"), list[str](), site_options()
+    name, site = "slurm/lstm.sh", site_options()
+    script, args = (PROJECT / name).read_text(errors="replace"), list[str]()
+    always = os.environ.get(ALWAYS, "").split()
     line, unset = f"sbatch {name}", list[str]()
     remedy = (
         "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
         "slurm/site.example.sh"
     )
-    if rules.never or rules.always:
+    if refused_options() or always:
         header = read_header(PROJECT, "lstm")
-        script, args, unset = "#!/bin/bash\n", compose(header, site, (), rules=rules), [*site]
+        script, args, unset = "#!/bin/bash\n", compose(header, ()), [*site]
         removed = [each for each in map(option_name, header) if each not in names_of(args)]
         hidden = [each for each in site if VARIABLES[each] not in names_of(args)]
-        line = shlex.join([*sbatch_args(hidden), *rules.always, *([] if removed else [name])])
+        line = shlex.join([*sbatch_args(hidden), *always, *([] if removed else [name])])
         if removed:
             line = rf"sed -E '/^#SBATCH --({'|'.join(removed)})\b/d' {name} | {line}"
         remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.errors import InputError, Interrupted
 from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment, given_memory_gb
-from harness.slurm.resources import Rules
+from harness.slurm.resources import refused_options
 from harness.slurm.script import submissions
 from harness.system.files import atomic_write, make_folder
 from harness.system.leased_dir import to_json
@@ -64,7 +64,7 @@ def _step(allocation: SlurmEnvironment | None) -> tuple[str, ...]:
     num, cpus = allocation.num_nodes, allocation.cpus_per_task
     return (
         *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
-        *([] if "mem" in Rules.of_site().never else ["--mem=0"]),
+        *([] if "mem" in refused_options() else ["--mem=0"]),
         # srun does not inherit --cpus-per-task from sbatch. At some sites, srun does not inherit
         # the environment either.
         *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),

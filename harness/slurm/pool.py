@@ -23,7 +23,7 @@ from harness.slurm.environment import (
     given_memory_gb,
     visible_gpus,
 )
-from harness.slurm.resources import Rules
+from harness.slurm.resources import refused_options
 from harness.system import gpu
 from harness.system.console import Console, echo, is_error, strip_prefix
 from harness.system.processes import StopRequest, memory_limit_gb, own_code_first
@@ -137,7 +137,7 @@ def srun_args(slot: Slot, name: str) -> list[str]:
     two of Slurm's memory variables are set, and the shell that called sbatch may have set one.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
-    memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
+    memory = [] if "mem" in refused_options() else ["--mem=0"]
     return [
         *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none", *memory),
         *(f"--cpus-per-task={slot.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),

@@ -67,31 +67,20 @@ GPU_REQUEST = re.compile(r"(?:(\w[\w.+-]*):)?(\d{1,2})")  # 2, 2080ti:2 or, for 
 GPU_TYPE = re.compile(r"gpu:([^:,]+):\d")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The sbatch options that a site refuses, and the sbatch options that it demands."""
+def refused_options(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the sbatch options that the site refuses, such as gres and mem.
 
-    never: tuple[str, ...] = ()  # names of refused options, such as gres and mem
-    always: tuple[str, ...] = ()  # demanded options, such as --ntasks=1
-
-    @classmethod
-    def of_site(cls, environment: Mapping[str, str] = os.environ) -> "Rules":
-        """Read the rules from environment variables, which slurm/site.sh exports.
-
-        Raises:
-            InputError: if HARNESS_SBATCH_NEVER contains a word that can't be the long name of an
-                sbatch option, such as `-G` or `gres=gpu:1`. Such a word would have no effect.
-        """
-        never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
-        if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
-            raise InputError(
-                f"{NEVER}: {wrong[0]!r} should be the long name of an sbatch option, such as "
-                "gres or mem"
-            )
-        return cls(tuple(never), tuple(environment.get(ALWAYS, "").split()))
-
-
-NO_RULES = Rules()
+    Raises:
+        InputError: if HARNESS_SBATCH_NEVER contains a word that can't be the long name of an
+            sbatch option, such as `-G` or `gres=gpu:1`. Such a word would have no effect.
+    """
+    names = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
+    if wrong := [name for name in names if not re.fullmatch("[a-z][a-z-]+", name)]:
+        raise InputError(
+            f"{NEVER}: {wrong[0]!r} should be the long name of an sbatch option, such as "
+            "gres or mem"
+        )
+    return names
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -104,34 +93,34 @@ def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def compose(
     header: Sequence[str],
-    site: Mapping[str, str],
     args: Sequence[str],
     *,
     gpus: str | None = None,
-    rules: Rules = NO_RULES,
+    environment: Mapping[str, str] = os.environ,
 ) -> list[str]:
     """Combine options for sbatch; the user's options replace the site's and the script's.
 
     Args:
         header: the options in the script's `#SBATCH` lines.
-        site: the site's variables, as `site_options` returns them.
         args: the user's options, apart from `--gpus`.
         gpus: the value of `--gpus`, per node; if None, the site's or the script's request remains.
-        rules: the options that the site refuses or demands.
+        environment: the site's variables for sbatch, and the options that it refuses or demands.
 
     Raises:
-        InputError: if the user's request for GPUs needs an option that the site refuses.
+        InputError: if the user's request for GPUs needs an option that the site refuses, or if
+            HARNESS_SBATCH_NEVER is wrong.
     """
+    site, never = site_options(environment), refused_options(environment)
     args = [_gpu_arg(gpus, site), *args] if gpus else args
     requested = names_of(arg for arg in args if arg != "--gres=none")
-    if refused := {*rules.never} & requested & {*GPUS}:
+    if refused := {*never} & requested & {*GPUS}:
         raise InputError(
             f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
             "site requires, for example through a partition: append `-- --partition=NAME`"
         )
     of_site = [f"--{VARIABLES[name]}={value}" for name, value in site.items()]
-    options = override(override(header, of_site), [*rules.always, *args])
-    return drop(options, rules.never)
+    always = environment.get(ALWAYS, "").split()
+    return drop(override(override(header, of_site), [*always, *args]), never)
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:

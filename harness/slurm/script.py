@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -20,13 +20,12 @@ from harness.slurm.environment import ARRAY_SEEDS, FIRST_JOB
 from harness.slurm.resources import (
     GPUS,
     MEMORY,
-    NO_RULES,
     VARIABLES,
     Resources,
-    Rules,
     array_spec,
     compose,
     drop,
+    site_options,
 )
 
 COMPARISON, SEARCH = "compare", "tune"
@@ -41,21 +40,28 @@ OTHERS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A job's folders, and the settings of its site."""
+class Wanted:
+    """A request for a Slurm job that begins or continues one or several runs, or a search."""
 
+    job: Job | SearchSpec
+    resources: Resources
+    seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
+    pack: bool = False  # whether one job trains all seeds in parallel, without an array
+    resumes: Path | None = None  # the absolute path of a run or sweep to continue
+    is_begun: bool = True  # whether the folder to continue (`resumes`) already exists
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request to submit jobs."""
+
+    project: Path
     runs: Path  # the absolute path of the folder of runs
-    code: Path  # the project's folder
-    variables: Mapping[str, str]  # the environment variables that the script exports
-    site: Mapping[str, str] = field(default_factory=dict)  # what `site_options` returns
+    home: Path  # the code that the jobs run: a snapshot, or the project before its snapshot exists
+    jobs: tuple[Wanted, ...] = ()
+    compares: bool = False  # whether another job compares the runs
     array_size: int = DEFAULT_ARRAY_SIZE  # MaxArraySize; each array index must be smaller
-    rules: Rules = NO_RULES
     first_look_s: float = 0.0  # seconds until Slurm first tries to start a new job
-
-    @property
-    def snapshot(self) -> str:
-        """The folder with the job's copy of the code."""
-        return self.variables["HARNESS_HOME"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class SbatchJob:
     """A complete job for sbatch, whose files are not yet written."""
 
     name: str
-    layout: Layout
+    request: Request
     folder: Path  # the submission's folder
     script: str  # the content of job.sh
     args: tuple[str, ...]  # the sbatch options, without job name, log and output format
@@ -79,8 +85,8 @@ class SbatchJob:
     def command(self) -> list[str]:
         """The sbatch command."""
         # The arguments already contain the options that the site's variables set.
-        sbatch = client.sbatch_args([*self.layout.site])
-        logs = str(self.layout.runs / "logs").replace("%", "%%")
+        sbatch = client.sbatch_args([*site_options()])
+        logs = str(self.request.runs / "logs").replace("%", "%%")
         log = f"{logs}/%x-{'%A_%a' if self.indices else '%j'}.out"
         own = ("--parsable", f"--job-name={self.name}", f"--output={log}")
         return [*sbatch, *own, *self.args, str(self.folder / "job.sh")]
@@ -89,17 +95,17 @@ class SbatchJob:
         """Return the folders of the runs, one per seed."""
         if self.resumes:
             return [self.resumes]
-        folder = self.layout.runs / self.name
+        folder = self.request.runs / self.name
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
         """Return the log files, one per seed."""
-        folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
+        folder, slurm = self.request.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     def record(self, job_id: str) -> Path:
         """Return the path of the JSON file that records the job's runs, logs and sbatch command."""
-        return submissions(self.layout.runs) / f"{job_id}.json"
+        return submissions(self.request.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
         if self.indices:
@@ -128,18 +134,6 @@ def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], 
     return tuple(range(1, len(seeds) + 1)), {ARRAY_SEEDS: " ".join(map(str, seeds))}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A request for a Slurm job that begins or continues one or several runs, or a search."""
-
-    job: Job | SearchSpec
-    resources: Resources
-    seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
-    pack: bool = False  # whether one job trains all seeds in parallel, without an array
-    resumes: Path | None = None  # the absolute path of a run or sweep to continue
-    is_begun: bool = True  # whether the folder to continue (`resumes`) already exists
-
-
 def read_header(code: Path, name: str) -> list[str]:
     """Return the options in the `#SBATCH` lines of a script; a site may have changed them.
 
@@ -163,47 +157,43 @@ def read_header(code: Path, name: str) -> list[str]:
     return drop(options, ("job-name", "output"))  # `harness submit` sets these itself
 
 
-def render_script(variables: Mapping[str, str], call: Sequence[str | Path]) -> str:
+def render_script(
+    request: Request, variables: Mapping[str, str], call: Sequence[str | Path]
+) -> str:
     """Return the text of a job script.
 
     Args:
-        variables: the environment variables to export.
+        request: the request; its paths are exported.
+        variables: other environment variables to export.
         call: the call of `supervise`, a function in slurm/common.sh that runs and requeues the job.
     """
-    exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
+    exports = {"HARNESS_RUNS": str(request.runs)}
+    for name in (*FOLDERS, *OTHERS):
+        if value := os.environ.get(name):
+            exports[name] = str(Path(value).absolute()) if name in FOLDERS else value
+    exports.update(variables)
+    environment = shlex.quote(str(job_environment(request.project)))
     lines = [
         "#!/usr/bin/env bash",
         "# Written by harness for one Slurm job.",
-        *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
+        f"export HARNESS_HOME={shlex.quote(str(request.home))}",
+        "export HARNESS_SNAPSHOT=1",
         'source "$HARNESS_HOME/slurm/common.sh"',
-        "# These exports override the values from slurm/site.sh.\n"
+        "# These exports override the values from slurm/site.sh.",
         "# In a container, HARNESS_VENV keeps its value from slurm/site.sh.",
-        "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
-        *exports.values(),
+        f"[[ ${{#HARNESS_CONTAINER[@]}} != 0 ]] || export HARNESS_VENV={environment}",
+        *(
+            f"export {name}={shlex.quote(value)}"
+            for name, value in {**exports, **variables}.items()
+        ),
         shlex.join(map(str, call)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def job_variables(
-    project: Path, snapshot: Path, runs: Path, *, environment: Mapping[str, str] = os.environ
-) -> dict[str, str]:
-    """Return the environment variables that the job's script exports, mostly paths."""
-    variables = {
-        "HARNESS_HOME": str(snapshot),
-        "HARNESS_VENV": str(job_environment(project, environment)),
-        "HARNESS_RUNS": str(runs),
-        "HARNESS_SNAPSHOT": "1",
-    }
-    for name in (*FOLDERS, *OTHERS):
-        if value := environment.get(name):
-            variables[name] = str(Path(value).absolute()) if name in FOLDERS else value
-    return variables
-
-
-def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
+def job_environment(project: Path) -> Path:
     """Return the Python environment of a job: HARNESS_VENV, the active environment, or .venv."""
-    if named := environment.get("HARNESS_VENV"):
+    if named := os.environ.get("HARNESS_VENV"):
         return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
     # In a conda environment, sys.prefix and sys.base_prefix are equal, so look for bin/harness.
@@ -219,7 +209,7 @@ def script_of(job: Job | SearchSpec) -> str:
     return OF_CUSTOM_NETWORKS if job.model.is_own else job.model.architecture
 
 
-def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
+def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
     """Compose a job for sbatch: a run, an array with a seed per task, or a search.
 
     Raises:
@@ -228,17 +218,12 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
     job, seeds, resources = wanted.job, wanted.seeds or (), wanted.resources
     is_search = isinstance(job, SearchSpec)
     single = job.job if isinstance(job, SearchSpec) else job
-    folder = _new_folder(layout.runs, job.name)
+    folder = _new_folder(request.runs, job.name)
     # The name must not be job.toml, which marks the folder of a run.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
-    indices, listed = ((), {}) if wanted.pack else _indices(seeds, layout.array_size)
-    args = compose(
-        read_header(layout.code, script_of(job)),
-        layout.site,
-        resources.sbatch_args(),
-        gpus=resources.gpus,
-        rules=layout.rules,
-    )
+    indices, listed = ((), {}) if wanted.pack else _indices(seeds, request.array_size)
+    header = read_header(request.project, script_of(job))
+    args = compose(header, resources.sbatch_args(), gpus=resources.gpus)
     call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
     if wanted.resumes and not wanted.is_begun:
         name = "--sweep-id" if is_search else "--run-id"
@@ -255,9 +240,9 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         seeds=seeds or (single.train.seed,),
         indices=indices,
         is_packed=bool(seeds) and wanted.pack,
-        layout=layout,
+        request=request,
         folder=folder,
-        script=render_script({**layout.variables, **listed, **resources.variables}, call),
+        script=render_script(request, listed | resources.variables, call),
         job_file=None if wanted.resumes and wanted.is_begun else toml,
         job_toml=job.to_toml(),
         args=tuple(args),
@@ -265,30 +250,30 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
     )
 
 
-def comparison_submission(
-    trainings: Mapping[str, SbatchJob], resources: Resources, layout: Layout
-) -> SbatchJob:
+def comparison_submission(trainings: Mapping[str, SbatchJob], request: Request) -> SbatchJob:
     """Compose the comparison job, which starts when all training jobs have ended.
+
+    The comparison has the sbatch flags of the first training job, but requests no GPUs or memory.
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the resources of the training jobs. The comparison job uses only the
-            `flags` in `resources`, without the options for GPUs and memory.
+        request: the request with the training jobs.
     """
     # The comparison job expands these patterns of run folders, because no folder exists yet.
     patterns = [
-        f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
+        f"{escape(str(request.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
     ]
-    site = {n: v for n, v in layout.site.items() if VARIABLES[n] not in (*GPUS, *MEMORY)}
-    flags = drop(resources.flags, (*GPUS, *MEMORY))
+    hidden = (*GPUS, *MEMORY)
+    environment = {n: v for n, v in os.environ.items() if VARIABLES.get(n) not in hidden}
+    flags = drop(request.jobs[0].resources.flags, hidden)
     args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
-    args = compose(read_header(layout.code, COMPARISON), site, args, rules=layout.rules)
+    args = compose(read_header(request.project, COMPARISON), args, environment=environment)
     return SbatchJob(
         name=COMPARISON,
-        layout=layout,
-        folder=_new_folder(layout.runs, COMPARISON),
-        script=render_script(layout.variables, ["supervise", "compare", *patterns]),
+        request=request,
+        folder=_new_folder(request.runs, COMPARISON),
+        script=render_script(request, {}, ["supervise", "compare", *patterns]),
         args=tuple(args),
     )
 

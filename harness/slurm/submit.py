@@ -9,8 +9,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from harness.slurm.client import ask_about, first_look_s
 from harness.slurm.environment import OF_CALLERS
 from harness.slurm.resources import (
     Resources,
-    Rules,
     array_spec,
     parse_seeds,
     short_limit,
@@ -34,13 +32,12 @@ from harness.slurm.resources import (
 )
 from harness.slurm.script import (
     DEFAULT_ARRAY_SIZE,
-    Layout,
+    Request,
     SbatchJob,
     Wanted,
     comparison_submission,
     job_environment,
     job_submission,
-    job_variables,
     read_header,
     script_of,
     submissions,
@@ -52,16 +49,6 @@ from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network, not_sourced
 
 JOB_ID = "@JOB@"  # placeholder for the job's id in a record
-
-
-@dataclass(frozen=True)
-class Request:
-    """A checked request to submit jobs."""
-
-    project: Path
-    runs: Path  # the absolute path of the folder of runs
-    jobs: tuple[Wanted, ...]
-    compares: bool = False  # whether another job compares the runs
 
 
 def make_request(
@@ -99,11 +86,11 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
     """
-    request = Request(project_folder(), runs.absolute(), tuple(jobs), compares)
-    if request.project.resolve() == runs.resolve():
+    project, wanted = project_folder(), tuple(jobs)
+    if project.resolve() == runs.resolve():
         raise InputError(f"--runs {runs}: is the project itself; name another folder")
-    for each in request.jobs:
-        read_header(request.project, script_of(each.job))
+    for each in wanted:
+        read_header(project, script_of(each.job))
         each.resources.check()
         # A search or a packed job trains each model on a single node. Such a job opens no
         # TensorFlow server to the network, so HARNESS_TRUSTED_NETWORK need not be set.
@@ -114,7 +101,17 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
                 "--retry-memory: works only for jobs with one run; omit this option, and request "
                 "more memory with --mem"
             )
-    return request
+    settings = client.read_settings()
+    size = settings.get("MaxArraySize", "")
+    return Request(
+        project,
+        runs.absolute(),
+        home=project,
+        jobs=wanted,
+        compares=compares,
+        array_size=int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        first_look_s=first_look_s(settings),
+    )
 
 
 def _check_job(
@@ -176,12 +173,21 @@ def dry_submissions(request: Request) -> list[SbatchJob]:
     Placeholders such as `<hash>` stand for the snapshot's hash and the job ids, which are not known
     yet.
     """
-    layout = _layout(request, submissions(request.runs) / "code-<hash>")
-    planned = [job_submission(each, layout) for each in request.jobs]
+    request = dataclasses.replace(request, home=submissions(request.runs) / "code-<hash>")
+    return [job for _, job in _each(request, lambda job: f"<{job.name}>")]
+
+
+def _each(request: Request, send: Callable[[SbatchJob], str]) -> Iterator[tuple[str, SbatchJob]]:
+    """Compose the jobs of a request; yield each with the id that `send` returns for it."""
+    trainings: dict[str, SbatchJob] = {}
+    for wanted in request.jobs:
+        job = job_submission(wanted, request)
+        job_id = send(job)
+        trainings[job_id] = job
+        yield job_id, job
     if request.compares:
-        trainings = {f"<{each.name}>": each for each in planned}
-        planned.append(comparison_submission(trainings, request.jobs[0].resources, layout))
-    return planned
+        job = comparison_submission(trainings, request)
+        yield send(job), job
 
 
 def _check_start(planned: SbatchJob) -> None:
@@ -189,7 +195,7 @@ def _check_start(planned: SbatchJob) -> None:
     try:
         # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
         with contextlib.suppress(client.NoNodesError):
-            client.would_start(planned.script, *planned.args, unset=[*planned.layout.site])
+            client.would_start(planned.script, *planned.args, unset=[*site_options()])
     except (InputError, RunError) as error:
         raise type(error)(f"{planned.name}: {error}") from None
 
@@ -201,21 +207,10 @@ def submit(request: Request) -> Iterator[tuple[str, SbatchJob]]:
         InputError: if sbatch refuses a job; the message states the reason.
         RunError: if Slurm is not available now.
     """
-    draft = _layout(request, request.project)
     for wanted in request.jobs:
-        _check_start(job_submission(wanted, draft))
+        _check_start(job_submission(wanted, request))
     snapshot = take_snapshot(request.project, request.runs)
-    variables = job_variables(request.project, snapshot, request.runs)
-    layout = dataclasses.replace(draft, variables=variables)
-    trainings: dict[str, SbatchJob] = {}
-    for wanted in request.jobs:
-        submission = job_submission(wanted, layout)
-        job_id = _submit(submission)
-        trainings[job_id] = submission
-        yield job_id, submission
-    if request.compares:
-        submission = comparison_submission(trainings, request.jobs[0].resources, layout)
-        yield _submit(submission), submission
+    yield from _each(dataclasses.replace(request, home=snapshot), _submit)
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
@@ -228,7 +223,7 @@ def draft(request: Request) -> tuple[list[str], Path]:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
         the job's id.
     """
-    submission = job_submission(request.jobs[0], _layout(request, request.project))
+    submission = job_submission(request.jobs[0], request)
     _write(submission)
     record = submission.folder / "record.json"
     atomic_write(record, to_json(_record_of(submission, JOB_ID)))
@@ -243,7 +238,7 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
         One line per state. If several jobs were submitted, each line begins with the ids of the
         jobs in this state.
     """
-    time.sleep(max(each.layout.first_look_s for each in submitted.values()))
+    time.sleep(max(each.request.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
     for job in ask_about([*submitted]):
         job_id = job.id.partition("_")[0]  # one id for all tasks of an array
@@ -254,20 +249,6 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
         f"{', '.join(ids)}: {answer}" if len(submitted) > 1 else answer
         for answer, ids in found.items()
     ]
-
-
-def _layout(request: Request, snapshot: Path) -> Layout:
-    settings = client.read_settings()
-    size = settings.get("MaxArraySize", "")
-    return Layout(
-        request.runs,
-        request.project,
-        job_variables(request.project, snapshot, request.runs),
-        site_options(),
-        int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
-        Rules.of_site(),
-        first_look_s(settings),
-    )
 
 
 def _submit(submission: SbatchJob) -> str:
@@ -305,7 +286,7 @@ def _submit(submission: SbatchJob) -> str:
 def _write(submission: SbatchJob) -> None:
     """Write the script and the job file into the folder of a submission."""
     # Without the folder `logs`, Slurm drops the log silently.
-    (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
+    (submission.request.runs / "logs").mkdir(parents=True, exist_ok=True)
     # Other users get no write permission: the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
@@ -326,6 +307,6 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
         "resumes": submission.resumes is not None,
         "job_file": str(submission.job_file) if submission.job_file else None,
         "command": submission.command,
-        "snapshot": submission.layout.snapshot,
+        "snapshot": str(submission.request.home),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -17,10 +17,10 @@ from harness.slurm.resources import (
     GPUS,
     ONCE,
     Resources,
-    Rules,
     drop,
     names_of,
     override,
+    refused_options,
 )
 from harness.slurm.script import Wanted
 from harness.system.console import quoted
@@ -94,7 +94,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, devices = table(start, "slurm_asked"), start.get("devices") or ()
     options, gpus = asked.get("options"), wanted.gpus
-    never = Rules.of_site().never  # a plugin of the site may have added such an option to the job
+    never = refused_options()  # a plugin of the site may have added such an option to the job
     last = drop(map(str, options if isinstance(options, list) else []), (*ONCE, *never))
     num_nodes = whole(asked.get("nodes")) or 1
     # The record lists the devices of all nodes. A seed of a job with several seeds uses one GPU.

@@ -12,20 +12,18 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.resources import (
     Resources,
-    Rules,
     array_spec,
     compose,
     parse_seeds,
+    refused_options,
     short_limit,
-    site_options,
 )
 from harness.slurm.script import (
-    Layout,
+    Request,
     SbatchJob,
     Wanted,
     comparison_submission,
     job_submission,
-    job_variables,
     read_header,
 )
 from tests.conftest import JOBS
@@ -110,7 +108,7 @@ def test_an_option_replaces_others_for_the_same_resource(
     args: list[str], options: list[str]
 ) -> None:
     """The script's option is removed; sbatch alone would keep both options."""
-    assert compose(HEADER, {}, args) == [*options, *args]
+    assert compose(HEADER, args, environment={}) == [*options, *args]
 
 
 @pytest.mark.parametrize(
@@ -131,21 +129,21 @@ def test_gpus_are_requested_in_the_sites_way(
     site: dict[str, str], gpus: str | None, args: list[str]
 ) -> None:
     """The site's variables choose option and type; they and the script's --gres are removed."""
-    composed = compose(HEADER, site_options({**site, "OTHER": "1"}), [], gpus=gpus)
+    composed = compose(HEADER, [], gpus=gpus, environment={**site, "OTHER": "1"})
     assert composed == [*HEADER[1:], *args]
 
 
 @pytest.mark.parametrize("name", ["gres", "--gres"])
 def test_rules_of_a_site(name: str) -> None:
     """An option that the site refuses is never sent; options that it demands are added."""
-    rules = Rules.of_site({"HARNESS_SBATCH_NEVER": f"{name} mem", "HARNESS_SBATCH_ALWAYS": "-n1"})
-    site = site_options({"SBATCH_GRES": "gpu:a100:1", "SBATCH_QOS": "q"})
-    composed = compose(HEADER, site, ["--mem=4G", "--time=9"], gpus="0", rules=rules)
+    site = {"SBATCH_GRES": "gpu:a100:1", "SBATCH_QOS": "q", "HARNESS_SBATCH_ALWAYS": "-n1"}
+    site["HARNESS_SBATCH_NEVER"] = f"{name} mem"
+    composed = compose(HEADER, ["--mem=4G", "--time=9"], gpus="0", environment=site)
     assert composed == ["-p", "main", "--qos=q", "-n1", "--time=9"]
     with pytest.raises(InputError, match="--gres: is refused by this site"):
-        compose(HEADER, site, [], gpus="2", rules=rules)
+        compose(HEADER, [], gpus="2", environment=site)
     with pytest.raises(InputError, match="'gres,mem' should be the long name"):
-        Rules.of_site({"HARNESS_SBATCH_NEVER": "gres,mem"})
+        refused_options({"HARNESS_SBATCH_NEVER": "gres,mem"})
 
 
 # The script
@@ -167,7 +165,7 @@ supervise train '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """A project with two scripts; the path of its runs contains a space and a percent sign."""
     (tmp_path / "slurm").mkdir()
     # A comment in a script need not be UTF-8; sbatch reads only the script's header.
@@ -177,25 +175,29 @@ def layout(tmp_path: Path) -> Layout:
         (tmp_path / f"slurm/{name}.sh").write_text(text, errors="surrogateescape")
     runs = Path("/my runs/100%")
     snapshot = runs / ".submissions/code-0"
-    environment = {"HARNESS_VENV": "/venv", "HARNESS_DATA": "/it's data", "OTHER": "x"}
-    environment["HARNESS_TRUST_CODE"] = "1"
-    variables = job_variables(tmp_path, snapshot, runs, environment=environment)
-    return Layout(runs, tmp_path, variables)
+    for name, value in {"VENV": "/venv", "DATA": "/it's data", "TRUST_CODE": "1"}.items():
+        monkeypatch.setenv(f"HARNESS_{name}", value)
+    return Request(tmp_path, runs, home=snapshot)
 
 
-def submission(layout: Layout, *seeds: int, pack: bool = False, **asked: object) -> SbatchJob:
+def submission(request_: Request, *seeds: int, pack: bool = False, **asked: object) -> SbatchJob:
     resources = Resources(**asked)  # type: ignore[arg-type]
     wanted = Wanted(load_job(JOBS / "lstm.toml"), resources, seeds or None, pack)
-    return job_submission(wanted, layout)
+    return job_submission(wanted, request_)
+
+
+def with_jobs(request_: Request, resources: Resources) -> Request:
+    wanted = Wanted(load_job(JOBS / "lstm.toml"), resources)
+    return dataclasses.replace(request_, jobs=(wanted,))
 
 
 def untimed(text: str) -> str:
     return re.sub(r"\d{8}-\d{6}-\d{6}", "TIME", text)
 
 
-def test_script_of_one_run(layout: Layout) -> None:
+def test_script_of_one_run(request_: Request) -> None:
     """Script, command and the paths of run and log are exactly as expected."""
-    job = submission(layout, 3, nodes=1)
+    job = submission(request_, 3, nodes=1)
     assert untimed(job.script) == GOLDEN
     assert untimed(shlex.join(job.command)) == (
         "sbatch --parsable --job-name=lstm '--output=/my runs/100%%/logs/%x-%j.out' --mem=16G "
@@ -203,15 +205,15 @@ def test_script_of_one_run(layout: Layout) -> None:
     )
     assert job.run_folders("12") == [Path("/my runs/100%/lstm/slurm-12")]
     assert job.logs("12") == [Path("/my runs/100%/logs/lstm-12.out")]
-    (layout.code / "slurm/rnn.sh").write_text("#SBATCH --comment='a\n")
+    (request_.project / "slurm/rnn.sh").write_text("#SBATCH --comment='a\n")
     for name, reason in (("gru", "No such file"), ("rnn", "No closing quotation")):
         with pytest.raises(InputError, match=rf"slurm/{name}\.sh: can't be read \({reason}"):
-            read_header(layout.code, name)
+            read_header(request_.project, name)
 
 
-def test_several_seeds_are_an_array(layout: Layout) -> None:
+def test_several_seeds_are_an_array(request_: Request) -> None:
     """The index of a task is its seed; each task has its own run and log."""
-    job = submission(layout, 1, 2, 7, gpus="2")
+    job = submission(request_, 1, 2, 7, gpus="2")
     assert job.script.splitlines()[-1].endswith("lstm.toml'")
     assert job.command[3:7] == [
         *("--output=/my runs/100%%/logs/%x-%A_%a.out", "--array=1-2,7", "--mem=16G"),
@@ -221,9 +223,9 @@ def test_several_seeds_are_an_array(layout: Layout) -> None:
     assert job.logs("12")[2] == Path("/my runs/100%/logs/lstm-12_7.out")
 
 
-def test_seeds_above_the_largest_index_are_listed(layout: Layout) -> None:
+def test_seeds_above_the_largest_index_are_listed(request_: Request) -> None:
     """Indices are below MaxArraySize. For larger seeds, task n gets the n-th seed of a list."""
-    small, large = submission(layout, 42, 1000), submission(layout, 42, 1001)
+    small, large = submission(request_, 42, 1000), submission(request_, 42, 1001)
     assert (small.args[0], "ARRAY_SEEDS" in small.script) == ("--array=42,1000", False)
     assert large.args[0] == "--array=1-2"
     assert "export HARNESS_ARRAY_SEEDS='42 1001'\n" in large.script
@@ -232,9 +234,9 @@ def test_seeds_above_the_largest_index_are_listed(layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("array_size", [0, 1, 3])
-def test_more_seeds_than_an_array_holds_are_refused(layout: Layout, array_size: int) -> None:
+def test_more_seeds_than_an_array_holds_are_refused(request_: Request, array_size: int) -> None:
     """`--pack` needs no array. MaxArraySize is 0 if a site forbids arrays."""
-    narrow = dataclasses.replace(layout, array_size=array_size)
+    narrow = dataclasses.replace(request_, array_size=array_size)
     assert submission(narrow, 3).indices == ()
     assert submission(narrow, 3, 4, 5, pack=True).indices == ()
     message = f"3 seeds are too many, .* {array_size}; give --pack"
@@ -242,21 +244,21 @@ def test_more_seeds_than_an_array_holds_are_refused(layout: Layout, array_size: 
         submission(narrow, 3, 4, 5)
 
 
-def test_packed_seeds_are_one_job(layout: Layout) -> None:
+def test_packed_seeds_are_one_job(request_: Request) -> None:
     """Each seed has its own run and log."""
-    job = submission(layout, 1, 2, 7, pack=True)
+    job = submission(request_, 1, 2, 7, pack=True)
     assert job.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
     assert not any(word.startswith("--array") for word in job.command)
     assert job.run_folders("12")[2] == Path("/my runs/100%/lstm/slurm-12-seed7")
     assert job.logs("12")[2] == Path("/my runs/100%/logs/lstm-slurm-12-seed7.out")
-    comparison = comparison_submission({"12": job}, Resources(), layout)
+    comparison = comparison_submission({"12": job}, with_jobs(request_, Resources()))
     assert "slurm-12-seed*" in comparison.script
 
 
-def test_without_seeds_the_job_keeps_its_own(layout: Layout) -> None:
+def test_without_seeds_the_job_keeps_its_own(request_: Request) -> None:
     """A job named `job` becomes job_.toml, because job.toml marks the folder of a run."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"]).model_copy(update={"name": "job"})
-    sent = job_submission(Wanted(job, Resources()), layout)
+    sent = job_submission(Wanted(job, Resources()), request_)
     assert (sent.seeds, sent.indices) == ((9,), ())
     assert "--seed" not in sent.script
     assert "seed = 9\n" in sent.job_toml
@@ -264,17 +266,20 @@ def test_without_seeds_the_job_keeps_its_own(layout: Layout) -> None:
     assert sent.job_file.name == "job_.toml"
 
 
-def test_comparison_waits_for_all_trainings(layout: Layout, tmp_path: Path) -> None:
+def test_comparison_waits_for_all_trainings(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The comparison gets patterns that match the runs, and does not inherit --gres and --mem."""
-    site = {"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}
-    at = dataclasses.replace(layout, runs=tmp_path / "r [1]*", site=site)
+    monkeypatch.setenv("SBATCH_GPUS_PER_NODE", "1")
+    monkeypatch.setenv("SBATCH_QOS", "q")
+    at = dataclasses.replace(request_, runs=tmp_path / "r [1]*")
     asked = Resources(mem="9G", time="9", flags=("--gres", "gpu:3", "-C", "ib"))
     array = submission(at, 1, 2, **vars(asked))
     single = submission(at, **vars(asked))
     unset = ["env", "-uSBATCH_GPUS_PER_NODE", "-uSBATCH_QOS", "sbatch"]
     assert single.command[:4] == unset
     assert "--mem=16G" not in single.args
-    comparison = comparison_submission({"12": array, "13": single}, asked, at)
+    comparison = comparison_submission({"12": array, "13": single}, with_jobs(at, asked))
     assert comparison.command[:4] == unset
     options = ("--mem=16G", "--qos=q", "-C", "ib", "--dependency=afterany:12:13")
     assert comparison.args == options

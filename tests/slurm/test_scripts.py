@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.batch import Counters
-from harness.slurm.script import render_script
+from harness.slurm.script import Request, render_script
 from harness.system.console import strip_prefix
 from tests.conftest import PROJECT, write_program
 from tests.slurm.stand_in import TWO_NODES, Project
@@ -188,7 +188,7 @@ def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
     assert "with a time limit of 120 s, the run saves" in done.stderr
 
 
-def test_settings_of_the_site(project: Project) -> None:
+def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """site.sh may use unset variables; a submitted job changes its folders, not its container."""
     (project.path / "slurm/site.sh").write_text(
         "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
@@ -197,9 +197,10 @@ def test_settings_of_the_site(project: Project) -> None:
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
     call = project.call()
     assert (call["runs"], call["data"], call["image"]) == ("/elsewhere", "/the/site", "an image")
-    submitted = {"HARNESS_HOME": str(project.path), "HARNESS_SNAPSHOT": "1"}
-    submitted |= {"HARNESS_VENV": "/nowhere", "HARNESS_RUNS": "/mine", "HARNESS_DATA": "/my/own"}
-    text = render_script(submitted, ["supervise", "compare"])
+    monkeypatch.setenv("HARNESS_VENV", "/nowhere")
+    monkeypatch.setenv("HARNESS_DATA", "/my/own")
+    request = Request(project.path, Path("/mine"), home=project.path)
+    text = render_script(request, {}, ["supervise", "compare"])
     done = project.run(project.executable(project.outside / "job.sh", text))
     assert done.returncode == 0, done.stderr
     call = project.call()

@@ -143,10 +143,10 @@ def job_successor(
             `job-end` prints them.
         runs: the folder of the runs.
     """
-    from harness.cli.submit import resume_request
     from harness.slurm.environment import FIRST_JOB
     from harness.slurm.resources import Resources
     from harness.slurm.submit import draft
+    from harness.tracking.resume import resume_request
 
     allocation = _allocation()
     options = {"ExcNodeList": "--exclude={}", "MinMemoryNode": "--mem={}M"}

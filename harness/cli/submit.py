@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode
-from harness.errors import InputError, RunError
+from harness.errors import InputError
 from harness.system.console import echo, log, quoted
 
 if TYPE_CHECKING:
-    from harness.slurm.resources import Resources
     from harness.slurm.script import Request, SbatchJob
 
 
@@ -105,6 +104,8 @@ def submit(
             raise InputError(
                 "--resume: continues runs unchanged; leave out --all, --set, --seeds and --pack"
             )
+        from harness.tracking.resume import resume_request
+
         request = resume_request(names, resources, runs, everything=all_interrupted)
     elif job is None and not all_jobs:
         raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
@@ -126,60 +127,6 @@ def submit(
             echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
     else:
         _submit(request)
-
-
-def resume_request(
-    names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
-) -> "Request":
-    """Return a request to continue the named runs and sweeps, or all that were interrupted.
-
-    Raises:
-        InputError: if a run can't be continued.
-        RunError: if Slurm does not answer; then it is unknown which runs have waiting jobs.
-    """
-    from harness.job.search import is_sweep
-    from harness.slurm.client import Queue
-    from harness.slurm.environment import SlurmEnvironment
-    from harness.slurm.script import submissions
-    from harness.slurm.submit import check_request
-    from harness.tracking.resume import as_job, interrupted
-    from harness.tracking.status import select_runs, survey, was_out_of_memory
-
-    if everything == bool(names):
-        raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
-    queue = Queue()
-    chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # In a job script of the harness, Slurm's answer is not needed: the job continues its own run,
-    # and no other job waits to continue this run.
-    own = SlurmEnvironment.from_environment()
-    if queue.problem and not (own and own.is_batch):
-        raise RunError(
-            f"--resume: {queue.problem}, so harness can't know whether a run already has a waiting "
-            "Slurm job; try again"
-        )
-    if everything and not (chosen := interrupted(chosen)):
-        raise InputError(
-            f"--all-interrupted: {runs} has no interrupted, lost or dead run to continue, not "
-            "counting runs that SIGTERM or Ctrl-C ended, which need harness submit --resume RUN"
-        )
-    over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
-    if len(over) < len(chosen):
-        chosen = [each for each in chosen if each not in over]
-        for each in over:
-            log(logging.WARNING, f"{each.run}: is not continued, because it is {each.state}")
-    resumed = [as_job(each, resources) for each in chosen]
-    for each in chosen:
-        if not resources.mem and was_out_of_memory(each):
-            log(
-                logging.WARNING,
-                f"{each.run}: the last job ran out of memory; request more with --mem",
-            )
-    # `harness status --runs` shows the new jobs only if their records are in the runs' own folder.
-    homes = {each.folder.resolve().parent.parent for each in chosen}
-    is_winner = any(is_sweep(home.parent) for home in homes)
-    if len(homes) == 1 and not is_winner and submissions(home := homes.pop()).is_dir():
-        runs = home
-    return check_request(resumed, runs)
 
 
 def _submit(request: "Request") -> None:

@@ -1,17 +1,19 @@
-"""Makes the Slurm jobs of `harness submit --resume`, which continue unfinished runs.
+"""Makes the request of `harness submit --resume`: Slurm jobs that continue unfinished runs.
 
 A job requests the resources of the run's last job, unless the user requests other resources.
 """
 
 import dataclasses
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from harness.errors import InputError
+from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, SearchSpec, is_search, is_sweep, load_search
+from harness.slurm.client import Queue
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
     GPUS,
@@ -22,16 +24,62 @@ from harness.slurm.resources import (
     override,
     refused_options,
 )
-from harness.slurm.script import Wanted
-from harness.system.console import quoted
+from harness.slurm.script import Request, Wanted, submissions
+from harness.slurm.submit import check_request
+from harness.system.console import log, quoted
 from harness.system.lenient_json import table, whole
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
+from harness.tracking.status import select_runs, survey, was_out_of_memory
 
 # The options with GPUs among those that `request_args` returns, up to the number of GPUs.
 NUM_GPUS = re.compile(r"((?:\bgpu:|^--gpus-per-node=)(?:[^:,]+:)?)\d+")
 
 STOPPED = ("interrupted", "lost", "dead")
+
+
+def resume_request(
+    names: Sequence[str], resources: Resources, runs: Path, *, everything: bool = False
+) -> Request:
+    """Return a request to continue the named runs and sweeps, or all that were interrupted.
+
+    Raises:
+        InputError: if a run can't be continued.
+        RunError: if Slurm does not answer; then it is unknown which runs have waiting jobs.
+    """
+    if everything == bool(names):
+        raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
+    queue = Queue()
+    chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
+    # In a job script of the harness, Slurm's answer is not needed: the job continues its own run,
+    # and no other job waits to continue this run.
+    own = SlurmEnvironment.from_environment()
+    if queue.problem and not (own and own.is_batch):
+        raise RunError(
+            f"--resume: {queue.problem}, so harness can't know whether a run already has a waiting "
+            "Slurm job; try again"
+        )
+    if everything and not (chosen := interrupted(chosen)):
+        raise InputError(
+            f"--all-interrupted: {runs} has no interrupted, lost or dead run to continue, not "
+            "counting runs that SIGTERM or Ctrl-C ended, which need harness submit --resume RUN"
+        )
+    over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
+    if len(over) < len(chosen):
+        chosen = [each for each in chosen if each not in over]
+        for each in over:
+            log(logging.WARNING, f"{each.run}: is not continued, because it is {each.state}")
+    resumed = [as_job(each, resources) for each in chosen]
+    for each in chosen:
+        if not resources.mem and was_out_of_memory(each):
+            line = "the last job ran out of memory; request more with --mem"
+            log(logging.WARNING, f"{each.run}: {line}")
+    # `harness status --runs` shows the new jobs only if their records are in the runs' own folder.
+    homes = {each.folder.resolve().parent.parent for each in chosen}
+    is_winner = any(is_sweep(home.parent) for home in homes)
+    if len(homes) == 1 and not is_winner and submissions(home := homes.pop()).is_dir():
+        runs = home
+    return check_request(resumed, runs)
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:

@@ -9,18 +9,7 @@ from typer.core import TyperArgument
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.cli import (
-    audit,
-    batch,
-    compare,
-    data,
-    doctor,
-    runs,
-    submit,
-    tensorboard,
-    train,
-    tune,
-)
+from harness.cli import batch, results, runs, site, submit, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.system import processes
 from harness.system.console import echo, log, take_any_text
@@ -33,10 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, doctor):
+for commands in (train, tune, submit, batch, runs, results, site):
     app.add_typer(commands.app)
 app.add_typer(tune.sweep_app, name="sweep")
-app.add_typer(data.app, name="data")
+app.add_typer(site.data_app, name="data")
 
 # Without this line the help would show the types of arguments, such as `<list[Path]>`.
 TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.cli.data import fetch as fetch_command
+from harness.cli.site import fetch as fetch_command
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.locations import NPZ, fetched_folder

@@ -1,6 +1,7 @@
-"""`doctor`: checks the set-up of this site, and measures its training speed."""
+"""Set up a site and its data: `doctor`, `data fetch`, `data verify` and `data describe`."""
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
-from harness.system.console import echo, rich_console
+from harness.system.console import echo, log, rich_console
 
 if TYPE_CHECKING:
+    from harness.data.dataset import Dataset
     from harness.doctor.doctor import Finding
     from harness.doctor.probe import Estimate
 
 
 app = typer.Typer()
+data_app = typer.Typer(help="Fetch and verify IMDB; check and describe your texts.")
 STYLES = {"green": "green", "yellow": "yellow", "red": "bold red"}
 ROW = "{:14}{:>10}{:>9}{:>13}{:>12}{:>11}"
 
@@ -95,3 +98,81 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
         echo(f"Measured on {good[0].devices} with {good[0].data}.")
         echo("Column 'whole job s': estimated seconds for all of IMDB, 25,000 reviews per split.")
     return len(good) == len(known)
+
+
+# The commands `data …`
+
+
+@data_app.command(epilog="Example: harness data fetch --from /shared/datasets/aclImdb")
+def fetch(
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="folder to copy IMDB from, instead of downloading: aclImdb/, or one with imdb.npz",
+        ),
+    ] = None,
+) -> None:
+    """Put IMDB into ~/.cache/harness.
+
+    Downloads IMDB, unless HARNESS_DATA or ~/.cache/harness contains IMDB; or copies IMDB from a
+    folder.
+    """
+    from harness.data.locations import named_folder
+    from harness.data.sources import fetch as fetch_dataset
+
+    dataset = fetch_dataset(source)
+    _print_dataset(dataset)
+    if (named := named_folder()) and named != dataset.folder:
+        warning = f"HARNESS_DATA {named}: runs read this folder, not {dataset.folder}"
+        log(logging.WARNING, f"{warning}; unset HARNESS_DATA")
+
+
+@data_app.command(epilog="Example: harness data verify --data /scratch/imdb")
+def verify(data: DataFolder = None) -> None:
+    """Verify the checksums of the dataset that a run would use."""
+    from harness.data.sources import open_dataset
+
+    dataset = open_dataset(data)
+    _print_dataset(dataset)
+    echo(f"checksum {dataset.checksum} is right")
+
+
+@data_app.command(epilog="Example: harness data describe reviews.csv")
+def describe(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="your texts: a table or folder that the job key data.source accepts",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="describe the table, such as data.text_column=review; repeat it for more keys",
+        ),
+    ] = None,
+) -> None:
+    """Check your texts and describe them.
+
+    Prints the classes, splits, vocabulary and lengths of the texts.
+    """
+    from harness.data.own_texts import describe as describe_texts
+    from harness.data.own_texts import open_source
+    from harness.job.job_file import data_settings
+
+    settings = data_settings(overrides or ())
+    for line in describe_texts(open_source(source.absolute(), settings)):
+        echo(line)
+
+
+def _print_dataset(dataset: "Dataset") -> None:
+    kind = "the SAMPLE" if dataset.is_sample else "official" if dataset.official else "not official"
+    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test reviews"
+    echo(f"{dataset.folder or 'packaged with harness'}: {counts}, {kind}")
+    if dataset.note:
+        echo(dataset.note)

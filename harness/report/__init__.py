@@ -1,5 +1,6 @@
 """Compares runs: scores over seeds, significance, linear baselines, tables and the HTML report.
 
 An ensemble averages the predictions of finished runs and of the linear model over n-grams. The
-weights of an ensemble are chosen on validation reviews only. `ensemble.toml` names the runs.
+weights of an ensemble are chosen on validation reviews only. An ensemble's `ensemble.toml` names
+the ensemble's runs.
 """

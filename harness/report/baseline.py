@@ -3,7 +3,7 @@
 TF-IDF with logistic regression ignores the order of words; fitting it takes seconds. The option
 `sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy on the
 last 200 words of each review from 87.8 to 88.2 %. The other options are scikit-learn's defaults,
-except the limit of iterations and the options that select the words that the networks read. The
+except the limit of iterations and the options that restrict TF-IDF to the networks' vocabulary. The
 n-gram model uses sequences of up to three words; fitting it takes a minute. Nothing is chosen on
 the test set.
 """
@@ -51,15 +51,14 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 # The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
-# text begins with the version of its model. NGRAM_RECIPE means the n-grams that occur in at least
-# two reviews.
+# text begins with the version of its model. The words "in 2 reviews" mean: in at least two reviews.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
 NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
-# C is chosen on this share of the training reviews or on the dataset's own validation split. The
-# default of `data.validation_split` is the same share.
+# If the dataset has no validation split, C is chosen on this share of the training reviews, the
+# last ones. The default of `data.validation_split` is the same number.
 VALIDATION_SHARE = 0.2
 STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization strength
 MAX_ITERATIONS = 1000  # maximum number of liblinear iterations; IMDB needs 22 to 47
@@ -86,10 +85,12 @@ def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -
     """Return the baselines for the reviews of a group, from the cache or newly fit.
 
     TF-IDF is fit twice: on the last words of each review, which the runs read, and on whole
-    reviews. The n-gram model reads whole reviews; it is included if requested or in the cache.
+    reviews. The n-gram model reads whole reviews, and is included if `ngrams` is set or if the
+    model is in the cache.
 
     Args:
-        group: runs on the same reviews; TF-IDF uses their most common `maxlen` and `vocab_size`.
+        group: runs on the same reviews; TF-IDF uses the runs' most common `maxlen` and
+            `vocab_size`.
         data: the folder in which to look first for the dataset.
         ngrams: whether to fit the n-gram model if it is not in the cache.
 
@@ -121,7 +122,7 @@ def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -
 
 
 def _commonest(group: DatasetGroup, key: str) -> int:
-    """Return the most common value of a setting; of equally common values, the largest."""
+    """Return a setting's most common value; if several are equally common, the largest of them."""
     counts = Counter(whole(run.settings.get(key)) or KEYS[key].default for run in group.all_runs)
     return max(counts, key=lambda value: (counts[value], value))
 
@@ -144,7 +145,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
     (train, _), test = dataset.used(limit, 0), dataset.test.take(limit or len(dataset.test))
     began = time.perf_counter()
-    # The four special indices of the vocabulary are not words, so they are not counted.
+    # Leave out the four special indices of the vocabulary, because they are not words.
     words = range(FIRST_WORD, vocab_size)
     tfidf = TfidfVectorizer(lowercase=False, analyzer=list, vocabulary=words, sublinear_tf=True)
     classifier = LogisticRegression(max_iter=1000)
@@ -222,13 +223,13 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> Baseline:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """A fitted linear model of n-grams; for three or more classes, one for each class."""
+    """A fitted linear model of n-grams; for three or more classes, one linear model per class."""
 
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     words: Sequence[str] = ()  # the single words whose codes `ngrams[0]` lists, in the same order
-    # How the model was fit. `to_bytes` omits these fields.
+    # The following fields say how the model was fit. `to_bytes` omits them.
     strength: float = math.nan  # the chosen value of C
     validation: Mapping[float, float] = field(default_factory=dict)  # accuracy for each tried C
     num_training: int = 0  # number of training reviews
@@ -346,8 +347,8 @@ def fit_linear(
 ) -> tuple[Floats, Floats]:
     """Fit one model per class, which separates the class from all others.
 
-    With two classes, one model is fit. The models' inputs are the features, multiplied by the
-    log-count ratios of the model's class.
+    With two classes, only the model of label 1 is fit. The inputs of a model are the features,
+    multiplied by the log-count ratios of the model's class.
 
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.
@@ -366,7 +367,8 @@ def fit_linear(
         ratios = log_count_ratios(features, labels == label)
         weighted = features.copy()
         weighted.data *= ratios[features.indices]
-        # The dual problem has a variable per review; the primal has one per feature, many more.
+        # Solve the dual problem, because it has only one variable per review. The primal problem
+        # has one variable per feature, and there are many more features than reviews.
         model = LogisticRegression(
             C=strength, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=0
         )
@@ -412,8 +414,8 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look in `data`, or else where a new run would look, but download nothing. Then look where the
-    group's first run found its data.
+    Look in `data`, or without `data` where a new run would look, but download nothing. Then look
+    where the group's first run found its data.
 
     Raises:
         InputError: if the dataset is not found.
@@ -430,7 +432,7 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
                 return dataset
     raise InputError(
         f"the reviews of {group.title} were not found here; give the folder of IMDB with --data, "
-        "put own texts back at data.source, or leave the baselines out with --baseline none"
+        "put your own texts back at data.source, or leave the baselines out with --baseline none"
     )
 
 

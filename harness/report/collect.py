@@ -1,4 +1,4 @@
-"""Collects finished runs from folders, and groups the runs that may be compared."""
+"""Collects finished runs from folders, and groups the runs that can be compared."""
 
 import json
 import math
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # a standard error of accuracies below this value is only a rounding error
+NO_SPREAD = 1e-11  # smaller standard errors of accuracies are only rounding errors
 
 # Runs of one job may differ in these settings: the seed, and settings that don't change the result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
@@ -195,7 +195,9 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     left_out += [LeftOut(Path(at), "unreadable", why) for at, why in refused.items()]
     read = [read_run(run.path) for run in found]
     if not read and not refused:
-        raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
+        raise InputError(
+            f"{', '.join(map(str, named))}: contains no run; to make one, run: harness train JOB"
+        )
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
     return scored, left_out
@@ -204,7 +206,8 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """Yield the named folders and the folders that match a pattern.
 
-    A pattern without a match is added to `left_out`: perhaps no run of the job has started yet.
+    A pattern that matches no folder is added to `left_out` and raises no error, because perhaps no
+    run of the job has started yet.
 
     Raises:
         InputError: if a name is neither a pattern nor a folder.
@@ -215,7 +218,7 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
         elif has_magic(str(path)):
             matching = sorted(glob(str(path)))  # noqa: PTH207 - the pattern may contain folders
             if not matching:
-                left_out.append(LeftOut(path, "unmatched", "no run matches it"))
+                left_out.append(LeftOut(path, "unmatched", "no run matches this pattern"))
             yield from map(Path, matching)
         else:
             raise InputError(
@@ -245,8 +248,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         settings = table(ensemble, "settings")
     else:
         settings = _settings(toml)
-        # Runs that began with the weights of another run, or read pretrained vectors, are not
-        # grouped with other runs.
+        # Initial weights from another run, and pretrained word vectors, count as settings, so that
+        # runs with different ones are in different rows of the tables.
         if origin := weights_of(record):
             settings["train.from"] = printable(Path(origin).parent.name)
         if vectors := text(result.get("embeddings_checksum")):

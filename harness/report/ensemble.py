@@ -1,7 +1,8 @@
 """Makes ensembles, which average the probabilities of runs and of the linear model over n-grams.
 
-The folder of an ensemble contains `ensemble.toml` and the linear model. `ensemble.toml` names the
-folders of the runs, which must remain, and the checksums of their models.
+The folder of an ensemble contains `ensemble.toml` and the linear model, if it is a member.
+`ensemble.toml` contains the paths of the runs' folders and the checksums of the runs' models. The
+folders of the runs must remain, because an ensemble computes with the runs' models.
 """
 
 import contextlib
@@ -73,7 +74,7 @@ class MemberRun(BaseModel, frozen=True):
     """A run in an ensemble."""
 
     weight: Weight
-    folder: str  # the path from the ensemble to the run, so both can be moved together
+    folder: str  # the run's path relative to the ensemble's folder, so both can be moved together
     job: str  # the name of the run's job
     model_checksum: str  # the sha256 of `model.keras`
 
@@ -85,7 +86,7 @@ class Ensemble(BaseModel, frozen=True):
     dataset_checksum: str
     runs: Annotated[tuple[MemberRun, ...], Field(min_length=1)]
     ngrams_weight: Weight | None = None  # the weight of the linear model, if it is a member
-    weights_from: str = ""  # the ensemble that supplied the weights; only people read this field
+    weights_from: str = ""  # the ensemble that supplied the weights; harness ignores it
     settings: dict[str, Any]  # the settings of the runs (see `settings_of`)
 
     @classmethod
@@ -114,7 +115,7 @@ class Ensemble(BaseModel, frozen=True):
         return [*(each.weight for each in self.runs), *of_model]
 
     def members(self) -> list[RunDirectory]:
-        """Return the runs.
+        """Return the runs of the ensemble, in the order of `runs`.
 
         Raises:
             InputError: if a run is missing.
@@ -257,8 +258,8 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
         for key, expected in first.shared.items():
             if each.shared[key] != expected:
                 raise InputError(
-                    f"run {each.run.folder}: has {key} = {each.shared[key]}, {first.run.folder} "
-                    f"has {expected}; give runs with the same value"
+                    f"run {each.run.folder}: has {key} = {each.shared[key]}, but "
+                    f"{first.run.folder} has {expected}; give runs with the same value"
                 )
     return members
 
@@ -325,7 +326,8 @@ def make_ensemble(
     """
     if len(folders) == 1 and not ngrams:
         raise InputError(
-            f"run {folders[0]}: a single run is not an ensemble; name more, or add --with ngrams"
+            f"run {folders[0]}: a single run is not an ensemble; name more runs, or add "
+            "--with ngrams"
         )
     members = read_members(folders)
     first = members[0]
@@ -393,7 +395,7 @@ def _linear_model(member: RunMember, data: Path | None) -> tuple[NgramModel, dic
 def _arrays(labels: Ints, probabilities: Floats) -> dict[str, Any]:
     """Return the arrays of `predictions.npz`.
 
-    If there are two classes, `probabilities` contains only the probability of label 1.
+    If there are two classes, the returned `probabilities` are only those of label 1.
     """
     shown = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
     return {"probabilities": shown.astype(np.float32), "labels": labels.astype(np.int32)}
@@ -406,8 +408,8 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     """Return the weights that minimize the log loss of the members' weighted mean.
 
     No weight is negative, and the sum of the weights is 1. The loss is convex in the weights, so
-    the search finds the minimum from every start. The weights are rounded to four digits, so that
-    rounding errors of the search don't show.
+    the minimization finds the minimum from any starting point. The weights are rounded to four
+    digits, which hides the rounding errors of the minimization.
 
     Args:
         labels: the index of each review's class, `[num_reviews]`.

@@ -35,7 +35,7 @@ check_folder = partial(check_replaceable, known=FILES, mark=TABLE, kind="compari
 
 
 def write_comparison(folder: Path, parts: Sequence[Part], left_out: Sequence[LeftOut]) -> Path:
-    """Write a comparison; keep an earlier one until all files of the new one are written.
+    """Write a comparison; keep an earlier comparison until all files of the new one are written.
 
     Args:
         folder: the folder to write, which `check_folder` has accepted.

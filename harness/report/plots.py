@@ -20,8 +20,9 @@ from harness.training.metrics import confusion_picture, new_figure, png
 if TYPE_CHECKING:
     import pandas
 
-# First the colours of Okabe and Ito (2008), Color Universal Design, without their yellow, which is
-# too pale on white; then muted colours of Paul Tol. The book's architectures get the first colours.
+# The first colours are those of Okabe and Ito (2008), Color Universal Design, without the yellow,
+# which is too pale on white. Muted colours of Paul Tol follow. The book's architectures get the
+# first colours.
 COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
@@ -70,7 +71,7 @@ class Chart:
         handles, names = self.axes.get_legend_handles_labels()
         columns = 1 if max(map(len, names), default=0) > 30 else 2
         self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
-        # Matplotlib would take the text after a dollar sign for a formula.
+        # Escape dollar signs, because Matplotlib would take the text after one for a formula.
         labels = [printable(name).replace("$", r"\$") for name in names]
         options = {"ncols": columns, "fontsize": 8, "frameon": False}
         self.figure.legend(handles, labels, loc="outside lower center", **options)

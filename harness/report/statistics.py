@@ -5,11 +5,11 @@ With several pairs, Bonferroni's correction makes the intervals simultaneous: wi
 all of them hold at once. A sentence calls one job better than another only if the interval of the
 difference lies above 0, so sentences and intervals always agree.
 
-With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
-would give useless intervals. With many jobs, each job is compared only with the best job.
+With more than 12 jobs, the spread over the seeds is pooled over all jobs, because the few seeds of
+one pair would give useless intervals. In this case each job is compared only with the best job.
 Bonferroni's correction still counts all pairs, because the best job was chosen on the same data.
-Dunnett's intervals need a best job that is known beforehand; here such intervals would show a
-difference between equal jobs in a quarter of all comparisons.
+Dunnett's intervals are not used, because they need a best job that is known beforehand. Here
+Dunnett's intervals would show a difference between equal jobs in a quarter of all comparisons.
 """
 
 import itertools
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-MAX_PAIRED = 12  # number of jobs; with more jobs, the spread over the seeds is pooled
+MAX_PAIRED = 12  # up to this number of jobs, each pair of jobs is compared
 BROKEN = (OSError, ValueError)  # the errors that `read_arrays` raises
 
 
@@ -76,7 +76,8 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
     """Return the number of comparisons for Bonferroni's correction.
 
-    With many jobs, the correction counts all pairs of jobs, even those that are not compared.
+    With more than `MAX_PAIRED` jobs, the correction counts all pairs of jobs, also those that are
+    not compared.
     """
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
@@ -132,14 +133,16 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
     if len(compared):
         spread = "with one spread over seeds for all jobs" if is_pooled else "paired over seeds"
         lines.append(
-            f"t intervals, {spread}. Comparisons that Bonferroni's correction counts: "
-            f"{_num_comparisons(group, compared):,}. The 95 % confidence holds for all intervals "
-            "together, so comparing fewer jobs gives narrower intervals."
+            f"The intervals are t intervals, {spread}. Comparisons that Bonferroni's correction "
+            f"counts: {_num_comparisons(group, compared):,}. The 95 % confidence holds for all "
+            "intervals together, so comparing fewer jobs gives narrower intervals."
         )
     if not is_pooled and (left := num_pairs - len(compared)):
-        lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
+        lines.append(
+            f"Pairs of jobs that share fewer than two seeds and can't be compared: {left}."
+        )
     if (group.jobs["num_seeds"] < 2).all():
-        lines.append("No interval over seeds: train with several seeds, such as --seeds 1-5.")
+        lines.append("No job has two seeds, so there is no interval: train with --seeds 1-5.")
     return lines
 
 

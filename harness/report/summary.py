@@ -70,9 +70,10 @@ class Part:
 
     @cached_property
     def table(self) -> "pandas.DataFrame":
-        """The rows of `DatasetGroup.jobs`, the best first if there are many, then the baselines.
+        """The rows of `DatasetGroup.jobs`, then the baselines.
 
-        A number that does not apply is NaN.
+        If there are more than `MAX_DRAWN` jobs, the best job is first. A number that does not apply
+        is NaN.
         """
         import pandas
 
@@ -157,7 +158,7 @@ def compared(
         echo(line, err=True)
     if not groups:
         raise InputError(
-            f"nothing to compare: {len(left_out)} found, but none is finished and tested"
+            f"nothing to compare: {len(left_out)} found, but none is finished and tested; see above"
         )
     if baseline == "none":
         return [Part(group) for group in groups], left_out
@@ -188,8 +189,8 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 def to_csv(parts: Sequence[Part]) -> str:
     """Return the table of `figures` as CSV."""
-    # A heading may be a key of another person's job file. So the headings are changed too if a
-    # spreadsheet would run them as formulas.
+    # A heading may be a key of another person's job file. So headings that a spreadsheet would run
+    # as formulas are changed too.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 

@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def numeric(cells: "pandas.DataFrame") -> set[str]:
-    """Return the columns in which all texts begin like a number; tables align them to the right."""
+    """Return the columns whose texts all begin like numbers; tables right-align these columns."""
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 

@@ -6,8 +6,9 @@ and the model by training the run's job. If the results differ on another machin
 may differ, the audit also trains with another implementation of the layers, on another number of
 replicas, or both, to measure how large rounding differences are.
 
-An audit never writes to the folder, and runs no code from it: it builds the network from the job. A
-job that contains custom code is audited only if the auditing user trusts this code.
+An audit never writes to the run's folder. It builds the network from the job and runs no code from
+the model file. If the job contains custom code, the audit runs this code, but only if the auditing
+user trusts it.
 """
 
 import hashlib
@@ -64,10 +65,10 @@ from harness.training.metrics import exported_epoch
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
 
-# A difference may be this many times the measured rounding difference, because training amplifies
-# rounding errors.
+# The largest allowed difference, as a multiple of the measured rounding difference. It is large
+# because training amplifies rounding errors.
 SPREAD = 10
-SUM_ROUNDING = 1e-9  # the largest allowed difference between float64 sums
+SUM_ROUNDING = 1e-9  # the largest allowed difference between two float64 sums of equal numbers
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change because of rounding
@@ -95,13 +96,13 @@ class Audit:
     depth: str  # how much was checked: `quick`, `3 epochs` or `full`
     checks: tuple[Check, ...]
     others: tuple[str, ...]  # how code, packages and machine differ between the run and this audit
-    tolerance: str  # how the tolerance was measured; empty if not needed
+    tolerance: str  # how the tolerance was measured; empty if it was not measured
     ended_s: float  # when the audit ended, in seconds since 1970
     took_s: float
 
     @property
     def outcome(self) -> str:
-        """The worst outcome among the comparisons; with an omission at best `within rounding`."""
+        """The worst outcome of all comparisons; if one was omitted, at best `within rounding`."""
         outcomes = {check.outcome for check in self.checks}
         worst = next(each for each in (DIFFERS, ROUNDING, OMITTED, EQUAL) if each in outcomes)
         return ROUNDING if worst == OMITTED else worst
@@ -138,7 +139,7 @@ class Audit:
         return {**asdict(self), "run": str(self.run.absolute()), "outcome": self.outcome}
 
 
-# Reading a run. The types below validate the record, because somebody else may have written it.
+# Reading a run. The types below validate the record, because another user may have written it.
 
 
 class Start(BaseModel):
@@ -200,7 +201,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
         raise InputError(
-            f"run {folder}: its job contains the user's code ({', '.join(job.code)}), which an "
+            f"run {folder}: its job contains custom code ({', '.join(job.code)}), which an "
             "audit runs; read the code in job.toml, then add --trust-code"
         )
     if data and job.data.source:
@@ -279,7 +280,7 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
 
 
 def gap(mine: Any, theirs: Any) -> float:
-    """Return the largest difference: 0 only if bitwise equal, infinite if not comparable."""
+    """Return two values' largest difference: 0 if bitwise equal, infinite if not comparable."""
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         alike = mine.dtype == theirs.dtype and mine.shape == theirs.shape
         is_same = alike and mine.tobytes() == theirs.tobytes()
@@ -327,7 +328,7 @@ def last_epoch(history: Sequence[Mapping[str, float]], train: TrainConfig) -> in
 
 
 def kind_of(where: str) -> str:
-    """Return the metric or the file that the name of a value begins with (`Auditor._values`)."""
+    """Return the metric or the file with which a value's name (see `Auditor._values`) begins."""
     return where.partition(", ")[0]
 
 
@@ -392,8 +393,9 @@ class Auditor:
         from harness.data.input_pipeline import test_reviews, training_reviews
 
         job, files = self.subject.job, self.subject.files
-        # One device computes the probabilities; those of several devices are bitwise equal, except
-        # that `data.bucket` pads their larger batches to other lengths.
+        # One device computes the probabilities. Several devices would compute bitwise equal ones,
+        # except with `data.bucket`, which pads the larger batches of several devices to other
+        # lengths.
         count, own = self.devices.count, describe_devices(one_device())
         self.machine = this_machine(own * count if self.devices.kind == "cpu" else own)
         is_strict = not self.others(self.machine) and (count == 1 or not job.data.bucket)
@@ -497,7 +499,7 @@ class Auditor:
     def _in_result(self, found: Values, allowed: float = 0.0) -> Sides:
         """Return the computed values, and the values with the same names in `result.json`."""
         result = self.subject.result
-        # Later code may compute scores that the run's code did not compute.
+        # Newer code may compute scores that the run's code did not compute.
         mine = {name: found[name] for name in found if name in result or not self.code_changes}
         return Sides(mine, {name: result.get(name) for name in mine}, dict.fromkeys(mine, allowed))
 
@@ -531,10 +533,10 @@ class Auditor:
         self.machine = last_start(run.certain_json(RECORD))
         is_strict = not self.others(self.machine)
         mine, theirs = self._decided(run, epochs), decided(self.subject.files, epochs)
-        is_same = mine | theirs == mine  # a trial lacks files, see below
+        is_same = mine | theirs == mine  # a trial's run lacks a file, see below
         limits = {} if is_strict or is_same else self._tolerance(mine, epochs)
         result = run.result() if epochs is None else {}
-        if limits:  # training runs that round differently may stop at, or export, different epochs
+        if limits:  # training that rounds differently may end at, or export, another epoch
             train, nums = self.subject.job.train, [len(lines_of(files)) for files in (mine, theirs)]
             num = min(nums)
             if num < max(nums) and (train.early_stopping_patience or train.callbacks):
@@ -647,8 +649,10 @@ class Auditor:
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
         """Return the devices and the plan of the training that measures rounding."""
         devices, way = self.devices, self.plan.way
-        count = 2 if devices.count == 1 and devices.kind == "cpu" else 1  # maybe the only GPU
-        # XLA can't compile every custom network.
+        # Use at most one GPU, because this machine may have only one.
+        count = 2 if devices.count == 1 and devices.kind == "cpu" else 1
+        # A custom network keeps its implementation if the number of devices changes, because XLA
+        # can't compile every custom network.
         if count == devices.count or not self.subject.job.model.is_own:
             # Not from `cudnn` to `keras`: on a GPU, Keras computes its layers with cuDNN too.
             way = "keras" if way in ("xla", "block") else "xla"
@@ -677,7 +681,8 @@ def audit(
     """Audit a finished run.
 
     Args:
-        epochs: the number of epochs to train again; None = train all, and compare the result too.
+        epochs: the number of epochs to train again; 0 = none; None = all, and compare the result
+            too.
         data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
             that contains these texts.
         devices: the value of `--devices`; by default devices like those in the run's record.

@@ -209,7 +209,7 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
         "broken": ("broken", "result.json is broken; remove this file and run harness resume"),
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
-        "none*": ("unmatched", "no run matches it"),
+        "none*": ("unmatched", "no run matches this pattern"),
     }
 
 

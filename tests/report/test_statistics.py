@@ -139,4 +139,4 @@ def test_several_seeds_are_advised() -> None:
     """One seed per job gives no interval."""
     groups = [group_of(a={1: 88.0}), group_of(a={1: 87.9, 2: 88.1})]
     lines = [explanations(group, differences(group)) for group in groups]
-    assert lines == [["No interval over seeds: train with several seeds, such as --seeds 1-5."], []]
+    assert lines == [["No job has two seeds, so there is no interval: train with --seeds 1-5."], []]

@@ -26,7 +26,7 @@ def test_compare_reports_on_the_runs_of_its_pattern(project: SlurmProject, train
     said = job.log.read_text()
     assert {"test %", "parameters", "seeds"} <= {*re.split(r"\s{2,}", said)}
     assert "lstm" in said
-    assert f"{missing} (unmatched: no run matches it)" in said
+    assert f"{missing} (unmatched: no run matches this pattern)" in said
     assert (project.path / "runs/comparison/report.html").is_file()
 
 

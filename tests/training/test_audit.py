@@ -464,7 +464,7 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
     mark.unlink()
     done = harness.run_here("audit", run)
     assert done.returncode == 2
-    assert "its job contains the user's code (" in done.stderr
+    assert "its job contains custom code (" in done.stderr
     assert not mark.exists()
     done = harness.succeed("audit", run, "--trust-code")
     assert "s) computed the same numbers as the run in the first epoch, to the byte" in done.stdout

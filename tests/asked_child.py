@@ -12,7 +12,7 @@ from tests.child import NO_LIMIT_S, ChildError, Ended, run_module
 def ask(
     module: str, request: Mapping[str, Any], *, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> tuple[dict[str, Any], Ended]:
-    """Have a module answer a request in a child process.
+    """Run a module in a child process, and return its answer to a request and how it ended.
 
     Args:
         module: name of a module whose `main` calls `answer_request`.
@@ -24,7 +24,7 @@ def ask(
         InputError: if the child refused its input.
         RunError: if the child failed; a `ChildError` if it died or took too long.
     """
-    message = json.dumps(request, default=str)  # paths become texts
+    message = json.dumps(request, default=str)  # `str` converts paths
     ended = run_module(module, message, timeout_s=timeout_s, **variables)
     try:
         answer = json.loads(ended.output.splitlines()[-1])
@@ -38,7 +38,7 @@ def ask(
 
 
 def answer_request(functions: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
-    """Print the answer to the request in the first command-line argument, as one line."""
+    """Read a request from the first command-line argument, and print the answer as a JSON line."""
     request = json.loads(sys.argv[1])
     function = functions[request.pop("do")]
     try:

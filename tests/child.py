@@ -20,7 +20,7 @@ NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
 class ChildError(RunError):
-    """A child process took too long. The message has no subject; the caller adds one."""
+    """Raised if a child process died or took too long; the caller adds a subject to the message."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def run_module(
 
 def module_args(module: str) -> list[str | Path]:
     """Return the command that runs a Python module of this project."""
-    # -P: the current folder may contain another package named harness.
+    # -P, because the current folder may contain another package named harness.
     return [sys.executable, "-P", "-m", module]
 
 
@@ -105,7 +105,7 @@ def start(
     """Start a command with empty standard input; `variables` are added to the environment."""
     return subprocess.Popen(
         list(map(str, args)),
-        # Offline: a download would distort the measured times.
+        # Offline, because a download would distort the measured times.
         env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -26,7 +26,7 @@ from tests import guard, preloaded
 from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed
 
-# A shell or nohup may ignore these signals, and child processes inherit that.
+# Child processes inherit these handlers; a shell or nohup may have ignored the signals.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -36,7 +36,7 @@ OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Read before tests import TensorFlow in this process, which changes some of these variables.
+# Read here, because TensorFlow changes some of these variables when a test imports it.
 READ_AT_START = preloaded.read_at_start(os.environ)
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ SECONDS = {
 def pytest_configure(config: pytest.Config) -> None:
     """Start the guard in the main process, so that it also guards xdist's workers."""
     if not hasattr(config, "workerinput"):
-        if "mutmut" not in sys.modules:  # mutmut starts pytest several times in one process
+        if "mutmut" not in sys.modules:  # no guard, because mutmut starts pytest repeatedly
             guard.enter()
         os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
 
@@ -101,7 +101,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
 
 
-HANGS_S = 60  # time limit of a command in this process
+HANGS_S = 60  # time limit of a command in this process, in seconds
 
 
 class Harness:
@@ -122,7 +122,7 @@ class Harness:
             **READ_AT_START,
             **preloaded.sharing_steps(),
             "HARNESS_OFFLINE": "1",
-            "HARNESS_HERE": "1",  # no warning if this machine has Slurm
+            "HARNESS_HERE": "1",  # avoids a warning on machines with Slurm
             "HARNESS_RUNS": str(self.runs),
             "KERAS_HOME": str(folder / "keras"),
             "XDG_CACHE_HOME": str(self.cache),
@@ -152,7 +152,7 @@ class Harness:
         return [sys.executable, "-m", "harness", *map(str, words)]
 
     def start(self, *words: object, is_forked: bool = True) -> preloaded.Process:
-        """Start a command: a fork, or a new process if its imports or its command line matter."""
+        """Start a command in a fork, or in a new process if the fork's imports would not fit."""
         if is_forked and preloaded.fits(self.environment, self.usual_start):
             return preloaded.Command(words, self.folder, self.environment)
         return subprocess.Popen(
@@ -190,7 +190,7 @@ class Harness:
             return run_here(*map(str, words), stdin=stdin)
 
     def refuse(self, *words: object) -> str:
-        """Run a command in this process that is refused with one line, and return the line."""
+        """Run a command in this process, assert that one line refuses it, and return the line."""
         done = self.run_here(*words)
         assert (done.returncode, done.stdout) == (2, ""), (words, done.stderr)
         assert done.stderr.count("\n") == 1, (words, done.stderr)
@@ -239,7 +239,7 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
             code = main()
     finally:
         signal.alarm(0)
-        os.umask(umask)  # `tensorboard` changes it
+        os.umask(umask)  # restores the umask, which `tensorboard` changes
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())

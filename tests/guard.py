@@ -29,7 +29,7 @@ def enter() -> None:
     if sys.platform != "linux":
         return
     is_started_alive, stay_alive = os.pipe()
-    # Blocked until the guard handles them; before, they would end the guard and not the tests.
+    # Block the signals until the guard handles them; earlier they would end only the guard.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     guard = os.fork()
     if guard == 0:
@@ -40,7 +40,7 @@ def enter() -> None:
             os.close(is_started_alive)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
-        # Another name and session, so that a kill of pytest by name or group spares the guard.
+        # A new name and session, so that a kill of pytest by name or group spares the guard.
         os.setsid()
         os.dup2(is_started_alive, STDIN)
         os.execv(sys.executable, [sys.executable, "-P", __file__, str(tests)])  # noqa: S606 - no shell is wanted
@@ -56,7 +56,7 @@ def _wait(guard: int) -> int:
             process, status = os.waitpid(guard, os.WNOHANG)
             if process == guard:
                 return os.waitstatus_to_exitcode(status)
-        elif received.si_code <= 0:  # sent by a process; a terminal signals the tests itself
+        elif received.si_code <= 0:  # a process sent it; a terminal's signals also reach the tests
             os.kill(guard, received.si_signo)
 
 

@@ -21,7 +21,7 @@ TYPES: dict[object, str] = {
     float: "float",
     dict[str, Any]: "table",
     str | dict[str, float]: "string or table",
-}  # TOML's names; keys of any other type are strings
+}  # TOML's names of the types; all other types are strings in TOML
 
 
 def table() -> str:

@@ -1,12 +1,12 @@
-"""Runs commands of the tests in forks of a server, which has imported the libraries.
+"""Runs commands of the tests in forks of a server, which has imported TensorFlow.
 
 An import of TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A
-fork shares the server's imports. It imports only the harness itself, which may be another copy of
-the project, and has its own arguments, folder, environment and files.
+fork shares the server's imports, and imports only the harness itself, perhaps from another copy of
+the project. Each fork has its own arguments, folder, environment and files.
 
-The server forks a helper for every connection. The helper forks the command, sends its process id,
-waits for it, and sends its exit status. If the client closes the connection, the helper kills the
-command.
+The server forks a helper for every connection. The helper forks the command, sends the
+command's process id, waits for the command, and sends its exit status. If the client closes the
+connection, the helper kills the command.
 """
 
 import contextlib
@@ -36,22 +36,24 @@ from typing import Any
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parent.parent
-# Variable with the folder that xdist's workers share: socket, finished runs, compiled steps.
+# The variable with this name contains the folder that xdist's workers share. The folder contains
+# the socket, finished runs and compiled steps.
 SHARED = "HARNESS_TEST_SHARED"
 LIBRARIES = (
     *("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow"),
     *("typer", "pydantic", "rich.console", "psutil", "tomli_w", "google_crc32c"),
     *("tensorboard.plugins.hparams.api", "matplotlib.backends.backend_agg"),
 )
-# Read by the import of TensorFlow; in other processes, harness.compute.strategy sets it first.
+# TensorFlow's import reads this variable; in other processes, harness.compute.strategy sets it.
 VARIABLES = {"TF_ENABLE_ONEDNN_OPTS": "0"}
-# Names of variables that a process reads at its start or in an import: equal in all forks.
+# Names of variables that a process reads at its start or in an import. All forks have the server's
+# values of these variables.
 READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
 BACKLOG = 64
-END = b"\n"  # of a request
+END = b"\n"  # the end of a request
 NUM_FILES = 3  # per request: standard input, output and error
-PATIENCE_S = 300  # time limit of the server's imports
-CHECK_S = 5.0  # between two checks that the server's parent is alive
+PATIENCE_S = 300  # time limit of the server's imports, in seconds
+CHECK_S = 5.0  # seconds between two checks whether the server's parent is alive
 
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
@@ -123,7 +125,7 @@ class Command:
         self.args = ["harness", *map(str, words)]
         self.returncode: int | None = None
         request = {"args": self.args, "folder": str(folder), "environment": dict(environment)}
-        pipes = [os.pipe(), os.pipe()]  # not files, in which lines of the log would have a date
+        pipes = [os.pipe(), os.pipe()]  # not files, because log lines in files begin with a date
         outputs, inputs = zip(*pipes, strict=True)
         self.stdout, self.stderr = map(os.fdopen, outputs)
         self._connection = _connect(environment, server or usual_server())
@@ -249,7 +251,7 @@ def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(address) != 0:
             command = [server.python, "-m", "tests.preloaded", address]
-            # Keras writes into its folder.
+            # Keras writes into the folder KERAS_HOME.
             own = {"KERAS_HOME": str(shared / "keras"), "PYTHONPATH": str(PROJECT)}
             with (shared / "preloaded.log").open("a") as log:
                 process = subprocess.Popen(
@@ -337,8 +339,8 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    tempfile.tempdir = None  # TMPDIR may differ
-    random.seed()  # as in a new process; so a test notices a missing seed
+    tempfile.tempdir = None  # the command's TMPDIR may differ from the server's
+    random.seed()  # as in a new process, so that tests notice a missing seed
     np.random.seed()
     sys.path[:2] = [request["folder"], request["environment"]["PYTHONPATH"]]
     sys.argv = request["args"]

@@ -124,7 +124,7 @@ def test_runs_are_a_list_and_a_frame(here: Path) -> None:
 def test_an_unreadable_run_does_not_hide_others(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The row of such a run has the readable values. Code of others is read, but not run."""
+    """The row of an unreadable run has the readable values. Code of others is read, but not run."""
     code = '[model]\narchitecture = "net.py:net"\n[code]\n"net.py" = "def net(): ..."\n'
     lstm = LSTM.read_text()
     jobs = {"broken": "[", "gone": "", "good": lstm, "lost": lstm, "others": code}
@@ -145,7 +145,7 @@ def test_an_unreadable_run_does_not_hide_others(
 
 
 def test_a_comparison(here: Path, harness: Harness) -> None:
-    """Its text is what the command prints, the frame has the means, and `write` makes a report."""
+    """The text is that of the command, the frame has the means, and `write` makes a report."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)

@@ -113,7 +113,7 @@ def test_dropout_drops_whole_channels_or_whole_words(over: str, first: Any) -> N
 
 
 def test_dropout_over_sequences_draws_for_each_row_and_time() -> None:
-    """This also holds for lengths that are unknown during tracing."""
+    """The length of the sequences may be unknown during tracing."""
     layer = GlobalBatchDropout(0.5, seed=3, batch_size=4)
     inputs = tf.ones([4, 4, 6])  # 4 rows and 4 times: a wrong mask would be broadcast
     with global_batch(tf.constant(0, tf.int64), tf.range(4)):

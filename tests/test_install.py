@@ -114,7 +114,7 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
 
 @pytest.mark.full
 def test_a_failed_installation_is_repeated(project: Project) -> None:
-    """The job ends with 1 and the remedy; later, one of two jobs installs and both train.
+    """The job ends with exit code 1 and the remedy; later, one of two jobs installs and both train.
 
     If the site configures pip, or if uv fails, pip installs the lock file.
     """
@@ -138,7 +138,7 @@ def test_a_failed_installation_is_repeated(project: Project) -> None:
 
     half_written = project.path / ".venv/half written"
     half_written.touch()
-    # No delay if no index can be reached.
+    # PIP_RETRIES avoids a delay if no index can be reached.
     env |= {"PIP_FIND_LINKS": f"{with_uv} {wheels}", "PIP_RETRIES": "0"}
     both = [
         subprocess.Popen(["bash", str(script)], env=env, stdout=-1, stderr=-1, text=True)
@@ -226,7 +226,7 @@ NO_FLOCK = 'command() { [[ $* != "-v flock" ]] && builtin command "$@"; };'
 
 @pytest.mark.parametrize("flock", ["", "flock() { return 71; };", NO_FLOCK])
 def test_one_process_at_a_time_holds_the_lock(project: Project, flock: str) -> None:
-    """This holds even if flock is missing, or if the disk does not support locks."""
+    """The lock works even if flock is missing, or if the disk does not support locks."""
     work = 'work() { mkdir "$1/one"; sleep 0.3; rmdir "$1/one"; };'
     command = f'source "$1/slurm/common.sh"; {flock} {work} with_lock work "$1"'
     both = [subprocess.Popen(["bash", "-c", command, "bash", str(project.path)]) for _ in range(2)]

@@ -59,7 +59,7 @@ def test_a_job_with_all_defaults_reads_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_identity_omits_defaults(tmp_path: Path) -> None:
-    """So a run resumes after a later version adds a key. A changed value makes another run."""
+    """A run can resume after a later version adds a key. A changed value makes another run."""
     job = load_job(JOBS / "lstm.toml")
     identity = run_identity(job, "checksum")
     for setting in ("train.tf32=true", "data.bucket=true", "train.xla=off", "train.seed=2"):
@@ -76,7 +76,7 @@ def test_an_identity_omits_defaults(tmp_path: Path) -> None:
 
 
 def test_an_identity_omits_keys_that_change_no_result() -> None:
-    """Such keys are, for example, paths and intervals."""
+    """Examples of these keys are paths and intervals."""
     job = load_job(JOBS / "lstm.toml")
     for setting in ("train.checkpoint_every_s=9", "data.source=texts.csv", "data.delimiter=;"):
         assert load_job(JOBS / "lstm.toml", [setting]).identity() == job.identity()
@@ -165,7 +165,7 @@ def test_a_bad_override_is_refused_in_one_line(
 def test_the_refusal_of_a_missing_job_names_the_nearest_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name without folder and ending suffices. A folder is refused: it is no plain file."""
+    """A name without folder and ending suffices. A folder is refused as a job file."""
     write(tmp_path, LEAST)
     monkeypatch.chdir(JOBS.parent)
     with pytest.raises(InputError, match=r"job lstm: no such file; did you mean jobs/lstm\.toml\?"):
@@ -201,7 +201,7 @@ def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
 def test_an_override_may_be_white_space() -> None:
     """A delimiter may be a bare tab or a quoted space."""
     assert data_settings(["data.delimiter=\t"]).delimiter == "\t"
-    for text in (r"\t", r"'\t'", r'"\t"'):  # as a message or a shell has it
+    for text in (r"\t", r"'\t'", r'"\t"'):  # as messages and shells write a tab
         assert data_settings([f"data.delimiter={text}"]).delimiter == "\t"
     assert data_settings(["data.delimiter=' '"]).delimiter == " "
 

@@ -43,7 +43,7 @@ def load(folder: Path, reference: str = "mynet.py:build", *settings: str) -> Job
 
 
 def kept(job: Job, folder: Path) -> Path:
-    """Write the file of the job's run, and return its path."""
+    """Write the job into `job.toml`, as a run does, and return the path."""
     folder.mkdir()
     path = folder / "job.toml"
     path.write_text(job.to_toml())
@@ -102,7 +102,7 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
 def test_an_option_names_the_file_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused if the job has another source of this name, and else used."""
+    """The file is refused if the job keeps a different source of this name, otherwise used."""
     write(tmp_path, mynet="def build(): return 1\ndef loss(): pass\n")
     job, options = load(tmp_path), ["model.architecture=mynet.py:build", "train.loss=mynet.py:loss"]
     path = kept(job, tmp_path / "run")

@@ -16,7 +16,7 @@ from tests.conftest import PROJECT
 from tests.gpu.__main__ import parser as node_parser
 
 CURRENT = [PROJECT / "README.md", *sorted(PROJECT.glob("*/README.md"))]
-PAPERS = [*CURRENT, PROJECT / "CHANGELOG.md"]  # it names removed commands and settings
+PAPERS = [*CURRENT, PROJECT / "CHANGELOG.md"]  # the changelog names removed commands
 TO_WRITE = {"jobs/mine.toml", "jobs/tune_lstm_best.toml", "slurm/site.sh"}  # files that users write
 SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # all other scripts train
 DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())

@@ -51,7 +51,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", choices=SECTIONS, help=help_text)
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="default: all")
     parser.add_argument("--pairs", type=int, default=4, help="repetitions of each comparison")
-    parser.add_argument("--reviews", type=int, default=10_000, help="reviews used of each split")
+    parser.add_argument("--reviews", type=int, default=10_000, help="reviews from each split")
     parser.add_argument("--epochs", type=int, default=2, help="epochs; the first is not measured")
     parser.add_argument("--data", type=Path, help="folder with imdb.npz")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to FILE")
@@ -84,7 +84,7 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
                     if options.json:
                         write_record(options.json, about, results)
     finally:
-        if results:  # also after an interruption
+        if results:  # show them after an interruption, too
             print_table(results)
     this = about["machine"]
     cpus, gpus = this["cpus"], this["gpus"]

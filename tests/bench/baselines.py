@@ -84,7 +84,7 @@ def load_without_keras(data: Path | None, limit: int) -> Padded:
     return Padded(padded[0], np.array(dataset.train.labels[:limit]), padded[1])
 
 
-# As in the notebook
+# Training as in the notebook
 
 
 def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
@@ -96,8 +96,8 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
         epochs: at least 2; the first epoch is not measured.
 
     Returns:
-        `first_step_s`, from the start of the process to the end of the first step; `fit_s`, the
-        duration of `fit` including tracing and validation; `training_reviews_per_s` and
+        `first_step_s`, seconds from the start of the process to the end of the first step; `fit_s`,
+        seconds of `fit` including tracing and validation; `training_reviews_per_s` and
         `evaluation_reviews_per_s`, medians over the measured epochs.
     """
     import keras
@@ -140,7 +140,7 @@ def _speeds(times: list[float], num_reviews: int) -> dict[str, float]:
     """Return the median speeds without the first epoch, which includes the tracing of the graphs.
 
     Args:
-        times: of each epoch its start, and the start and end of its evaluation, in seconds.
+        times: three per epoch, in seconds: its start, and the start and end of its evaluation.
         num_reviews: number of reviews for training and evaluation together.
     """
     num_training = int(num_reviews * (1 - VALIDATION_SPLIT))
@@ -182,7 +182,7 @@ def _network(architecture: str) -> "keras.Model":
 
 
 def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any], Any]]:
-    """Return the layers of a network, and the function from a batch of tokens to its logits."""
+    """Return the layers of a network, and a function that turns a batch of tokens into logits."""
     import torch
     from torch import nn
 
@@ -210,9 +210,10 @@ def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any],
 
 
 def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
-    """Train the same network with `torch.nn`. Arguments and results are those of `by_keras`.
+    """Train a network with `torch.nn`. Arguments and results are as in `by_keras`.
 
-    Unlike the notebook's cells, PyTorch's have a second bias, and its GRU resets after the product.
+    PyTorch's cells differ from the notebook's: each has a second bias, and the GRU applies its
+    reset gate after the matrix product.
     """
     import torch
     from torch import nn
@@ -235,7 +236,7 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
             loss = loss_of(logits(x[chosen]), y[chosen])
             loss.backward()
             optimizer.step()
-            loss.item()  # Keras fetches the loss of every batch too
+            loss.item()  # fetch the loss of every batch, as Keras does
             first_step_s = first_step_s or age_s()
         times.append(time.perf_counter())
         parts.eval()

@@ -24,7 +24,7 @@ class Measured:
     unit: str  # for example reviews/s
     more_is_better: bool
     ways: dict[str, tuple[float, ...]]  # the values of each way, in the order of the table
-    base: str = ""  # the way with which the others are compared; if empty, there are no ratios
+    base: str = ""  # the way with which all others are compared; if empty, there are no ratios
 
     def ratio(self, way: str) -> str:
         """Describe how much better `way` is than the base, such as `1.20 (1.10 to 1.30)`.
@@ -65,6 +65,6 @@ def print_table(measured: Sequence[Measured]) -> None:
 
 
 def write_record(path: Path, about: Mapping[str, Any], measured: Sequence[Measured]) -> None:
-    """Write all values as JSON, after `about`: the machine, the settings and the data."""
+    """Write a JSON file with `about` (machine, settings and data) and all measured values."""
     record = {**about, "measured": [asdict(each) for each in measured]}
     atomic_write(path, f"{json.dumps(record, indent=1)}\n")

@@ -1,4 +1,4 @@
-"""The processes to measure, and their order.
+"""The processes that the benchmarks measure, and the order in which they run.
 
 Each process is started as a user starts it. The ways of a comparison take turns (A B, B A, …), so
 that other work on the machine affects all of them.
@@ -27,12 +27,12 @@ Way = Callable[[], dict[str, float]]  # measures once; returns the value of each
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how much of it."""
+    """The networks to train, and the size of the measurements."""
 
     architectures: tuple[str, ...]
-    pairs: int  # turns of each comparison; if even, each way is first equally often
-    reviews: int  # per split; training on a few thousand takes less than a second
-    epochs: int  # of each run; the first is not measured
+    pairs: int  # turns of each comparison; if even, each way comes first equally often
+    reviews: int  # per split; training on a few thousand reviews takes less than a second
+    epochs: int  # per run; the first epoch is not measured
     data: Path | None
 
 
@@ -43,7 +43,7 @@ def is_for_cpu() -> bool:
 
 
 def one_gpu() -> list[str]:
-    """Return the options that limit a run to one GPU, as many as the notebook uses."""
+    """Return the options that limit a run to one GPU, because the notebook uses one."""
     return ["--devices", "gpu:1"] if visible_gpus() > 1 and not is_for_cpu() else []
 
 
@@ -60,7 +60,7 @@ class Bench:
         """Run a harness command to its end.
 
         Raises:
-            RunError: if the command fails; the message has its last line.
+            RunError: if the command fails; the message contains the command's last line.
         """
         command = [*child.module_args("harness"), *args]
         ended = child.run_process(command, timeout_s=child.NO_LIMIT_S, **variables)
@@ -107,7 +107,7 @@ class Bench:
         if not path.exists():
             dataset = open_dataset(self.settings.data)
             arrays: dict[str, Any] = {}
-            # Keras shuffles the reviews when it loads them; here they are put in the inverse order.
+            # Keras shuffles reviews when it loads them, so they are stored in the inverse order.
             generator = np.random.RandomState(113)  # the seed of `load_data`
             for name, split in dataset.splits().items():
                 order = np.arange(len(split))

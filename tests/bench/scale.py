@@ -1,7 +1,7 @@
 """Measures on made-up runs how the costs of commands grow with the number of finished runs.
 
-The last column compares with 10 runs: 0.10 means ten times their cost. Times are CPU times, which
-other work on the machine changes little.
+The last column compares with the cost for 10 runs: 0.10 means ten times this cost. Times are CPU
+times, which other work on the machine changes little.
 """
 
 import http.client
@@ -28,7 +28,8 @@ from tests.child import Ended
 from tests.made_up_runs import write_run, write_scored_run
 
 SIZES = (10, 100, 1_000, 10_000)
-MOST_SCORED = 1_000  # larger folders have no predictions or logs: only status and prune read them
+# Larger folders have no predictions or logs, and only `status` and `prune` read these folders.
+MOST_SCORED = 1_000
 NUM_SEEDS = 5
 JOB = PROJECT / "jobs" / "lstm.toml"
 POLL_S, LONGEST_S = 0.3, 1_800.0
@@ -63,7 +64,7 @@ def make_runs(runs: Path, num: int, dataset: Dataset, log: Path) -> Path:
     Args:
         runs: the new folder.
         num: the number of runs. If it is at most `MOST_SCORED`, every run has predictions and a
-            TensorBoard log; else no run has.
+            TensorBoard log; otherwise no run has them.
         dataset: the dataset of the predictions.
         log: the TensorBoard log that is copied into each run.
     """

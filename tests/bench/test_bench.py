@@ -1,4 +1,4 @@
-"""The benchmarks compare equal work of real processes, and report ratios of pairs."""
+"""The benchmarks compare equal work of real processes, and report ratios of paired values."""
 
 import json
 import re

@@ -76,7 +76,7 @@ class Board:
         return self
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
-        """Return status, body and headers. Unlike urllib, this does not normalize the path."""
+        """Send a request; return status, body and headers. The path is sent without any change."""
         connection = http.client.HTTPConnection(self.target, timeout=30)
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.endheaders()

@@ -1,4 +1,4 @@
-"""Which runs TensorBoard shows."""
+"""The choice of the runs that TensorBoard shows."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from harness.errors import InputError
 
 
 def make_runs(runs: Path, num: int) -> None:
-    """Make runs that have begun to log; the first one is the oldest."""
+    """Make runs that have begun to log; the first run is the oldest."""
     for n in range(num):
         run = runs / f"lstm/run{n:03}"
         (run / "tensorboard").mkdir(parents=True)
@@ -24,7 +24,7 @@ def shown(found: Shown) -> list[str]:
 
 
 def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
-    """A line counts the older runs; if an older run continues, it is added to those shown.
+    """A line counts the older runs. An older run that continues is shown, too.
 
     Runs that the user names are all shown.
     """
@@ -69,7 +69,7 @@ def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
 def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
-    """A line lists the first ten such links, only once; the user's own links are followed."""
+    """A line lists the first ten of these links, once; the user's own links are followed."""
     make_runs(tmp_path / "elsewhere", 13)
     runs = tmp_path / "runs"
     (runs / "lstm").mkdir(parents=True)

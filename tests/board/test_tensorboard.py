@@ -88,7 +88,7 @@ def test_it_listens_on_one_socket(board: Board) -> None:
     assert {path.read_text() for path in process.glob("task/*/children")} <= {""}
     links = []
     for descriptor in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # an event file that was just closed
+        with contextlib.suppress(FileNotFoundError):  # TensorBoard has just closed this event file
             links.append(str(descriptor.readlink()))
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     tables = {name: Path("/proc/net", name).read_text() for name in ("tcp", "tcp6", "unix")}
@@ -101,7 +101,7 @@ def test_it_listens_on_one_socket(board: Board) -> None:
 
 
 def test_only_the_first_signal_interrupts() -> None:
-    """The first signal ends a search for runs; a second signal does not stop a removal of files."""
+    """The first signal ends a search for runs; a second does not interrupt a removal of files."""
     watch = Watch(1)
     with pytest.raises(Signalled):
         watch._end(signal.SIGTERM, None)
@@ -124,13 +124,13 @@ def test_it_ends_at_its_time_limit_or_without_requests(
 
 
 def test_the_line_about_the_end_has_the_date() -> None:
-    """The time limit may be days away."""
+    """The line needs a date, because the time limit can be days away."""
     end = time.strftime("at the latest %a %d %b ", time.localtime(time.time() + 3600 * 200))
     assert end in Watch(200).text(in_job=False)
 
 
 def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
-    """It also shows the trials of a search. It leaves no file, and does not print the secret."""
+    """TensorBoard also shows a search's trials; it leaves no file and does not print the secret."""
     harness.runs.mkdir()
     with Board(harness) as board:
         assert board.json("runs") == []
@@ -151,7 +151,7 @@ def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
 
 
 def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:
-    """Command and address are one line each, even if the terminal is narrow; SIGHUP ends it."""
+    """Command and address are one line each, even on a narrow terminal; SIGHUP ends TensorBoard."""
     make_run(harness.runs / "lstm" / "a")
     terminal, other_end = pty.openpty()
     with Board(harness, stdout=other_end) as board:

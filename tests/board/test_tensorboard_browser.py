@@ -73,9 +73,9 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
-    """Run the printed ssh command during the block."""
+    """Run the printed ssh command during a `with` block."""
     words = shlex.split(board.connection.read_text().splitlines()[0].partition(":")[2])
-    if not board.target.startswith("/"):  # the port is in use: here the laptop is the node
+    if not board.target.startswith("/"):  # another port, because TensorBoard uses this one
         port = free_ports(1)[0]
         words = [
             word.replace(f"{board.target.rpartition(':')[2]}:", f"{port}:", 1) for word in words
@@ -103,7 +103,7 @@ CARD = "[...document.querySelectorAll('scalar-card')].find(c => c.querySelector(
 
 
 class Browser:
-    """A headless Chromium, driven over WebDriver's own HTTP (w3.org/TR/webdriver2)."""
+    """A headless Chromium, controlled by the HTTP requests of WebDriver (w3.org/TR/webdriver2)."""
 
     def __init__(self, folder: Path) -> None:
         assert CHROMEDRIVER
@@ -128,7 +128,7 @@ class Browser:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
     def draws(self, tag: str) -> bool:
-        """Whether the tag's chart contains coloured pixels; all but the curves is grey."""
+        """Whether the tag's chart contains coloured pixels; only curves have a colour."""
         chart = self.run(f"return {CARD % tag}?.querySelector('line-chart')")
         if not chart:
             return False
@@ -161,7 +161,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def test_a_browser_draws_the_curves_through_the_tunnel(
     harness: Harness, ssh_config: Path, browser: Browser
 ) -> None:
-    """The printed command and address suffice; each chart has a curve, even that of a constant."""
+    """The printed command and address suffice; each chart has a curve, even for a constant."""
     with TensorBoardLog(make_run(harness.runs / "lstm" / "a") / "tensorboard") as log:
         for epoch in range(1, 8):
             line = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}

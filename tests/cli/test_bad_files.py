@@ -28,7 +28,7 @@ WRONG_VALUES = (
 
 def huge(path: Path, _: bytes) -> None:
     with path.open("wb") as file:
-        file.truncate(2**40)  # sparse
+        file.truncate(2**40)  # a sparse file
 
 
 # Each function writes a broken file; `whole` is the content of the intact file.
@@ -43,7 +43,7 @@ WAYS: dict[str, Callable[[Path, bytes], object]] = {
     "link to itself": lambda path, whole: path.symlink_to(path.name),
     "folder": lambda path, whole: path.mkdir(),
 }
-# Files that are broken together.
+# The files of an entry are broken together.
 FILES = (
     *("job.toml", "provenance.json", "result.json", "state.json"),
     "lease.json metrics.jsonl timings.jsonl vocabulary.txt predictions.npz model.keras",
@@ -61,7 +61,8 @@ MODEL_COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "RUN", "a fine film"),
     "evaluate": ("evaluate", "RUN"),
 }
-# Files that a command reads, else all of them. Without result.json, `resume` would train.
+# The files to break for a command; for other commands all FILES. result.json is not broken for
+# `resume`, which would then train.
 READ_BY = {
     "resume": tuple(file for file in FILES if file != "result.json"),
     "reproduce": ("job.toml", "provenance.json"),
@@ -84,7 +85,7 @@ def copies(
 
 
 def run_on(copies: tuple[Path, Path], words: tuple[str, ...]) -> "CompletedProcess[str]":
-    """Run a command, in which RUNS is the folder of the runs and RUN is the run to break."""
+    """Run a command; RUNS stands for the folder of the runs, RUN for the run to break."""
     runs, run = copies
     named = {"RUNS": str(runs), "RUN": str(run), "NEW": str(runs.parent / "new")}
     return run_here(*(named.get(word, word) for word in words))
@@ -139,7 +140,7 @@ def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
     copies: tuple[Path, Path], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command either refuses the broken file or does not need it."""
-    # TensorFlow's number of threads can be set only once per process, which other tests have done.
+    # A process can set TensorFlow's number of threads only once, and other tests have set it.
     monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
     whole = run_on(copies, MODEL_COMMANDS[name])
     assert whole.returncode == 0, whole
@@ -179,7 +180,7 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
 def test_a_model_file_calls_no_function(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file's `config.json` may name `os.system`; the network is built from the job instead."""
+    """`config.json` in the file may name `os.system`, but the network is built from the job."""
     monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
     _, run = copies
     touched = run / "touched"

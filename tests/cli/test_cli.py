@@ -72,7 +72,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["tensorboard"], {}, "HARNESS_RUNS"),
         (["status", "--runs", "runs"], {}, ""),
         (["status"], {"HARNESS_RUNS": "runs"}, ""),
-        (["status"], {"SLURM_JOB_ID": "7"}, "HARNESS_RUNS"),  # a terminal in JupyterLab
+        (["status"], {"SLURM_JOB_ID": "7"}, "HARNESS_RUNS"),  # as in a terminal of JupyterLab
         (["status"], {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}, ""),
         (["submit", LSTM, "--dry-run"], {}, "HARNESS_VENV, HARNESS_RUNS, SBATCH_QOS"),
     ],
@@ -84,7 +84,7 @@ def test_settings_of_site_sh_that_the_shell_lacks_are_named(
     variables: dict[str, str],
     named: str,
 ) -> None:
-    """`submit` warns about all settings, the other commands if they use the default folder."""
+    """`submit` warns about all missing settings, other commands about a missing HARNESS_RUNS."""
     site = harness.folder / "site.sh"
     site.write_text("export HARNESS_VENV=/v HARNESS_RUNS=/r\nexport SBATCH_QOS=q\n")
     monkeypatch.setattr(site_settings, "SITE", str(site))
@@ -113,7 +113,7 @@ def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
 def test_devices_that_do_not_fit_are_refused(
     harness: Harness, words: list[str], said: tuple[str, ...]
 ) -> None:
-    """There is no GPU, or the batch is smaller than the number of replicas; no run is begun."""
+    """There is no GPU, or the batch is smaller than the number of replicas. No run begins."""
     done = harness.train("lstm", "never", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -141,13 +141,13 @@ def test_help_is_quick_and_short(harness: Harness, words: list[str]) -> None:
     assert 8 < done.stdout.count("\n") < 50
     assert "harness train" in done.stdout or "harness submit jobs/lstm.toml" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported  # the list of imports is there
+    assert "typer" in imported  # Python has printed the imports
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 
 @pytest.mark.full
 def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None:
-    """Standard error is empty, the last line has the next command, and the bytes are the same."""
+    """Standard error is empty, the last line has the next command, and both runs' bytes agree."""
     harness, run = finished
     done = harness.run("train", run / "job.toml", "--run-id", "again")
     assert (done.returncode, done.stderr) == (0, "")
@@ -185,7 +185,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert scores["confusion_matrix"] == result["confusion_matrix"]
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
     assert scores["data"].startswith("SAMPLE of IMDB, not the full")
-    # The same number of threads, on which the last bits depend.
+    # `evaluate` uses the run's number of threads, because the last bits depend on this number.
     plan = json.loads((run / "provenance.json").read_text())["plan"]
     with mock.patch("harness.training.launch.computing", side_effect=InputError("here")) as begin:
         harness.refuse("evaluate", run)
@@ -194,7 +194,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
 
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: bool) -> None:
-    """Ctrl-C during the imports, or during a wait for input, leads to code 75 and one line."""
+    """Ctrl-C during the imports, or during a wait for input, gives exit code 75 and one line."""
     harness, run = finished
     command = subprocess.Popen(
         harness.command("predict", run),
@@ -262,7 +262,7 @@ def test_ctrl_c_ends_a_search_on_a_disk_that_hangs(harness: Harness, command: st
 def test_a_folder_without_permission_is_refused(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """`Path.is_dir` would raise an error that ends the command with code 1."""
+    """The exit code is 2, although `Path.is_dir` raises an error for such a folder."""
     for path in ("closed/run", Path("closed/run")):
         monkeypatch.setattr("os.stat", failing(os.stat, path, errno.EACCES))
     done = harness.run_here(*words, "closed/run")

@@ -54,7 +54,7 @@ REFUSED = "Failed to call DoRnnForward with model config: [rnn_mode]: 2, 0, 0"
     ],
 )
 def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> None:
-    """It quotes the first message with a reason, without the log's prefix and the arguments."""
+    """The line quotes the first message with a reason, without the log's prefix and arguments."""
     error = explained(text.splitlines())
     assert error is not None
     assert part in str(error)
@@ -74,12 +74,12 @@ def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> Non
     ],
 )
 def test_the_lasting_error_of_cuda_is_the_cause(texts: list[str], lasting: str, part: str) -> None:
-    """Errors of libraries and of TensorFlow's allocator hide it; full memory explains no others."""
+    """Errors of libraries and the allocator follow from it. A full GPU causes no other errors."""
     assert str(explained(texts, lasting)).startswith(part)
 
 
 def test_a_full_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error shows the memory and its users, unless the process that filled it has ended."""
+    """The error shows each GPU's free memory and the processes that use the memory, if known."""
     gpus = {"0": Memory(0.1, 80.0, 39.9, {7: 40.0}), "1": Memory(70.0, 80.0, 0.0, {})}
     monkeypatch.setattr(device_errors, "memory_of_gpus", lambda: gpus)
     full = str(explained([FULL]))
@@ -106,7 +106,7 @@ TRACE = "*** Check failure stack trace: ***\n    @ 0x7fe4  absl::LogMessage::Flu
     ],
 )
 def test_messages_explain_a_death(text: str, part: str | None) -> None:
-    """Only messages of errors explain a death; the line has no stack trace."""
+    """Only error messages explain why a process died; the line has no stack trace."""
     if part is None:
         tell_death(signal.SIGABRT, text, 7)
         return
@@ -140,7 +140,7 @@ def test_a_kernel_that_was_not_run_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TensorFlow only warns, and the operation succeeds although it has written no output."""
-    check_results()  # nothing is captured
+    check_results()  # without captured messages there is no error
     with (tmp_path / "messages").open("wb+", buffering=0) as file:
         monkeypatch.setattr(stderr_filter, "captured", Capture(file.fileno()))
         file.write(f"{E}a.cc:1] an error that is none\n".encode())

@@ -1,4 +1,4 @@
-"""An evaluation returns probabilities in the order of the reviews, whatever the batches."""
+"""An evaluation returns probabilities in the order of the reviews, for any kind of batches."""
 
 import itertools
 import subprocess
@@ -27,7 +27,7 @@ def plan(compiled: bool) -> ExecutionPlan:
 
 
 class StopAtSecondBatch(StopRequest):
-    """A signal that arrives during an evaluation."""
+    """Raises Interrupted at the second batch, like a signal during an evaluation."""
 
     num_checks = 0
 
@@ -39,7 +39,7 @@ class StopAtSecondBatch(StopRequest):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    """Padding gets none; repeated evaluations agree, also after an interruption."""
+    """Padding gets no probability; repeated evaluations agree, also after an interruption."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
@@ -64,7 +64,7 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
 def test_batches_by_length_keep_the_order_of_the_probabilities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each review gets the probability of an evaluation on its own, without any padding."""
+    """Each review gets the same probability as in an evaluation of it alone, without padding."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
     job = load_job(JOBS / "bilstm.toml", settings)

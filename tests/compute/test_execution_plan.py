@@ -15,7 +15,7 @@ RNN, LSTM = load_job(JOBS / "rnn.toml"), load_job(JOBS / "lstm.toml")
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_cpu_takes_the_fastest_way_of_each_network(name: str) -> None:
-    """LSTM layers become one operation, XLA compiles others; batches of 128 have two parts."""
+    """An LSTM layer is one operation, XLA compiles other layers; batches of 128 have two parts."""
     for folder, parts in ((JOBS, 1), (JOBS / "notebook", 2)):
         plan = choose(load_job(folder / f"{name}.toml"), "cpu", 3)
         assert (plan.way, plan.threads) == ("block" if "lstm" in name else "xla", 3)
@@ -49,7 +49,7 @@ def test_the_setting_of_the_job_has_priority(name: str, kind: str) -> None:
     ],
 )
 def test_keras_loop_stays_where_xla_is_slower(name: str, settings: list[str]) -> None:
-    """XLA is slower with large operations, outputs per word, batches by length, custom networks."""
+    """Cases: large operations, outputs per word, batches by length, and custom networks."""
     job = load_job(JOBS / f"{name}.toml", settings)
     plan = choose(job, "cpu", 1)
     assert (plan.way, plan.parts) == ("keras", 1)

@@ -1,4 +1,4 @@
-"""A promised GPU that can't be used is refused with the reason and the remedy."""
+"""If an option, a variable or Slurm promises a GPU that can't be used, the run is refused."""
 
 import re
 import subprocess
@@ -39,7 +39,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
 def test_a_refusal_names_the_promise(
     variables: dict[str, str], devices: str | None, said: str
 ) -> None:
-    """It names an option, a variable or Slurm, or the variable that hides Slurm's GPUs."""
+    """The promise comes from an option, a variable or Slurm; a variable can hide Slurm's GPUs."""
     requested = parse_devices(devices) if devices else None
     allocation = SlurmEnvironment.from_environment(variables)
     with pytest.raises(InputError, match=re.escape(said)):
@@ -49,7 +49,7 @@ def test_a_refusal_names_the_promise(
 def test_the_first_use_of_a_card_is_announced(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A filled cache needs no message."""
+    """There is no message if the cache already contains kernels."""
     monkeypatch.setattr(device_check, "has_machine_code", lambda card: False)
     monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path))
     card = gpu.Card("NVIDIA H100", (9, 0))
@@ -72,7 +72,7 @@ def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) 
 
 
 def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
-    """Let TensorFlow see one GPU of a working driver, although libraries are missing."""
+    """Let TensorFlow see one GPU of a working driver, but not load the libraries in `missing`."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
     monkeypatch.setattr(gpu, "load_libraries", lambda: [*missing])
@@ -88,14 +88,14 @@ def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
 def test_missing_libraries_are_named(
     monkeypatch: pytest.MonkeyPatch, missing: list[str], said: str
 ) -> None:
-    """They are the installation's fault; a container may have only a part of the driver."""
+    """The installation lacks them; in a container, the driver's libraries can be missing."""
     show_one_gpu(monkeypatch, *missing)
     with pytest.raises(InputError, match=re.escape(said)):
         check_gpus(parse_devices("gpu:2"), None, pytest.fail, {})
 
 
 def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This is a fault of the node, so the job is requeued without this node."""
+    """Missing GPUs are a fault of the node, so the job is requeued without this node."""
     show_one_gpu(monkeypatch)
     faults = tmp_path / "faults"
     monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
@@ -124,7 +124,7 @@ except NodeFault as fault:
 def test_a_driver_without_a_promise_causes_a_warning(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
-    """It gives the reason, and TensorFlow's message is shown; with a promise the node is faulty."""
+    """The warning quotes TensorFlow's reason. If a GPU was promised, the node counts as faulty."""
     for name in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL"):
         harness.environment.pop(name, None)
     variables = harness.environment | broken_driver

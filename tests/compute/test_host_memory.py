@@ -28,7 +28,7 @@ MEASURED = [
 def test_the_estimate_is_a_little_above_the_measured_peak(
     job: str, settings: tuple[str, ...], peak_gb: float
 ) -> None:
-    """It exceeds the peak by at most 20 % and 0.4 GB; a run on a GPU adds CUDA's libraries."""
+    """The estimate exceeds the peak by at most 20 % plus 0.4 GB. A GPU adds CUDA's libraries."""
     loaded = load_job(JOBS / f"{job}.toml", [*settings, "data.limit=600"])
     reckoned = reckoned_gb(loaded)
     assert peak_gb + 0.1 <= reckoned <= 1.2 * peak_gb + 0.4
@@ -51,7 +51,7 @@ def test_padded_reviews_are_counted() -> None:
 
 
 def test_ngram_ratios_are_counted() -> None:
-    """The words of both splits count; custom texts count like IMDB, or as their limit says."""
+    """Both splits count. Custom texts count like IMDB, or by their limit if they have one."""
 
     def ratios_gb(*settings: str, ratios: int = 1) -> float:
         without = gb("best", *settings, "model.ngram_ratios=0")
@@ -67,7 +67,7 @@ def test_ngram_ratios_are_counted() -> None:
 
 
 def test_a_search_needs_the_memory_of_its_largest_trial(tmp_path: Path) -> None:
-    """It has the largest value of every list and range, and the architecture that needs most."""
+    """The largest trial has the largest value of each list and range, and the largest network."""
     file = tmp_path / "mine.toml"
     file.write_text(
         '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'

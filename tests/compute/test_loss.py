@@ -31,7 +31,7 @@ def test_weights_by_name_follow_the_labels() -> None:
 
 
 def test_impossible_class_weights_are_refused() -> None:
-    """Such weights name unknown classes or classes without training reviews, or all are 0."""
+    """The weights name unknown classes or classes without training reviews, or all are 0."""
     with pytest.raises(InputError, match="no weight is above 0"):
         class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*the classes are a, b, c"):

@@ -121,7 +121,7 @@ def in_training(code: str) -> str:
     ],
 )
 def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> None:
-    """One line has the network's error, file and line."""
+    """The message is one line with the network's error, its file and its line number."""
     with pytest.raises(InputError, match=rf"^[^\n]*{re.escape(says)}[^\n]*$"):
         begin(custom(body))
 
@@ -158,7 +158,7 @@ def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
 def test_a_network_that_a_setting_excludes_is_refused(
     part: str, other: str, settings: dict[str, dict[str, object]], says: str
 ) -> None:
-    """Batches by length, compilation or several replicas exclude a network that works otherwise."""
+    """Each network is valid, but not with batches by length, compilation or several replicas."""
     content = custom(BODY.replace(part, other)).model_dump()
     content["data"]["maxlen"] = 16
     plain = check_job(content, Path("mine.toml"))
@@ -190,7 +190,7 @@ def test_an_option_that_nothing_reads_is_refused() -> None:
     "read", [dict, lambda o: {**o}, lambda o: {} | o, lambda o: o | {}, lambda o: dict(o.items())]
 )
 def test_a_function_that_copies_its_options_reads_them_all(read: Callable[[Any], object]) -> None:
-    """A copy counts as reading, because a call with `**options` copies, too."""
+    """Copying counts as reading all options, because a call with `**options` copies them, too."""
     options = OptionReader({"a": 1, "b": 2}, "model.options")
     with pytest.raises(InputError, match=r"model\.options\.[ab] = "):
         options.check("net")
@@ -222,7 +222,7 @@ def test_a_signature_that_does_not_fit_is_named() -> None:
 
 
 def test_a_function_that_returns_different_networks_is_refused() -> None:
-    """The trained and the exported network must have the same weights, before the run begins."""
+    """The trained and the exported network need equal weights, and a run checks this first."""
     body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")
     job = custom(body, head=f"{HEAD}SIZES = [1, 2, 3, 4, 5]\n")
     with pytest.raises(InputError, match="a different network at each call"):

@@ -32,7 +32,7 @@ def test_every_optimizer_of_keras_has_its_options() -> None:
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS])
 def test_every_optimizer_takes_steps(name: str) -> None:
-    """Each one decreases a positive weight whose gradient is positive."""
+    """Each optimizer decreases a positive weight whose gradient is positive."""
     train = TrainConfig(
         optimizer=name, learning_rate=0.05, optimizer_options={"weight_decay": 0.001}
     )
@@ -60,7 +60,7 @@ def test_the_rate_rises_from_the_first_step() -> None:
 
 
 def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
-    """After the warm-up it follows half a cosine until schedule_epochs, then stays at the floor."""
+    """After the warm-up the rate follows half a cosine until schedule_epochs, then is constant."""
     found = rates(
         20, schedule="cosine", schedule_epochs=4, epochs=5, schedule_floor=0.2, warmup_epochs=1.0
     )
@@ -71,7 +71,7 @@ def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
 
 
 def test_the_rate_falls_linearly_and_in_steps() -> None:
-    """It falls linearly over all epochs, or by a factor after each epoch of schedule_drops."""
+    """The rate falls linearly over all epochs, or by a factor at each epoch of schedule_drops."""
     np.testing.assert_allclose(
         rates(9, schedule="linear", epochs=2), [0.5 * (1 - i / 8) for i in range(9)], rtol=1e-6
     )
@@ -145,7 +145,7 @@ def by_hand(weights: np.ndarray, momentum: float) -> np.ndarray:
     [("rmsprop", "float32"), ("adamw", "float16"), ("nadam", "float32"), ("sgd", "float16")],
 )
 def test_the_average_ramps_by_the_formula(kind: str, precision: str) -> None:
-    """The momentum rises to that of the job in every optimizer, also inside a loss scale."""
+    """The momentum rises to the job's value in every optimizer, also inside a loss scale."""
     settings = {"optimizer": kind, "precision": precision, "learning_rate": 0.1}
     train = TrainConfig.model_validate({**settings, "ema_momentum": 0.5})
     weights, means = averages(build_optimizer(train), 20)  # (1 + n) / (10 + n) exceeds 0.5 at n = 8

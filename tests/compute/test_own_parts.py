@@ -53,7 +53,7 @@ LOSSES = [
 
 @pytest.mark.parametrize(("source", "said"), LOSSES)
 def test_a_bad_loss_is_refused_in_one_line(source: str, said: str) -> None:
-    """The line has the function's error with file and line, or says what it should return."""
+    """The line has the function's error with file and line number, or the expected return value."""
     with pytest.raises(InputError, match=one_line("train.loss", said)):
         check_loss(custom(f"\n{source}", "loss"), 1, compiled="tf.print" in source)
 
@@ -115,7 +115,7 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize(("source", "said"), OPTIMIZERS)
 def test_a_bad_optimizer_is_refused_in_one_line(source: str, said: str) -> None:
-    """The line has the function's error with file and line, or the key to set instead."""
+    """The line has the function's error with file and line number, or the key to set instead."""
     job = custom(source, "optimizer")
     with pytest.raises(InputError, match=one_line("train.optimizer", said)):
         check_optimizer(job.train, job.code)

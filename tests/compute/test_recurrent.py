@@ -37,7 +37,7 @@ SETTINGS = ("data.vocab_size=100", "data.maxlen=12", "train.batch_size=20", "mod
     ],
 )
 def test_two_words_per_turn_give_the_results_of_the_loop(name: str, settings: list[str]) -> None:
-    """They differ only by rounding, also for odd numbers of words that tracing does not know."""
+    """Only rounding differs, also for an odd number of words that is unknown during tracing."""
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
     with dtype_policy(job):
         model = build_network(job)
@@ -56,7 +56,7 @@ def test_two_words_per_turn_give_the_results_of_the_loop(name: str, settings: li
 
 
 class Cudnn:
-    """Replaces CudnnRNNV3 on a CPU, by cuDNN's manual for CUDNN_RNN_TANH.
+    """Replaces CudnnRNNV3 on a CPU, and follows cuDNN's manual for CUDNN_RNN_TANH.
 
     `params` contains, row by row, the matrix of the input, the matrix of the state, and a bias
     for each matrix.
@@ -146,7 +146,7 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
     assert cudnn.num_calls == 1
     cudnn.takes_columns = True
     assert device_check.checked_plan(plan, rnn).way == "keras"
-    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # it has no plain RNN
+    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # an LSTM job has no plain RNN
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
 def test_a_plain_rnn_with_a_setting_that_cudnn_lacks_keeps_its_loop(
     cudnn: Cudnn, settings: dict[str, Any]
 ) -> None:
-    """The results stay the same."""
+    """The layer's results do not change."""
     layer = layers.SimpleRNN(4, **settings)
     words = tf.random.stateless_normal([6, 7, 3], [1, 2])
     expected = layer(words)
@@ -181,7 +181,7 @@ def test_layers_without_cudnn_cause_a_warning() -> None:
 
 
 def test_recurrent_layers_compute_in_float32_instead_of_bfloat16() -> None:
-    """So do their cells and directions; other layers and the saved network stay in bfloat16."""
+    """Cells and directions do so, too; other layers and the saved network stay in bfloat16."""
     job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "train.precision=bfloat16"])
     with dtype_policy(job):
         saved = build_network(job)

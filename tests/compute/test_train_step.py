@@ -54,7 +54,7 @@ def trained(
 
 @pytest.fixture(autouse=True)
 def default_precision() -> object:
-    """Restore the precision for other tests."""
+    """Restore Keras's default precision after the test."""
     yield
     import keras
 
@@ -112,7 +112,7 @@ def hlo_of(compute: Callable[..., Gradients], *vectors: tf.Tensor) -> str:
 def test_on_a_gpu_the_embedding_is_outside_of_the_compiled_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The compiled part has no scatter, which would loop over words; only rounding differs."""
+    """The compiled part has no scatter, which would loop over words; results agree to rounding."""
     strategy = tf.distribute.get_strategy()
     plan = ExecutionPlan("xla", 1)
     job = load_job(JOBS / "rnn.toml", [*SETTINGS, "train.precision=bfloat16"])

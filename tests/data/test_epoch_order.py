@@ -87,7 +87,7 @@ def test_several_epochs_of_one_dataset_are_those_of_several_datasets(bucket: boo
 
 @pytest.mark.parametrize("maxlen", [1, 8, 9, 200, 5000])
 def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
-    """The longest is `maxlen`; each is at most about a fifth greater than the next shorter one."""
+    """The greatest length is `maxlen`; each length exceeds the previous one by at most a fifth."""
     lengths = padded_lengths(maxlen)
     assert lengths[-1] == maxlen
     assert (np.diff(lengths) > 0).all()

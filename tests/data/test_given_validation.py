@@ -28,11 +28,11 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 PLAIN = make_rows(200)
 COLUMNS = ("text", "label", "split")
-SPLIT_OF = ("train", "train", "train", "Dev", "test")  # for each pair of rows in turn
+SPLIT_OF = ("train", "train", "train", "Dev", "test")  # pairs of rows get these splits in turn
 
 
 def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
-    """Return rows of three splits; validation and test each have a word of their own."""
+    """Return rows of three splits; validation and test rows contain a word with their split."""
     rows = []
     for i, (text, label) in enumerate(PLAIN):
         split = SPLIT_OF[i // 2 % 5].replace("Dev", validation)
@@ -49,7 +49,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path) -> None:
-    """The split is named in a column, by a table, or by a folder."""
+    """A column, the name of a table or the name of a folder states the split."""
     rows, name = with_split("validation"), "validation"
     write_csv(tmp_path / "column.csv", rows, COLUMNS)
     for split in ("train", "test", name):

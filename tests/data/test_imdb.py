@@ -63,7 +63,7 @@ def test_order_and_encoding_equal_load_data(tmp_path: Path, vocab_size: int) -> 
 def test_after_the_first_conversion_nothing_is_unpickled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second `open_dataset` memory-maps the stored arrays, which are the same."""
+    """The second `open_dataset` memory-maps the stored arrays, which have the same content."""
     folder = write_npz(tmp_path / "data")
     first = open_dataset(folder)
     monkeypatch.setattr("harness.data.sources.read_npz", None)
@@ -100,7 +100,7 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
 def test_the_genuine_arrays_are_read_from_any_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive may have another checksum, but every array must have the genuine one.
+    """The archive may have another checksum, but every array must have its genuine checksum.
 
     Nothing else in the file is unpickled.
     """
@@ -169,7 +169,7 @@ def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others wait, and open the dataset that the first one stored."""
+    """The other processes wait, and open the dataset that the first process stored."""
     downloads = []
 
     def download() -> Dataset:

@@ -71,7 +71,7 @@ def test_a_large_set_is_padded_batch_by_batch(
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """Rows with one START, of weight 0, fill the last batch; `count` is the number of reviews."""
+    """Rows of weight 0 with only START fill the last batch; `count` is the number of reviews."""
     made = collect(np.arange(len(LENGTHS)))
     assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
     assert [float(batch.count) for batch in made] == [4, 4, 3]

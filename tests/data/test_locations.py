@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_missing_in_names_the_folders_that_a_run_would_search(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are the cache and Keras's folder, or HARNESS_DATA alone, or none if data are found."""
+    """The folders are the cache and Keras's folder, or only HARNESS_DATA, or none if data exist."""
     for name in VARIABLES[1:]:
         monkeypatch.setenv(name, str(home / name.lower()))
     assert cache_folder() == home / "xdg_cache_home/harness"
@@ -58,7 +58,7 @@ def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyP
 def test_a_resumed_run_searches_data_that_have_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
 ) -> None:
-    """The resumed run looks where a new run would; other data are refused."""
+    """The resumed run searches the same folders as a new run; other data are refused."""
     before = tmp_path / was
     if was == "emptied":
         before.mkdir()

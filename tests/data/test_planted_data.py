@@ -114,7 +114,7 @@ def modes(folder: Path) -> tuple[int, set[int]]:
 def test_a_dataset_is_private_until_it_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise a member of the group could open a file before its mode is restricted."""
+    """A member of the group can't open a file before its mode is restricted."""
     seen = []
     monkeypatch.setattr(np, "save", lambda path, _: seen.append(modes(path.parent)[0]))
     save_folder(small(), tmp_path / "data")

@@ -126,7 +126,7 @@ def test_equal_words_are_in_one_split_and_new_rows_move_no_other_row(tmp_path: P
 
 
 def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
-    """Other words are unknown, as in `harness predict`."""
+    """Words that occur only in other splits are unknown, as in `harness predict`."""
     rows = []
     for i, (text, label) in enumerate(ROWS):
         split = ("train", "train", "test", "test", "dev", "dev")[i % 6]
@@ -250,7 +250,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
 
 
 def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
-    """Its workers read data.source and refuse changed texts; the winner trains without --data."""
+    """Workers read data.source and refuse changed texts; the best trial trains without --data."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     toml = f'{RANDOM}[data]\nsource = "{path}"\n'
     sweep = make_sweep(tmp_path / "sweep", toml)

@@ -129,7 +129,7 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_checksum_of_a_source(tmp_path: Path) -> None:
-    """It depends on texts, classes and the suffix of the file, but not on the source's name."""
+    """The checksum depends on texts, classes and the file's suffix, but not on the file's name."""
     table = write_csv(tmp_path / "a.csv", ROWS)
     folder = write_folder(tmp_path / "folder", ROWS)
     seen = {source_checksum(table), source_checksum(folder)}

@@ -49,7 +49,7 @@ def test_a_machine_without_slurm_or_gpu_is_not_red(harness: Harness) -> None:
     assert "to train on this machine, run: " in found["slurm"]["found"]
     assert found["data"]["level"] == "yellow"
     assert found["data"]["remedy"].endswith("run harness data fetch")
-    assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # Keras's own
+    assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # made by Keras
 
 
 @pytest.mark.full
@@ -111,7 +111,7 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 def test_the_devices_of_a_run(
     refused: str, warning: str, gpus: list[str], level: str, found: str
 ) -> None:
-    """A refusal of the run is a red finding, a warning a yellow finding. All remedies are kept."""
+    """A refusal of the run is red, and a warning is yellow. The finding contains all remedies."""
     finding = doctor.describe_gpus({"refused": refused, "warning": warning, "gpus": gpus})
     assert (finding.level, finding.found[: len(found)]) == (level, found)
     assert finding.remedy == ("" if level == "green" else "do x; do y")
@@ -125,7 +125,7 @@ def test_the_devices_of_a_run(
     ],
 )
 def test_the_remedy_for_missing_libraries(missing: list[str], remedy: str) -> None:
-    """An installation adds no library of the driver."""
+    """Installing packages adds CUDA's libraries, but no library of the driver."""
     finding = only(doctor.describe_libraries({"missing": missing, "site": {}}))
     assert (finding.level, finding.remedy[: len(remedy)]) == ("red", remedy)
 
@@ -165,7 +165,7 @@ def test_the_partitions_with_gpus_are_named(
 def test_the_printed_command_requests_what_was_checked(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
 ) -> None:
-    """It deletes the script's options that the site refuses or replaces, such as --mem."""
+    """The command deletes the script's options that the site refuses or replaces, such as --mem."""
     monkeypatch.setattr(doctor, "has_client", lambda _: True)
     monkeypatch.setattr(doctor, "ask", lambda *_, **__: "slurm 24.11")
     monkeypatch.setattr(doctor, "would_start", lambda *_, **__: "now")
@@ -200,7 +200,7 @@ def test_the_printed_command_requests_what_was_checked(
 def test_cards_are_judged_by_the_build(
     name: str, capability: tuple[int, int], build: dict[str, str | None], level: str, said: str
 ) -> None:
-    """A red card can't be used; a yellow one compiles at first use or may abort."""
+    """A red card can't be used. A yellow card needs a compilation at first use, or may abort."""
     finding = judge_card(Card(f"NVIDIA {name}", capability), "555.42", WHEEL | build)
     assert finding.level == level
     assert said in finding.found

@@ -16,12 +16,12 @@ from tests.conftest import JOBS, Harness
     [(10, "00:05:00"), (145, "00:10:00"), (3600, "01:20:00"), (24 * 3600, "1-06:05:00")],
 )
 def test_the_time_limit_has_a_margin(seconds: float, limit: str) -> None:
-    """The limit adds a quarter and 2 min for Slurm's warning, and is rounded up to 5 min."""
+    """The limit adds a quarter and 2 min for Slurm's warning; it is a multiple of 5 min."""
     assert probe.time_limit(seconds) == limit
 
 
 def test_an_estimate_counts_every_step_and_evaluation() -> None:
-    """It adds the short run's start and end to the job's epochs, validations and test."""
+    """The estimate adds the short run's start and end to the job's epochs, validations and test."""
     settings = ["train.epochs=4", "data.validation_split=0.2", "train.batch_size=20"]
     job = load_job(JOBS / "lstm.toml", settings)
     result = {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"}

@@ -36,7 +36,7 @@ LEVELS = ("green", "yellow", "red", "not run")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the checks; return 0, 1 (one is red, or an error), 2 (refused) or 75 (interrupted)."""
+    """Run the checks; return 0, 1 (red check or error), 2 (input refused) or 75 (interrupted)."""
     take_any_text()
     options = parser().parse_args(words)
     try:
@@ -47,8 +47,8 @@ def main(words: Sequence[str] | None = None) -> int:
         report = accept(devices, options.data, options.runs, is_full=options.full)
         text = json.dumps(report, indent=2)
         try:
-            atomic_write(out, text, remedy="give another --runs")
-        except RunError:  # show the report, which took minutes
+            atomic_write(out, text, remedy="name another folder with --runs")
+        except RunError:  # the report took minutes, so show it anyway
             echo(text)
             raise
     except (InputError, RunError) as error:
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--full",
         action="store_true",
-        help="also check two processes over NCCL, and models on other devices",
+        help="also check two processes that use NCCL, and models on other devices",
     )
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
@@ -93,7 +93,7 @@ def accept(
             On CPUs at least two devices are tested.
         data: the folder of the dataset.
         folder: if the job has several nodes, the runs train below this folder, which all nodes see.
-        is_full: whether to run also the checks of `full.py`.
+        is_full: whether to run the checks of `full.py`, too.
 
     Raises:
         InputError: if `devices` is wrong, or if this job step has several tasks.

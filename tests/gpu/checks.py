@@ -25,7 +25,7 @@ TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "d
 
 
 def check_gpus(seen: dict[str, Any], runs: Runs) -> Iterator[Finding]:
-    """Report the GPUs, and for each model its driver and whether TensorFlow has code for it."""
+    """Report the GPUs, and for each GPU model whether driver and TensorFlow support it."""
     yield describe_gpus(seen)
     if runs.kind == "gpu":
         yield from describe_cards(seen, nvidia_driver())
@@ -78,7 +78,7 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
 def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
     """A killed and resumed run of fifty steps has the bytes of an undisturbed run.
 
-    On a GPU, so has a second undisturbed run.
+    On a GPU a second undisturbed run also has these bytes.
     """
     step = runs.kill(job, "killed", runs.one)
     names = ["killed", *(["again"] if runs.kind == "gpu" else [])]

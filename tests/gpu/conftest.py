@@ -55,7 +55,7 @@ class Rig:
     ) -> subprocess.CompletedProcess[str]:
         """Train a job on 200 reviews for an epoch, in the folder `runs/<job>/rig`.
 
-        The command is a fork, or a new process if `env` says where it finds the libraries.
+        The command runs in a fork, or in a new process if `env` sets LD_LIBRARY_PATH.
         """
         words = ["train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
         words += ["--set", "data.limit=200", "--set", "train.epochs=1", *args]
@@ -65,7 +65,7 @@ class Rig:
         return preloaded.run(words, self.folder, variables, "", TIMEOUT_S, server)
 
     def variables(self, gpus: int) -> dict[str, str]:
-        """Return the environment of a command, in which the check of the GPU's results is off."""
+        """Return a command's environment variables; they turn off the check of the results."""
         return {
             "HOME": str(self.folder / "home"),
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",

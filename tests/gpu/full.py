@@ -149,7 +149,7 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
 
 
 def two_workers() -> list[dict[str, str]]:
-    """Return the variables of two workers on this machine that train as if on two nodes."""
+    """Return variables with which two workers on this machine train as if on two nodes."""
     both = {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NUM_NODES": "2",

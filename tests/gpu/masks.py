@@ -8,7 +8,7 @@ from harness.compute.strategy import import_tensorflow, make_strategy, parse_dev
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import echo
 
-SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # of the masks
+SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # number, rate and shape of the masks
 
 
 def main(*devices: str) -> None:

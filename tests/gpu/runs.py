@@ -30,7 +30,7 @@ SMALL = (
     *("train.batch_size=16", "train.epochs=2", "train.checkpoint_every_s=0.1"),
 )
 TINY = ("data.maxlen=40", "model.units=16")  # for a CPU
-KILLED_FROM = 25  # a run is killed once it has a checkpoint of this step or a later one
+KILLED_FROM = 25  # a run is killed after it has saved a checkpoint of this step or a later step
 # With these variables a process uses only this node and reports no faults to a job script.
 ALONE = {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
 
@@ -52,7 +52,7 @@ class Runs:
     """Starts the runs of the checks, all in one folder."""
 
     folder: Path
-    kind: str  # of devices: gpu or cpu
+    kind: str  # kind of all devices: gpu or cpu
     num_devices: int
     data: Path | None = None
     allocation: SlurmEnvironment | None = None

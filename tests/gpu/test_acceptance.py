@@ -97,7 +97,7 @@ sys.exit(acceptance.main(["--devices", "banana"]))
 def test_a_gpu_slower_than_the_cpu_is_yellow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The line of a job has the speeds on both; a job that fails is red."""
+    """The line of a job has the speeds on GPU and CPU; a job that fails is red."""
 
     def probe(*words: str, **_: object) -> child.Ended:
         rates = {"gpu:1": (900.0, 100.0), "cpu": (200.0, 200.0)}[

@@ -1,6 +1,6 @@
-"""Each fault of the null GPU ends a run in one line with the right exit code.
+"""Each fault of the null GPU ends a run with one error line and the right exit code.
 
-The run can resume. All runs are forks of a process that has imported TensorFlow but not listed
+The run can be resumed. All runs are forks of a process that has imported TensorFlow but not listed
 devices.
 """
 
@@ -38,10 +38,10 @@ DRIVER = "the driver is too old for this CUDA: "
 REFUSED = "a CUDA library refused: "
 NCCL = "the GPUs can't communicate (NCCL): "
 LOST = "the driver has lost the GPU"
-# A cell of the table in tests/README.md is a function, its error code, and the number of calls
-# before the first failure. The codes are those of CUDA, cuDNN (4004: failed allocation on the
-# device; 5000: EXECUTION_FAILED) and NCCL (1: ncclUnhandledCudaError; 6: ncclRemoteError). The
-# other values are the start of the error message, and whether the node is at fault.
+# Each key is a cell of the table in tests/README.md: a function, its error code, and the number of
+# calls before the first failure. The codes are those of CUDA, cuDNN (4004: failed allocation on the
+# device; 5000: EXECUTION_FAILED) and NCCL (1: ncclUnhandledCudaError; 6: ncclRemoteError). Each
+# value is the start of the error message, and whether the node is at fault.
 SUITE = {
     "cuMemAlloc_v2:2:0": (MEMORY, False),
     "cuModuleLoadData:222:20": (f"{DRIVER}cuModuleLoadData failed with", False),
@@ -114,7 +114,7 @@ class Forks:
         return self.start(name, *words, *SMALL, gpus=gpus, env=env)
 
     def fail(self, cell: str) -> "subprocess.CompletedProcess[str]":
-        """Train a small run with the fault of `cell` or, if it is STALL, with a step that hangs."""
+        """Train a small run with the fault `cell`, or with a step that hangs if `cell` is STALL."""
         stub = {**HANG, "HARNESS_STALL_MIN": "0.1"} if cell == STALL else {"STUB_FAIL": cell}
         return ended(self.train(cell, 2 if "nccl" in cell else 1, stub))
 
@@ -151,7 +151,7 @@ Ends = Mapping[str, "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def ends(forks: Forks) -> Ends:
-    """The ended runs with the faults of SUITE, and the run that hangs."""
+    """The ended processes of the runs with the faults of SUITE, and of the run that hangs."""
     names = [STALL, *SUITE]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         return dict(zip(names, pool.map(forks.fail, names), strict=True))
@@ -197,7 +197,7 @@ def finished_run(forks: Forks, ends: Ends) -> Path:
 
 
 def test_a_run_resumes_after_a_fault(forks: Forks, finished_run: Path) -> None:
-    """The resumed run finishes once the GPU has no fault, even if the fault aborted TensorFlow."""
+    """On a GPU without faults the resumed run finishes, even after a fault aborted TensorFlow."""
     assert (finished_run / "result.json").exists()
     assert forks.state(ABORTED)["phase"] == "finished"
 
@@ -233,7 +233,7 @@ def test_no_command_uses_results_of_kernels_that_were_not_run(
 def test_commands_that_do_not_train_leave_the_gpu_alone_if_asked(
     forks: Forks, finished_run: Path, tmp_path: Path
 ) -> None:
-    """The GPU would fail, or its check would. A command on the GPU repeats no warning."""
+    """With HARNESS_DEVICES=cpu a faulty GPU has no effect. On a GPU, warnings appear only once."""
     texts = tmp_path / "texts"
     texts.write_text("good\n\n\n")
     on_gpu = ended(forks.start("read", "predict", finished_run, "--file", texts))
@@ -261,7 +261,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     """The line names the device and the node, and says how to resume the run."""
     done = ends[STALL]
     assert done.returncode == 75
-    # Until the end of the first step the limit is 0.6 min; on a busy machine that step is slow.
+    # Before the end of the first step the limit is 0.6 min. A busy machine can exceed this limit.
     assert last_line(done).replace("0.6 min", "0.1 min") == (
         f"harness: 1 × NVIDIA H100 80GB HBM3 of {NODE}: no step, batch or compilation has "
         "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; continue with: harness resume "

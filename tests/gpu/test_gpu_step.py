@@ -60,7 +60,7 @@ def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_gpus", [1, 2, 4])
 def test_no_job_copies_anything_to_the_host(rig: Rig, num_gpus: int) -> None:
-    """This holds for the five networks, several steps per call, and batches by length."""
+    """The jobs are the five networks, several steps per call, and batches by length."""
     for step in steps(rig, num_gpus, *FIVE, "lstm,train.steps_per_execution=3"):
         check(step, num_gpus)
     # With clipnorm, Keras adds up the clipped gradients of all GPUs once more.
@@ -103,9 +103,9 @@ RESERVE = 12_344  # bytes: a multiple of 8 that is the size of no other allocati
 
 
 def test_the_backward_pass_reads_what_the_forward_pass_reserved(rig: Rig) -> None:
-    """This holds in all precisions. `compute_in_float32` corrects Keras's layer in bfloat16.
+    """The test covers all precisions. `compute_in_float32` corrects Keras's layer in bfloat16.
 
-    If the last assertion fails, TensorFlow has corrected the layer: remove that function.
+    If the last assertion fails, TensorFlow has corrected the layer: remove `compute_in_float32`.
     """
     script = f"CASES = {CASES}\n{PRECISIONS}"
     done = rig.run(["-c", script], env=HERE | {"STUB_RNN": "1", "STUB_RESERVE": str(RESERVE)})

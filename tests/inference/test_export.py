@@ -143,7 +143,7 @@ def test_the_graph_computes_the_ratios_of_training(bucket: bool) -> None:
         assert np.count_nonzero(row) == kept
         assert not found[row == 0].any()
     assert at_words[..., 2].any()
-    assert encoder.variables  # the ratios are variables, because a graph has 2 GB at most
+    assert encoder.variables  # the ratios are variables, because a graph can't exceed 2 GB
     time = {True: 8, False: maxlen}[bucket]  # the length to which `predict` pads a short text
     assert [each.shape[:2] for each in encoder(["good"])] == [(1, time)] * 2
     assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]

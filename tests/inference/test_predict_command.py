@@ -60,7 +60,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
 def test_bad_input_is_refused(
     finished: tuple[Harness, Path], words: list[str], stdin: str, said: str
 ) -> None:
-    """The command ends with code 2 and one line."""
+    """The command ends with exit code 2 and one line."""
     harness, run = finished
     done = harness.run_here("predict", run, *words, stdin=stdin)
     assert done.returncode == 2, done.stderr
@@ -98,7 +98,7 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     ],
 )
 def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
-    """Lines are returned while the pipe is still open, and before a line that is no text."""
+    """Lines are returned while the pipe is open, even if the next line is not valid text."""
     from harness.inference.predict import Line, Remarks, read_lines
 
     end, beginning = os.pipe()
@@ -116,7 +116,7 @@ def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
 def test_lines_are_answered_before_the_next_lines_are_read(
     finished: tuple[Harness, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for the model classifies the lines."""
+    """A fake model classifies the lines."""
     from harness.inference.predict import Line, Prediction
 
     num_answers: list[int] = []

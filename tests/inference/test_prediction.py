@@ -18,7 +18,7 @@ from harness.tracking.run_dir import RATIOS_FILE
 @pytest.mark.parametrize(
     ("predicted", "probabilities", "said"),
     [
-        # With two classes it is always the probability of label 1, so that lines can be sorted.
+        # With two classes a line has the probability of label 1, so that lines can be sorted.
         ("negative", {"negative": 0.827, "positive": 0.173}, "negative, P(positive) = 0.173"),
         ("positive", {"negative": 0.1, "positive": 0.9}, "positive, P(positive) = 0.900"),
         ("sport", {"food": 0.1, "sport": 0.7, "travel": 0.2}, "sport, P(sport) = 0.700"),
@@ -27,7 +27,7 @@ from harness.tracking.run_dir import RATIOS_FILE
 def test_a_line_names_the_class_of_its_probability(
     predicted: str, probabilities: dict[str, float], said: str
 ) -> None:
-    """This class need not be the predicted class."""
+    """The named class need not be the predicted class."""
     prediction = Prediction("a text", predicted, probabilities, num_words=2, num_unknown=1)
     assert prediction.summary == said
 

@@ -94,7 +94,7 @@ def test_tfidf_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
 
 
 class Reference:
-    """The same model, made of scikit-learn's n-grams of the reviews as texts."""
+    """The n-gram model, made of scikit-learn's parts; it reads the reviews as texts."""
 
     def __init__(self, texts: list[str], labels: np.ndarray, strength: float) -> None:
         self.words = CountVectorizer(
@@ -204,7 +204,7 @@ def test_the_cache_replaces_the_data(
 
 
 def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
-    """Without `--data`, the baseline reads the folder in the record of a run."""
+    """Without `--data`, the baseline reads the folder that the record of a run names."""
     record = tmp_path / "runs" / "a" / "provenance.json"
     record.write_text(json.dumps(stamped({"dataset": {"folder": f"{tmp_path}/data"}})))
     assert len(baselines(group, None)) == 2
@@ -237,7 +237,7 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
         toml = (run / "job.toml").read_text()
         (run / "job.toml").write_text(toml.replace("[data]", f"[data]\n{key}"))
     (own,) = group_runs(scored_runs([tmp_path / "runs"])[0])[0]
-    assert len(own.runs) == 1  # the path of the texts is no setting
+    assert len(own.runs) == 1  # the path of the texts is not a setting that separates jobs
     *_, ngrams = baselines(own, None, ngrams=True)
     assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 1.0)
 
@@ -248,7 +248,7 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
 def said(num_right: int, by_job: dict[str, list[list[bool]]]) -> str:
     """Return the verdict on a model that is right in the first reviews only.
 
-    The lists state for each run of a job in which reviews the run is right.
+    `by_job` has a list per run of a job, which states for each review whether the run is right.
     """
     num = len(next(iter(by_job.values()))[0])
     of_model = tuple([1] * num_right + [0] * (num - num_right))
@@ -269,7 +269,7 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
 
 
 def test_a_sentence_says_whether_a_network_beats_it() -> None:
-    """It names the networks of which every run is better, and the lead of the best one.
+    """The sentence names the networks whose runs are all better, and the best network's lead.
 
     By Bonferroni's correction, more jobs do not make a false finding more likely.
     """

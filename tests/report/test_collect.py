@@ -62,7 +62,7 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
 def test_intervals_of_two_seeds(
     tmp_path: Path, second: float, interval: tuple[float, float]
 ) -> None:
-    """Equal accuracies show no spread and have no interval; a wide interval is cut to 0 to 1."""
+    """Equal accuracies show no spread and have no interval; no interval exceeds 0 to 1."""
     for seed, accuracy in enumerate((0.6, second), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].jobs.to_dict("records")
@@ -122,14 +122,14 @@ def test_settings_of_an_ensemble(tmp_path: Path) -> None:
 
 
 def test_pretrained_vectors_are_named_by_their_content(tmp_path: Path) -> None:
-    """The path of their file does not matter."""
+    """The path of the vectors' file does not matter."""
     for name, path, checksum in (("a", "a", "1"), ("b", "b", "1"), ("c", "a", "2")):
         write_run(tmp_path / name, VECTORS.format(path), embeddings_checksum=checksum * 64)
     assert [*seeds_in(tmp_path)] == ["lstm", "lstm embeddings=22222222"]
 
 
 def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None:
-    """Such runs share a row with runs that record the default."""
+    """The old runs share a row with runs that record the default."""
     toml = load_job(JOBS / "lstm.toml").to_toml()
     earlier = tomllib.loads(toml)
     del earlier["data"]["bucket"], earlier["model"]["recurrent"]
@@ -141,7 +141,7 @@ def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None
 
 
 def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -> None:
-    """Its weights were trained for longer. A run that continues a checkpoint has the usual row."""
+    """The weights were trained for longer. A run that continues a checkpoint has the usual row."""
     for seed, begins_with in enumerate((None, "checkpoint", "weights", "checkpoint"), 1):
         write_run(tmp_path / str(seed), seed=seed)
         parent = {"run": "/runs/gru/7", "begins_with": begins_with}
@@ -166,7 +166,7 @@ def test_a_failing_disk_leaves_a_run_out(
 def test_a_folder_that_can_not_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison of the other folders goes on; a file that a pattern matches is no folder."""
+    """The other folders are still compared; a pattern that matches a file ignores the file."""
     for name in ("gru", "lstm"):
         write_run(tmp_path / name / "a", job=name)
     (tmp_path / "notes.txt").touch()
@@ -178,7 +178,7 @@ def test_a_folder_that_can_not_be_read_is_named(
 
 
 def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
-    """A part of IMDB, other data and the sample have no such figure."""
+    """The figure is missing for a part of IMDB, for other data and for the sample."""
     others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]
     for number, changed in enumerate([{}, *others]):
         write_run(tmp_path / str(number), dataset_checksum=str(number), **changed)
@@ -238,7 +238,7 @@ def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
 
 
 def test_of_repeated_runs_the_first_counts(tmp_path: Path) -> None:
-    """Only the run that began first counts, whatever its name. An unknown start comes last.
+    """Only the run that began first counts, whatever its name. An unknown start time comes last.
 
     Otherwise repeated runs could narrow the interval or raise the mean.
     """
@@ -246,7 +246,7 @@ def test_of_repeated_runs_the_first_counts(tmp_path: Path) -> None:
         "20260102-101500": "2026-01-02T10:15:00+0100",
         "20260103-101500": "no time",
         "slurm-7": "2026-01-02T10:00:00+0100",
-        "slurm-8": "2026-01-02T09:30:00+0000",  # 10:30 in the time zone of the others
+        "slurm-8": "2026-01-02T09:30:00+0000",  # 10:30 in the time zone of the other runs
     }
     for name, at in began.items():
         write_run(tmp_path / name, accuracy=0.9 if name == "slurm-7" else 0.8)
@@ -275,7 +275,7 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
 
 
 def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
-    """It does not import TensorFlow, Keras, scikit-learn or Matplotlib."""
+    """`compare` does not import TensorFlow, Keras, scikit-learn or Matplotlib."""
     for seed in (1, 2):
         write_run(tmp_path / "lstm" / str(seed), seed=seed)
     script = (
@@ -325,7 +325,7 @@ def test_unfinished_runs_alone_are_refused(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -> None:
-    """It prints its table with the baselines, and writes the report."""
+    """The command prints a table with the baselines, and writes the report."""
     harness, run = finished
     out = harness.folder / "out"
     done = harness.run_here("compare", run, "--markdown", "--out", out)
@@ -336,7 +336,7 @@ def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -
     page = (out / "report.html").read_text()
     assert "A sample, not the full data." in page
     shown = harness.run("compare", "--baseline", "ngrams", "--out", out).stdout
-    assert shown == harness.run_here("compare").stdout  # all under HARNESS_RUNS
+    assert shown == harness.run_here("compare").stdout  # default: all runs in HARNESS_RUNS
     assert "tf-idf, whole" in shown
     for name in ("report.html", "comparison.md"):
         assert "McNemar" in (out / name).read_text()

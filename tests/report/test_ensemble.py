@@ -71,7 +71,7 @@ def test_the_weights_have_the_least_loss(num: int) -> None:
 
 
 def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dataset) -> None:
-    """Its probabilities are a weighted mean; the weights are chosen on the validation reviews."""
+    """The probabilities are a weighted mean; the weights are chosen on the validation reviews."""
     runs = [write_finished(harness.runs / "lstm" / f"s{n}", dataset, n) for n in (1, 2)]
     folder = made(harness, *runs, "--run-id", "both")
     assert folder == harness.runs / "ensemble_lstm/both"
@@ -127,7 +127,7 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
 def test_of_repeated_ensembles_the_first_counts(
     harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time in the record decides, not the name."""
+    """The recorded time, not the name, decides which ensemble is the first."""
     runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2)]
     with monkeypatch.context() as patched:
         patched.setattr("harness.report.ensemble.TIME", "2026-01-02T10:00:00%z")
@@ -140,7 +140,7 @@ def test_of_repeated_ensembles_the_first_counts(
 def test_other_commands_know_an_ensemble(
     harness: Harness, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """`compare` and `status` show it; commands for single runs refuse it in one line."""
+    """`compare` and `status` show an ensemble; commands for single runs refuse it in one line."""
     for seed in (1, 2):
         run = write_finished(harness.runs / "lstm" / f"s{seed}", dataset, seed)
         made(harness, run, "--with", "ngrams", "--run-id", f"s{seed}")

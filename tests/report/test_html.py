@@ -157,10 +157,10 @@ def test_runs_with_bad_predictions_are_named(
 
 
 def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
-    """A name in another user's result or record, or a path, may contain such a half."""
+    """A path, or a name in another user's result or record, may contain half of a pair."""
     dataset = small_data(tmp_path / "data")
     odd = {"job": "a\ud800", "data": "d\ud800", "embeddings_checksum": "1\ud800"}
-    classes = ["c\ud800", "other"]  # in the pictures
+    classes = ["c\ud800", "other"]  # names that the pictures show
     write_scored_run(tmp_path / "runs/1", dataset, [True] * 60, classes=classes, **odd)
     record = tmp_path / "runs/1/provenance.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"processor": "p\ud800"}))
@@ -231,11 +231,11 @@ def test_a_full_disk_keeps_the_earlier_report(
     assert not list(bare_runs.parent.glob(".*"))
 
 
-# Its figures
+# The figures
 
 
 def test_incomplete_epochs(tmp_path: Path) -> None:
-    """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as none."""
+    """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as no epoch."""
     runs = make_runs(tmp_path)
     group = parts_of(runs)[0].group
     of_lstm = group.runs["lstm"]
@@ -250,7 +250,7 @@ def test_incomplete_epochs(tmp_path: Path) -> None:
 def test_bars_are_the_intervals_of_the_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This holds over training time and over size. The axis has room for a marker at zero."""
+    """The plots show accuracy over training time and size. A marker at zero fits on the axis."""
     for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # the interval is cut at 100 %
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (part,) = parts_of(tmp_path)
@@ -317,7 +317,7 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
 
 
 def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:
-    """A column is named `table.key`. Every job is compared with the best one, not with all."""
+    """A column is named `table.key`. Every job is compared with the best job, not with all jobs."""
     part = Part(many_jobs)
     assert len(part.differences) == NUM_JOBS - 1
     rows = list(csv.DictReader(to_csv([part]).splitlines()))

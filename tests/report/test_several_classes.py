@@ -36,7 +36,7 @@ def made_up(names: tuple[str, ...], num: int = 120) -> Dataset:
 
 
 def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Return random probabilities; the true class mostly has the highest one."""
+    """Return random probabilities; the true class mostly has the highest probability."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), num_classes))
     logits[np.arange(len(labels)), labels] += 1.5
     shares: np.ndarray = np.exp(logits)
@@ -45,7 +45,7 @@ def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndar
 
 
 def test_the_report_draws_every_class(tmp_path: Path) -> None:
-    """It contains a confusion matrix per job, and mean ROC curves."""
+    """The report contains a confusion matrix per job, and mean ROC curves."""
     labels = made_up(NAMES).test.labels
     for job, seed in itertools.product(("gru", "lstm"), (1, 2)):
         found = probabilities_of(labels, 3, seed)

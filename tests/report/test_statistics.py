@@ -1,4 +1,4 @@
-"""Differences between jobs: the sentences agree with the intervals, and these with textbooks."""
+"""Differences between jobs: sentences agree with the intervals, and intervals with textbooks."""
 
 import math
 import statistics

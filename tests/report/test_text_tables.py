@@ -50,7 +50,7 @@ def test_a_number_in_a_csv_file_is_not_quoted(cell: object) -> None:
 
 
 def test_markdown_escapes_html_and_links() -> None:
-    """This holds for cells and for sentences."""
+    """Cells and sentences are escaped."""
     row = {"job": "<img src=x onerror=alert(1)>", "test %": "1", "note": "[a](javascript:b)\n# c"}
     text = markdown_table(pandas.DataFrame([row]))
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
@@ -60,7 +60,7 @@ def test_markdown_escapes_html_and_links() -> None:
 
 
 def test_control_characters_are_escaped() -> None:
-    """This holds for headings, too."""
+    """Cells and headings show escape sequences as text."""
     row = {"job": "a\x1b[2Jb", "test %": "1", "no\x1b[2Jte": "\x9b31m\u202e"}
     shown = plain_table(pandas.DataFrame([row]))
     assert "a\\x1b[2Jb" in shown

@@ -72,7 +72,7 @@ class SlurmCluster:
     def __enter__(self) -> "SlurmCluster":
         if not is_installed():
             raise SlurmError(REMEDY)
-        # A path in pytest's folder could be too long for a socket: 107 characters at most.
+        # In pytest's folder, the path of a socket could have more than 107 characters, its limit.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)  # munged does not start if other users can't reach its socket
         try:
@@ -236,7 +236,7 @@ class SlurmCluster:
         self._spawn("munged", "munged", "--foreground", *words)
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
-        self._ready(self._is_listening, timeout_s=20)  # before that, a client would wait long
+        self._ready(self._is_listening, timeout_s=20)  # clients that call earlier would wait long
         for node in self.site.nodes:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
@@ -347,7 +347,7 @@ class SlurmCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different free ports that Linux gives to no client before the daemons start."""
+    """Return different free ports outside of the range from which Linux gives ports to clients."""
     ports: set[int] = set()
     while len(ports) < count:
         ports.add(free_port(PORTS))

@@ -37,8 +37,8 @@ PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
 )
 
 
-# A job_submit plugin. It refuses jobs with the comment `refuse`, by a message of three lines as on
-# real sites. In the partition `whole` it refuses --gres and --mem, and demands --ntasks.
+# A job_submit plugin. It refuses jobs with the comment `refuse`, with a message of three lines as
+# on real sites. In the partition `whole` it refuses --gres and --mem, and demands --ntasks.
 PLUGIN = """\
 function slurm_job_submit(job, partitions, uid)
     if job.comment == "refuse" then

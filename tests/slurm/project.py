@@ -108,7 +108,7 @@ class SlurmProject:
     ) -> Submitted:
         """Submit `slurm/<job>.sh` in the project's folder, by default with the arguments JOB.
 
-        With one CPU TensorFlow computes the same bytes and takes less CPU time.
+        The job gets one CPU, with which TensorFlow computes the same bytes in less CPU time.
         """
         at = cwd or self.path
         job_id = self.cluster.sbatch(

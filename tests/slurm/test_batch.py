@@ -164,7 +164,7 @@ def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
 
 
 def test_a_cancelled_job_names_the_folder_of_its_run(tmp_path: Path) -> None:
-    """The tasks of an array share the folder of a search, so a task's id would not name it."""
+    """A task's id would not name the folder, because all tasks of an array share it in a search."""
     ending = Ending(75, start="7_2.1", run=f"{tmp_path}/a b", signals=TERMED, reached=20)
     assert decide(ending, NEW).reason.endswith(" --resume 7_2")  # several seeds share this job
     (tmp_path / "a b").mkdir()
@@ -197,7 +197,7 @@ def test_counters_survive_a_file(tmp_path: Path) -> None:
 
 
 def test_each_run_of_a_job_has_its_own_counters(tmp_path: Path) -> None:
-    """A user's script may start several runs. A run's later jobs use the counters of the first."""
+    """A user's script may start several runs. A run's later jobs use the first job's counters."""
     runs = ("lstm/slurm-7", "gru/slurm-7", "lstm/slurm-7-12", "")
     files = [counters_file(tmp_path, allocation(), f"/runs/{run}" if run else "") for run in runs]
     assert len({*files}) == len(runs)

@@ -55,7 +55,7 @@ def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_each_way_of_asking_reaches_slurm_alone(
     visitor: SlurmProject, site: dict[str, str], words: list[object], asked: dict[str, str | None]
 ) -> None:
-    """The user's request replaces those of the site and of the job script."""
+    """The user's request replaces the requests of the site and of the job script."""
     hold = ["--hold"] if "--" in words else ["--", "--hold"]
     submitter = Submitter.of(visitor)
     submitter.harness.environment |= site  # as in a shell that has sourced site.sh
@@ -166,26 +166,26 @@ def preempt(job: Submitted) -> None:
     wait_until(lambda: job.cluster.show(job.job_id).get("PreemptTime", "None") != "None", 30)
 
 
-# The second case is slow: test_cluster_jobs.py also tests a warning before a preemption.
+# The second case runs nightly, because test_cluster_jobs.py also tests such a warning.
 @pytest.mark.parametrize("warned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
     guest: SlurmProject, undisturbed: Path, *, warned: bool
 ) -> None:
     """The job requeues itself at the end of its grace time, or when it is warned.
 
-    Then a requeue is forbidden, as by --no-requeue; the warned job submits a successor with the
-    same request.
+    Then Slurm forbids a requeue, as with --no-requeue, and the warned job submits a successor with
+    the same request.
     """
     flags = ("--partition=spare", "--nodelist=n10", "--exclude=gpu-a-01", "--gres=gpu:2")
     job = guest.sbatch("lstm", *flags)
     job.wait_for_step(20)
-    os.kill(job.record()["process"], signal.SIGSTOP)  # else the run would finish in the grace time
+    os.kill(job.record()["process"], signal.SIGSTOP)  # otherwise the run would finish too early
     preempt(job)
     if warned:  # as `PreemptParameters=send_user_signal` does
         job.warn()
     else:
         wait_until(lambda: job.cluster.state(job.job_id) != "RUNNING", timeout_s=30)
-    with contextlib.suppress(ProcessLookupError):  # ended if the grace time is over
+    with contextlib.suppress(ProcessLookupError):  # no process after the grace time
         os.kill(job.record()["process"], signal.SIGCONT)
     wait_until(lambda: job.record()["restarts"] == 1, timeout_s=90)
     job.wait_for_step(newest_step(job.run) + 1)

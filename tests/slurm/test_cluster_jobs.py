@@ -20,7 +20,7 @@ from tests.training.kills import newest_step
 
 @pytest.fixture(scope="module")
 def followed(project: SlurmProject) -> tuple[Submitted, str, str]:
-    """A job that has trained, and what `harness logs -f` has printed since before its start."""
+    """A job that has trained, and the output of a `harness logs -f` that began before the job."""
     job = project.sbatch("lstm", "--hold")
     following = Watcher(project).start("logs", "-f", job.job_id)
     assert following.stderr is not None
@@ -123,7 +123,7 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     saved = newest_step(job.run)
     job.cluster.wait(urgent, ["COMPLETED"])
     job.wait("RUNNING")
-    # A job that requeues itself in its grace time is requeued again at its end by Slurm 24.11.
+    # If a job requeues itself in its grace time, Slurm 24.11 requeues it again at the job's end.
     preemptions = job.requeues()
     assert preemptions in (1, 2)
     job.wait_for_step(saved + 1)
@@ -131,7 +131,7 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     process = job.record()["process"]
     os.kill(process, signal.SIGSTOP)
     hours, minutes, seconds = map(int, job.cluster.show(job.job_id)["RunTime"].split(":"))
-    limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # min, at least 35 s ahead
+    limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # minutes, at least 35 s ahead
     job.cluster.run("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
     wait_until(lambda: has_pending(process, signal.SIGUSR2), timeout_s=90)
     job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
@@ -140,7 +140,7 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     job.wait()
     assert results(job.run) == results(undisturbed)
     # On a busy machine the rest may take over a minute and need several requeues. The run does
-    # not count a warning before the import of TensorFlow: it reaches the script only.
+    # not count a warning before the import of TensorFlow, which reaches only the script.
     times, record = job.requeues() - preemptions, job.record()
     assert 2 <= record["restarts"] <= times + 1 <= 4
     assert Counters.read(job.counters).idle == 0, "each start had a new step"

@@ -21,5 +21,6 @@ def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
         done = submitter.harness.run_here("status", "--all")
         return re.search(said, " ".join(done.stdout.split())) is not None
 
-    # Not at once: a heartbeat younger than squeue's answer may belong to a later start.
+    # `status` says this only when squeue's answer is newer than the run's heartbeat, because a
+    # newer heartbeat could belong to a later start.
     wait_until(is_said, timeout_s=60)

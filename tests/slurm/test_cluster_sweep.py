@@ -141,7 +141,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
 def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """At scancel both nodes save their trials; `resume` continues the search on this machine."""
+    """After scancel both nodes save their trials; `resume` continues the search on this machine."""
     flags = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     assert stop_workers(job)  # Slurm continues stopped processes in order to end them

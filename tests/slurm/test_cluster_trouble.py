@@ -17,8 +17,9 @@ from tests.training.kills import newest_step
 
 # Fewer epochs than in JOB, because several devices are slower.
 TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=3"]
-# Variables of a shell that runs in another job and calls sbatch. If the new job kept them, srun
-# would refuse its steps, with two options for memory and GPUs that the job does not have.
+# Variables of a shell that runs in another job and calls sbatch. If the new job kept these
+# variables, its calls of srun would fail: they set a second option for memory, and request GPUs
+# that the job does not have.
 SESSION: dict[str, Any] = {
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "4",
@@ -38,7 +39,7 @@ def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return harness.runs / "lstm" / "calm"
 
 
-# Slow, because the next test is similar: it kills a node.
+# Only nightly, because the next test is similar: it kills a node.
 @pytest.mark.slow
 def test_a_node_set_down_gives_its_job_to_another(project: SlurmProject, undisturbed: Path) -> None:
     """If the process on the first node is still alive, it respects the lease of the run."""
@@ -149,7 +150,7 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
 def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:
-    """srun kills the stopped worker a minute after the other one has ended."""
+    """srun kills the stopped worker a minute after the other worker has ended."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     os.kill(workers(job)["n4"], signal.SIGSTOP)
@@ -176,7 +177,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
 
 @pytest.mark.slow
 def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> None:
-    """The script forwards the TERM as USR2, because srun kills its step at a TERM."""
+    """The script forwards the TERM as USR2, because srun kills its step after a TERM."""
     words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
     begun = job.run / "state.json"

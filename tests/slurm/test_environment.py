@@ -134,7 +134,7 @@ def test_gpus_that_slurm_did_not_give(
 
 @pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])
 def test_report_of_a_faulty_node(tmp_path: Path, missing: str | None) -> None:
-    """The report is one line; without a job script nobody would read it, so it is not written."""
+    """The report is one line. Without a job script, which would read it, no report is written."""
     faults = tmp_path / "faults"
     environment = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n4"}
     environment.pop(missing or "", None)

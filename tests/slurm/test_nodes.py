@@ -102,7 +102,7 @@ def test_the_folder_is_private_and_hidden(runs: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
 def test_a_folder_of_another_user_is_refused(runs: Path) -> None:
-    """That user could choose the addresses to which TensorFlow connects."""
+    """The other user could choose the addresses to which TensorFlow connects."""
     folder = runs / ".workers-7-0-0"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, -1)
@@ -164,7 +164,7 @@ def test_nobody_waits_for_a_chief_that_ended(runs: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_failed_worker_ends_the_others(runs: Path, rank: int) -> None:
-    """The other workers raise an error with the reason of the failed one."""
+    """The other workers raise an error with the reason of the failed worker."""
     everyone = met(runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")

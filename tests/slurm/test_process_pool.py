@@ -50,7 +50,7 @@ def tasks_of(folder: Path, script: str, names: str = "abc") -> list[Task]:
 
 
 def send_when_ready(logs: list[Path], number: signal.Signals) -> threading.Thread:
-    """Send this process a signal, from another thread, once each log says `ready`."""
+    """Send this process a signal, from another thread, after each log says `ready`."""
 
     def send() -> None:
         wait_for(lambda: all(log.exists() and "ready" in log.read_text() for log in logs))
@@ -72,7 +72,7 @@ def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
         "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
         f"signal.signal({int(number)}, save)\n"
         "print('ready', flush=True)\n"
-        "for _ in range(600): time.sleep(0.1)",  # a signal may come just before a sleep
+        "for _ in range(600): time.sleep(0.1)",  # short, as a signal may come before a sleep
     )
     logs = [task.log for task in tasks]
     sender = send_when_ready(logs[:2], number)
@@ -109,12 +109,12 @@ def test_a_refusal_and_an_interruption_end_all(
 
 @pytest.mark.usefixtures("handlers_kept")
 def test_a_failed_task_stops_no_other(tmp_path: Path) -> None:
-    """The other tasks end normally; then the error names the failed ones with their reasons."""
+    """The other tasks end normally; then the error names the failed tasks with their reasons."""
     script = (
         "import os, sys\n"
         "if sys.argv[1] == 'a': os.kill(os.getpid(), 9)\n"
         "if sys.argv[1] == 'b': sys.exit('harness: the disk is full')\n"
-        "if sys.argv[1] == 'd': print('epoch 3/8'), sys.exit(137)\n"  # srun, if its task is killed
+        "if sys.argv[1] == 'd': print('epoch 3/8'), sys.exit(137)\n"  # as srun for a killed task
         "print('well', os.environ['HARNESS_CPUS'])"
     )
     with pytest.raises(RunError) as error:
@@ -304,9 +304,9 @@ class Signalled(ManagedProcess):
 
 
 def test_signals_of_a_job_step() -> None:
-    """To save, a child process gets TERM, and srun gets USR2, which srun forwards to the step.
+    """`ask_to_save` sends TERM to a child process, and USR2 to srun, which forwards it to the step.
 
-    To die, a child process gets KILL, and srun gets TERM, at which srun kills the step.
+    `kill` sends KILL to a child process, and TERM to srun, which then kills the step.
     """
     here, node = Signalled(None), Signalled(Slot("n1", 0, 1, 1))
     pool = ProcessPool(None)
@@ -318,7 +318,7 @@ def test_signals_of_a_job_step() -> None:
 
 
 def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step uses all CPUs of the job on the node, and is not bound to the first of them."""
+    """The step uses all CPUs of the job on the node, and is not bound to the first CPUs."""
     monkeypatch.delenv("HARNESS_SBATCH_NEVER", raising=False)
     args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
     assert args[0] == "srun"

@@ -32,7 +32,7 @@ from tests.conftest import JOBS
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
-    """Seeds are sorted, and at most 10,000. Successive seeds become a range of `--array`."""
+    """Seeds are sorted; 10,000 are permitted. Successive seeds become a range of `--array`."""
     found = [parse_seeds(text) for text in ("2", "1-3", "7,1,3", "1-2, 3", "0")]
     assert found == [(2,), (1, 2, 3), (1, 3, 7), (1, 2, 3), (0,)]
     assert {len(parse_seeds(text)) for text in ("1-10000", "1-9999,20000")} == {10_000}
@@ -128,7 +128,7 @@ def test_an_option_replaces_others_for_the_same_resource(
 def test_gpus_are_requested_in_the_sites_way(
     site: dict[str, str], gpus: str | None, args: list[str]
 ) -> None:
-    """The site's variables choose option and type; they and the script's --gres are removed."""
+    """The site's variables choose option and type. Neither they nor the script's --gres remain."""
     composed = compose(HEADER, [], gpus=gpus, environment={**site, "OTHER": "1"})
     assert composed == [*HEADER[1:], *args]
 

@@ -54,7 +54,7 @@ def scontrol(project: Project, then: str = "exit 0") -> Path:
 
 
 def test_a_script_trains_its_job(project: Project) -> None:
-    """It works in any folder and passes arguments unchanged; all five differ by name only."""
+    """Each script works in any folder and passes arguments on; only names differ in the scripts."""
     arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
     result = project.run(project.path / "slurm/gru.sh", *arguments)
     assert result.returncode == 0, result.stderr
@@ -182,14 +182,14 @@ def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project
 
 
 def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
-    """The limit is that of the running job."""
+    """The log states the limit of the running job."""
     scontrol(project, "echo TimeLimit=00:02:00")
     done = project.run(project.spool(), env=project.slurm())
     assert "with a time limit of 120 s, the run saves" in done.stderr
 
 
 def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """site.sh may use unset variables; a submitted job changes its folders, not its container."""
+    """site.sh may use unset variables; a submitted job has its folders and the site's container."""
     (project.path / "slurm/site.sh").write_text(
         "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
@@ -230,7 +230,7 @@ def test_a_signal_is_forwarded_once(
 
 
 def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
-    """The script's lines look like those of the harness; the last line explains the end."""
+    """The script's lines look like the harness's lines; the last line explains the end."""
     log = project.outside / "job.out"
     words = ["bash", str(project.spool())]
     with log.open("w") as file:
@@ -274,7 +274,7 @@ def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> No
 def test_a_job_that_is_cancelled_while_job_end_decides_stays_cancelled(
     project: Project, asked: Path
 ) -> None:
-    """Slurm would requeue the cancelled job."""
+    """If the script called scontrol, Slurm would requeue the cancelled job."""
     project.program(
         'case "$*" in train*) exit 75 ;; *TERM*) echo stop; exit ;; esac\n'
         'touch "$NOTE" "${NOTE%.json}.ready"; sleep 1; echo requeue',
@@ -285,7 +285,7 @@ def test_a_job_that_is_cancelled_while_job_end_decides_stays_cancelled(
 
 
 def test_a_warning_during_the_installation_requeues_the_job(project: Project, asked: Path) -> None:
-    """The script listens before it prepares the environment."""
+    """The script handles signals even while it prepares the environment."""
     (project.path / "requirements.lock").touch()
     new, ready = project.outside / "new", project.note.with_suffix(".ready")
     slow = f"touch {ready}; sleep 1; mkdir {new}/bin; cp '{project.venv}/bin/harness' $0 {new}/bin"
@@ -304,7 +304,7 @@ def count(project: Project, counters: Counters) -> None:
 
 
 def test_the_third_start_without_a_step_is_the_last(project: Project, asked: Path) -> None:
-    """This holds even if a warning of the time limit comes before each run begins."""
+    """The job ends even if a warning of the time limit comes before each run begins."""
     ready = shlex.quote(str(project.note.with_suffix(".ready")))
     project.program(f'touch "$NOTE" {ready}; exec sleep 20')
     count(project, Counters(idle=1))
@@ -389,9 +389,9 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
 def test_without_a_successor_the_last_line_names_the_command(
     project: Project, exists: str, variables: dict[str, str], answer: str
 ) -> None:
-    """A job with several seeds has no folder of this name, and not all seeds may have begun.
+    """A job with several seeds has no folder of this name, and some seeds may not have begun.
 
-    Only `harness submit` has recorded such seeds, so only then the job's id names all runs.
+    Only a record of `harness submit` lists these seeds, so that the job's id names all runs.
     """
     preempted = "PreemptTime=2026-01-01T00:00:00 EndTime=2026-01-01T00:00:00 Restarts=0"
     scontrol(project, f"echo {preempted}; echo requeue is disabled >&2; exit 1")

@@ -94,7 +94,7 @@ def edit(project: Path) -> None:
     git(project, "add", "staged.py")
     (project / "staged.py").write_text("and edited\n")
     (project / "slurm/tool.sh").chmod(0o644)
-    os.utime(project / ".gitignore", (1e9, 1e9))  # not changed, but git would update its index
+    os.utime(project / ".gitignore", (1e9, 1e9))  # equal content, but git would update its index
 
 
 def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
@@ -149,7 +149,7 @@ def test_nobody_else_can_add_code_to_a_snapshot(project: Path, tmp_path: Path) -
 
 
 def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:
-    """A file is missing, and one has changed."""
+    """One file is missing, and another file has changed."""
     snapshot = take_snapshot(project, tmp_path / "runs")
     (snapshot / "jobs/lstm.toml").unlink()
     (snapshot / "edited.txt").write_text("print(3)\n")
@@ -217,7 +217,7 @@ def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -
 
 
 def test_an_edit_with_the_time_of_gits_index_is_recorded(project: Path) -> None:
-    """The file's length and time do not change; only the index's time makes git compare it."""
+    """Length and time of the file stay equal; the index's time makes git compare the content."""
     git(project, "config", "core.trustctime", "false")
     path, index = project / "edited.txt", project / ".git/index"
     path.write_text("2\n")
@@ -238,7 +238,7 @@ def test_large_new_files_are_named_only(project: Path) -> None:
 
 
 def test_a_users_settings_do_not_change_the_patch(project: Path) -> None:
-    """These settings change what git prints for the user."""
+    """The settings change the format of the diffs that git prints for the user."""
     edit(project)
     before = code_version(project)
     for name, value in (("noprefix", "true"), ("external", "false")):

@@ -108,7 +108,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     ],
 )
 def test_bad_input_is_refused(harness: Harness, words: list[object], named: str) -> None:
-    """The command ends with code 2 and one line, and writes nothing."""
+    """The command ends with exit code 2 and one line, and writes nothing."""
     before = contents(harness.folder)
     done = harness.run_here("submit", *words)
     assert done.returncode == 2
@@ -164,7 +164,7 @@ def test_the_next_commands_find_a_waiting_job(site: Harness) -> None:
 
 @pytest.mark.parametrize(("error", "code"), [("no way", 2), ("Unable to contact slurm", 1)])
 def test_a_refused_submission_leaves_nothing(site: Harness, error: str, code: int) -> None:
-    """The message contains all messages of sbatch. If the controller is down, the code is 1."""
+    """The message contains all messages of sbatch. The exit code is 1 if the controller is down."""
     says = f"echo warming up >&2; echo 'sbatch: error: {error}' >&2; exit 1"
     site.program("sbatch", f"case $1 in --test-only) exit ;; esac\n{says}")
     done = site.run_here("submit", LSTM)
@@ -175,7 +175,7 @@ def test_a_refused_submission_leaves_nothing(site: Harness, error: str, code: in
 
 
 def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness could not find such a job, and the user would submit a second one."""
+    """Without a record the harness can't find the job, so the user might submit a second job."""
 
     def full(*_: object) -> None:
         raise RunError("submission.json: can't be written: No space left on device")
@@ -225,7 +225,7 @@ def test_a_run_gets_no_second_job(site: Harness) -> None:
     state = {"phase": "interrupted", "slurm_job": "12", "time_s": 1.0}
     (run / "state.json").write_text(json.dumps(state))
     site.program("squeue", "echo 'squeue: error: no controller' >&2; exit 1")
-    for session in ({}, {"SLURM_JOB_ID": "9"}):  # outside of a job, and in a session with a shell
+    for session in ({}, {"SLURM_JOB_ID": "9"}):  # outside of a job, and in an interactive job
         site.environment |= session
         for words in (
             ["submit", "--all-interrupted"],
@@ -267,7 +267,7 @@ def test_files_of_a_job_in_any_locale_and_with_any_umask(
 
 
 def test_a_folder_of_runs_that_others_can_write_is_a_warning(site: Harness) -> None:
-    """They could replace the folder of submissions, unless the sticky bit forbids it."""
+    """Others could replace the folder of submissions, unless the sticky bit forbids it."""
     warning = "others can write to it, so other users could replace the code of a waiting job"
     site.runs.mkdir(exist_ok=True)
     for mode, is_warned in ((0o777, True), (0o1777, False)):

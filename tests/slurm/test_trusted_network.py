@@ -36,7 +36,7 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
 
 @pytest.mark.parametrize("word", [None, "0", "1 "])
 def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`train` refuses under plain srun, too, for any value of the variable but 1."""
+    """`train` refuses under plain srun, too, unless the variable is exactly 1."""
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0",
                         "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -50,7 +50,7 @@ def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_submit_refuses(harness: Harness) -> None:
-    """The command ends with code 2 and writes nothing; a model on one node needs no trust."""
+    """The command ends with exit code 2 and writes nothing; one node needs no trusted network."""
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     done = harness.run_here(*args, "--nodes", "2")
     assert done.returncode == 2, done.stdout

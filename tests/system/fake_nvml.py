@@ -52,7 +52,7 @@ def let_nvml_answer(
     monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None, seen: str | None = None
 ) -> None:
     """Replace NVML, and set CUDA_VISIBLE_DEVICES to `seen`."""
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None raises ImportError
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None makes the import fail
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)

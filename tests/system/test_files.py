@@ -83,7 +83,7 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
 
 
 def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:
-    """Otherwise whoever made the link would decide where the folder is written."""
+    """The user who made the link must not decide where the folder is written."""
     link = tmp_path / "out"
     link.symlink_to(tmp_path / "elsewhere")
     with (
@@ -121,7 +121,7 @@ def test_a_path_is_trusted_if_no_other_user_can_write_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, group: str, members: list[str],
     reason: str,
 ) -> None:  # fmt: skip
-    """Write permission of the group counts, unless the owner is its only member."""
+    """Members of a group with write permission count as others, except the owner."""
     name = group or owner_name(os.getuid())
     entry = SimpleNamespace(gr_name=name, gr_mem=members)
     monkeypatch.setattr("grp.getgrgid", lambda _: entry)

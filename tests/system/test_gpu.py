@@ -1,4 +1,4 @@
-"""The functions that read NVIDIA's driver and libraries."""
+"""The functions that query NVIDIA's driver and load its libraries."""
 
 import os
 import subprocess
@@ -61,7 +61,7 @@ def test_memory_of_visible_gpus(
 
 
 def test_compiled_kernels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are kept in a private folder of the user's cache, unless CUDA_CACHE_PATH is set."""
+    """A private folder of the user's cache keeps the kernels, unless CUDA_CACHE_PATH is set."""
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
     gpu.keep_compiled_kernels()
     folder = tmp_path / "harness" / "cuda"

@@ -124,7 +124,7 @@ def test_signals_are_passed_on(guarded: Guarded, signals: list[int], warned: str
 
 
 def test_the_child_dies_with_its_guard(guarded: Guarded) -> None:
-    """A user who kills the process that they started also ends the training process."""
+    """If users kill the process that they started, the training process ends, too."""
     process, child = guarded
     process.kill()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> LeasedDirectory:
 def test_a_writer_waits_for_a_failing_disk(
     disk: Disk, folder: LeasedDirectory, error: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It warns once, and writes when the disk works again. After a minute it raises the error."""
+    """The writer warns once, and writes when the disk works again, or fails after a minute."""
     with caplog.at_level("WARNING"):
         disk.fail(error, for_s=50)
         folder.write("note.txt", "later")

@@ -24,7 +24,7 @@ def test_a_broken_record_is_an_empty_one(tmp_path: Path, content: bytes | None) 
         path.write_bytes(content)
     assert read_json(path) == {}
     assert read_json_lines(path) == []
-    if content != b"[1]":  # in TOML, the header of a table
+    if content != b"[1]":  # valid TOML: the header of a table
         assert read_toml(path) == {}
 
 

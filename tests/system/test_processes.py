@@ -49,7 +49,7 @@ def test_a_reused_process_id_is_not_the_run() -> None:
 
 
 def test_a_dead_process_is_known_in_its_space() -> None:
-    """A zombie is dead. A process of another process space may be alive."""
+    """A zombie is dead. A process of another machine or container may be alive."""
     here = process_space()
     with subprocess.Popen(["true"]) as process:
         wait_for(lambda: has_died(process.pid, here))
@@ -171,7 +171,7 @@ def test_ctrl_c_ends_runs_side_by_side(harness: Harness) -> None:
 
 
 def test_an_error_does_not_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So a signal that raises an error ends `harness tensorboard` even during a search for runs."""
+    """A signal raises an error, and so ends `harness tensorboard` even during a search for runs."""
     monkeypatch.setattr("harness.system.processes.kept", [])  # `main` would end this process
     disk = threading.Event()
 

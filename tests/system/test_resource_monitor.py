@@ -59,7 +59,7 @@ def test_without_nvml_only_gpus_are_not_measured(
 
 @pytest.mark.full
 def test_tensorboard_shows_the_use(finished: tuple[Harness, Path]) -> None:
-    """It shows durations, CPUs and memory; records that are compared by bytes contain none."""
+    """TensorBoard shows durations, CPUs and memory; records with compared bytes do not."""
     _, run = finished
     found: dict[str, dict[int, float]] = {}
     for folder, tag, step, value in points(run / "tensorboard"):

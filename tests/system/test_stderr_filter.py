@@ -1,4 +1,4 @@
-"""The filter of messages on file descriptor 2 on which no user can act."""
+"""The filter on file descriptor 2, which drops messages that are of no use to users."""
 
 import subprocess
 import sys

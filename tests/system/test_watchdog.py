@@ -18,7 +18,7 @@ End = tuple[str, int]
 
 
 def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]:
-    """Return a watchdog without its thread, and a list of the lines and exit codes it ends with."""
+    """Return a watchdog without its thread, and a list of the lines and exit codes of its ends."""
     ends: list[End] = []
     return Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code))), ends
 
@@ -172,7 +172,7 @@ def blocked() -> Iterator["subprocess.Popen[str]"]:
 def test_a_main_thread_that_waits_in_c_ends(
     blocked: "subprocess.Popen[str]", signals: list[int], line: str, least_s: float, most_s: float
 ) -> None:
-    """It writes one line to the real standard error, and the exit code is 75.
+    """The process writes one line to the real standard error, and its exit code is 75.
 
     The time of a suspension by SIGSTOP, here longer than the limit of 6 s, does not count.
     """

@@ -62,7 +62,7 @@ class Site:
         job: str = "lstm",
         **values: Any,
     ) -> RunDirectory:
-        """Write a run in the state in which its process left it `age_s` seconds ago."""
+        """Write a run whose process wrote its last heartbeat `age_s` seconds ago."""
         allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": slurm_job or "0"})
         then = time.time() - age_s
         loaded = load_job(JOBS / f"{job}.toml")

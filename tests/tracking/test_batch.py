@@ -27,10 +27,10 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
 def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job of `harness submit`, it is `harness submit --resume` with the job's id.
+    """In a job of `harness submit`, the command is `harness submit --resume` with the job's id.
 
-    Plain sbatch records no seeds, so `submit --resume` would omit those that have not begun. The
-    runs of `harness sweep retrain` are not named after the job, so its command stays.
+    Plain sbatch records no seeds, so `submit --resume` would omit seeds that have not begun. The
+    runs of `harness sweep retrain` are not named after the job, so this command must be repeated.
     """
 
     def begin(*_: object, **__: object) -> None:
@@ -62,7 +62,7 @@ def test_finished_runs_are_not_trained_again(
         begun.extend(task.name for task in tasks)
         for task in tasks:
             file = Path(task.args[task.args.index("train") + 1])
-            assert file.is_relative_to(tmp_path)  # a folder that other nodes can read
+            assert file.is_relative_to(tmp_path)  # other nodes can read this folder
             assert load_job(file) == jobs[1]
 
     monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
@@ -73,14 +73,14 @@ def test_finished_runs_are_not_trained_again(
         (folder / "job.toml").write_text(job.to_toml())
         (folder / "result.json").write_text("{}")
         assert train_batch(request, Console()) == folders
-        assert begun == ["lstm-x-seed2"]  # from the first round; the second begins none
+        assert begun == ["lstm-x-seed2"]  # from the first round; the second begins no run
     assert list(tmp_path.rglob("lstm-x-*.toml")) == []
 
 
 def test_batches_of_the_same_second_have_different_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a common seed, all runs of the later batch get another name. No empty folder is left."""
+    """If batches share a seed, all runs of the later one get another name; no folder is empty."""
     begun: list[list[str]] = []
 
     def begin(tasks: list[Task], *_: object, **__: object) -> None:

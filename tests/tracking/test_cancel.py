@@ -120,7 +120,7 @@ def scancel(site: Site) -> Path:
 
 @pytest.mark.parametrize("owns_job", [True, False])
 def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> None:
-    """Only a job that the job scripts began is cancelled; a notebook server may be a job, too."""
+    """Only a job that runs a job script is cancelled; other jobs, such as notebooks, are not."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
     site.run("20260101-seed1", "training", slurm_job="12", owns_job=owns_job)
@@ -168,7 +168,7 @@ def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
 
 
 def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return the file of `scancel`."""
+    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return the log of scancel."""
     monkeypatch.setattr(cancel, "WAIT_S", 0.0)
     site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
     noted = scancel(site)
@@ -192,7 +192,7 @@ def test_one_of_several_seeds_is_cancelled(
 def test_one_seed_of_a_command_is_cancelled(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, slurm_job: str | None
 ) -> None:
-    """The log's name tells such a run from one that continues alone, whose own process is asked."""
+    """The log's name shows whether the command trains several seeds or continues one run."""
     noted = shared_job(harness, site, monkeypatch)
     for log, is_one in (("lstm-mine-seed1.out", True), ("lstm-13.out", False)):
         one = site.run("mine-seed1", "training", slurm_job=slurm_job, log=site.runs / "logs" / log)
@@ -207,7 +207,7 @@ def test_one_seed_of_a_command_is_cancelled(
 def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    """The job does not restart the seed, and another job may continue that seed."""
+    """The job does not restart the seed, and another job can continue this seed."""
     noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
     site.run("slurm-12-seed2", "training", slurm_job="12")

@@ -89,7 +89,7 @@ def test_a_checksum_shows_changes_without_git(tmp_path: Path) -> None:
 
 
 def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> None:
-    """It records the commit, a checksum of uncommitted changes, versions, and the processor."""
+    """Each start records commit, checksum of uncommitted changes, versions, and processor."""
     record = json.loads((finished[1] / RECORD).read_text())
     (start,) = record["starts"]
     diff = record["uncommitted_diff"]

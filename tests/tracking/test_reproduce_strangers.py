@@ -146,7 +146,7 @@ def begun(**parent: str) -> dict[str, object]:
 def test_the_command_names_devices_parent_and_data(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job file contains none of these."""
+    """The job file does not contain these arguments."""
     command = _command(record, Path("it's back"), ["--data", "x y"])
     assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
     words = ["-m", "harness", "train", "reproduced.toml", *words, "--data", "x y"]
@@ -191,7 +191,7 @@ def test_code_that_others_can_change_needs_trust(stranger: Strangers) -> None:
 @as_root
 @pytest.mark.parametrize("planted", ["slurm/common.sh", "typer.py", "slurm"])
 def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, planted: str) -> None:
-    """A snapshot that others could change is replaced by one that only the user can change."""
+    """A new snapshot, which only the user can change, replaces one that others can change."""
     (project / "edited.txt").chmod(0o666)
     snapshot = take_snapshot(project, tmp_path / "runs")
     path = snapshot / planted
@@ -210,7 +210,7 @@ def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, plan
 
 @pytest.mark.full
 def test_nothing_is_imported_from_the_current_folder(harness: Harness) -> None:
-    """Neither `train` nor its child processes import Python files of the folder."""
+    """Neither `train` nor its child processes import Python files from this folder."""
     mark = harness.folder / "was-run"
     for name in ("json", "typer", "numpy", "keras", "harness", "tensorboard", "sitecustomize"):
         (harness.folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\n")

@@ -68,7 +68,7 @@ def test_the_job_requests_the_resources_of_the_last_start(
     args: Sequence[str],
     gpus: str | None,
 ) -> None:
-    """The user's options replace those of the last start; holds and dependencies are dropped."""
+    """The user's options replace options of the last start; holds and dependencies are dropped."""
     variables = {"SLURM_JOB_ID": "7", "HARNESS_FLAGS": shlex.join(options or ())}
     job = SlurmEnvironment.from_environment(variables)
     asked = {"slurm_asked": asked_of(job)} if job and options is not None else {}
@@ -92,7 +92,7 @@ def test_a_site_that_refuses_gres_gets_no_request_for_gpus(
 
 
 def test_a_seed_of_a_job_on_several_nodes_continues_on_one(tmp_path: Path) -> None:
-    """A run on several nodes has a task on each of them, and continues on as many nodes."""
+    """A run on several nodes has a task on each node, and continues on the same number of nodes."""
     dataset: Any = SimpleNamespace(record=dict)
     for num in (1, 2):
         step = {"SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": str(num)}
@@ -109,7 +109,7 @@ def test_a_seed_of_a_job_on_several_nodes_continues_on_one(tmp_path: Path) -> No
 def test_each_task_of_an_array_continues_its_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The record names another task, or that task's successor. A session is not a task.
+    """The record names another task, or the job that continues it. Interactive jobs are no tasks.
 
     Two jobs for one run would take the run over from each other.
     """
@@ -208,7 +208,7 @@ def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
 
 
 def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:
-    """Such seeds keep their job file and names; finished and cancelled seeds are left out.
+    """These seeds keep their job file and names; finished and cancelled seeds are left out.
 
     A cancelled seed begins if the user names it.
     """
@@ -254,7 +254,7 @@ def test_a_search_that_had_not_begun_begins(harness: Harness, site: Site) -> Non
 def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site, had_jobs: bool) -> None:
     """The job's record is in the run's own folder of runs if this folder has records of jobs.
 
-    Else it is in the folder of --runs. A second job is refused.
+    Otherwise the record is in the folder of --runs. A second job is refused.
     """
     site.program("sbatch", "echo 77")
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
@@ -315,7 +315,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
 
 @pytest.mark.full
 def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
-    """If a refused command did so, the job that trains the other seeds would restart the run."""
+    """If a refused command took it back, the job of the other seeds would restart the run."""
     run = harness.runs / "lstm/slurm-12-seed1"
     ask_to_cancel(run)
     settings = [*SHRUNK[1::2], "train.epochs=1"]
@@ -338,7 +338,7 @@ def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
 def test_another_job_continues_the_run_of_an_array_task(
     site: Site, phase: str, own_id: str
 ) -> None:
-    """`status` shows that job, so no further job is submitted."""
+    """`status` shows the other job, so no further job is submitted."""
     waits = phase == "interrupted"
     site.slurm(f"{own_id}|56|{'PENDING' if waits else 'RUNNING'}|1:00|None|/x.sh")
     site.run("slurm-12_4", phase, slurm_job="56", slurm_own_id=own_id)
@@ -346,6 +346,6 @@ def test_another_job_continues_the_run_of_an_array_task(
     assert (status.state, status.slurm_job) == ("pending" if waits else "running", own_id)
     assert not interrupted([status])
     site.slurm(script="exit 1")
-    assert site.only().slurm_job == own_id  # also without squeue
+    assert site.only().slurm_job == own_id  # even if squeue fails
     for name in ("12_4", "12", "56", "slurm-12_4"):
         assert pick(name, [status], site.runs) == [status]

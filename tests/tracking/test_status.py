@@ -40,7 +40,7 @@ OOM = "12|12|OUT_OF_MEMORY|1:00|OutOfMemory|/x.sh"
         ("interrupted", 9000, None, None, "interrupted", "by SIGTERM, saved at epoch 2, step 40"),
         ("failed", 9000, None, None, "failed", "RunError: the loss is not finite"),
         ("finished", 9000, None, None, "finished", ""),
-        # Runs in Slurm jobs, which squeue may list or not.
+        # Runs in Slurm jobs, with and without a line of squeue.
         ("training", 3000, "12", "12|12|RUNNING|1:00:00|None|/x.sh", "stale", "50m00s"),
         ("training", 300, "12", "12|12|RUNNING|0:03|None|/x.sh", "starting", ""),
         ("training", 15, "12", "12|12|RUNNING|0:12|None|/x.sh", "running", ""),
@@ -73,7 +73,7 @@ def test_heartbeat_and_queue_give_the_state(
 
 
 def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
-    """Each run has one line, even if its error has two. Only a training run has speed and ETA."""
+    """A run has one line, even if its error has two. Only training runs have a speed and an ETA."""
     values: dict[str, Any] = {"num_epochs": 6, "reviews_per_s": 812.5, "eta_s": 190.0}
     site.run("a", "training", epoch=3, val_accuracy=0.625, **values)
     for phase in ("training", "training", "finished"):  # three starts
@@ -110,7 +110,7 @@ def test_a_clock_may_be_wrong(site: Site, by_node_s: float, by_server_s: float, 
 
 
 def test_all_runs_see_the_same_answer_of_squeue(site: Site) -> None:
-    """The answer becomes too old while threads read the runs; they wait for the next answer."""
+    """The answer becomes too old while threads read runs, so the threads wait for the next one."""
     site.slurm(script="sleep 0.3; echo '12|12|PENDING|0:00 1:00|Priority|'")
     for seed in range(24):
         site.run(str(seed), "interrupted", slurm_job="12")
@@ -131,7 +131,7 @@ def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> 
 def test_a_run_that_died_before_its_first_record_begins_again(
     site: Site, job: str | None, state: str
 ) -> None:
-    """Without its job file it can't continue, unless `harness submit` has recorded the job file."""
+    """Without a job file the run can't continue, unless `harness submit` has recorded the file."""
     site.slurm()
     run = site.run("slurm-12", "starting", 60, slurm_job=job, host=socket.gethostname(), process=-1)
     run.path("job.toml").unlink()
@@ -222,7 +222,7 @@ def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
 
 
 def test_tasks_with_the_same_raw_id_are_distinguished(site: Site) -> None:
-    """Tasks that never started have the raw id of their array; its last task keeps that id."""
+    """Tasks that never started have their array's raw id; the array's last task keeps this id."""
     site.slurm("12_1|12|PENDING|0:00|Priority|/x.sh", "12_2|13|RUNNING|1:00|None|/x.sh")
     site.run("slurm-12_2", "training", slurm_job="13", slurm_own_id="12_2")
     site.run("slurm-12_3", "training", 30, slurm_job="12", slurm_own_id="12_3")
@@ -231,7 +231,7 @@ def test_tasks_with_the_same_raw_id_are_distinguished(site: Site) -> None:
 
 
 def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:
-    """The table has all active runs and the newest twenty others."""
+    """The table has all active runs and the newest twenty inactive runs."""
     for number in range(25):
         phase = "failed" if number > 22 else "finished"
         site.run(f"done-{number}", phase, 1000 + 60 * number)
@@ -268,7 +268,7 @@ def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
 def test_watch_prints_a_new_table_after_a_change_and_ends(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command ends with the table of the run's end."""
+    """The command ends after the table that shows the run's end."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
     waits = [lambda: None, lambda: run.write_json("result.json", RESULT)]
     clock = SimpleNamespace(sleep=lambda _: waits.pop(0)())  # other threads use the real clock
@@ -288,7 +288,7 @@ print(*sys.modules)
 
 
 def test_commands_that_watch_import_no_large_library(harness: Harness, site: Site) -> None:
-    """Without such imports they answer at once."""
+    """Without these imports the commands answer at once."""
     log = site.folder / "a.out"
     log.touch()
     site.run("a", "finished", log=log)

@@ -99,7 +99,7 @@ def test_a_run_that_has_lost_its_result_has_not_finished(site: Site) -> None:
 
 
 def test_an_ensemble_has_no_heartbeat(site: Site) -> None:
-    """Its result shows that it is finished."""
+    """The ensemble's `result.json` shows that the ensemble is finished."""
     folder = site.runs / "mixed/e"
     folder.mkdir(parents=True)
     (folder / "ensemble.toml").touch()
@@ -118,7 +118,7 @@ def test_a_heartbeat_belongs_to_its_owner(site: Site) -> None:
 
 
 def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None:
-    """For everything but the log, the result has priority over that record."""
+    """For everything but the log, the result has priority over the job's record."""
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
     (many.runs / ".submissions/ends-14.json").write_text('{"format": 1, "count": 2}')
@@ -157,7 +157,7 @@ def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> Non
 
 
 def test_a_second_job_may_begin_a_run_that_never_began(site: Site) -> None:
-    """The run has no heartbeat with whose time the second submission could be compared."""
+    """The run has no heartbeat that could be newer than the second submission."""
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
     runs = [str(site.runs / "lstm/slurm-12")]
     site.submission("12", [1], job="lstm", runs=runs)
@@ -166,7 +166,7 @@ def test_a_second_job_may_begin_a_run_that_never_began(site: Site) -> None:
 
 
 def test_a_seed_that_continues_alone_no_longer_shares_its_job(site: Site) -> None:
-    """The log of the job that trained several seeds says nothing of a later command."""
+    """The log of the job with several seeds is not the log of a later command."""
     run = site.run("slurm-12-seed3", "training", slurm_job=None)
     site.submission("12", [3], job="lstm", runs=[str(run.folder)], logs=["lstm-slurm-12-seed3.out"])
     assert (site.only().log, site.only().shares_job) == (None, False)
@@ -177,7 +177,7 @@ def test_a_seed_that_continues_alone_no_longer_shares_its_job(site: Site) -> Non
 def test_a_job_that_ended_before_its_first_heartbeat_says_why(
     site: Site, phase: str, queue: list[str]
 ) -> None:
-    """The reason of the run's previous job no longer counts; without a log it still does."""
+    """The reason is in the job's log; without a log, the previous job's reason is shown."""
     site.slurm(*queue)
     run = site.run("slurm-12", phase, 60, slurm_job="12", error="the GPU is out of memory")
     record = site.submission("77", [1], job="lstm", runs=[str(run.folder)], resumes=True)
@@ -191,7 +191,7 @@ def test_a_job_that_ended_before_its_first_heartbeat_says_why(
 
 @as_root
 def test_another_users_record_has_no_effect_on_my_run(site: Site) -> None:
-    """Otherwise `harness cancel` would end the job in that record, which may be any job of mine."""
+    """The record could name any job of mine, which `harness cancel` would then end."""
     site.slurm("77|77|RUNNING|0:05|None|/x.sh")
     run = site.run("a", "interrupted", 60)
     site.submission("77", [1], runs=[str(run.folder)], resumes=True)

@@ -132,7 +132,7 @@ PLACES: dict[str, Callable[[Path, random.Random], str]] = {
 def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Random) -> str:
     """Train a run with a copy of the package that flips a bit of a gradient; return the place.
 
-    Commands import the package from their working folder if it is there.
+    Commands import the package from their working folder if the folder contains it.
     """
     copy = harness.folder / "harness"
     shutil.copytree(PROJECT / "harness", copy)

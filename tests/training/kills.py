@@ -1,4 +1,4 @@
-"""Kills a run once it has saved a given step."""
+"""Kills a run after it has saved a given step."""
 
 import time
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ def wait_for_step(process: Process, run: Path, step: int) -> None:
 
 
 def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
-    """Start or resume the run `killed`, and kill it once it has saved `step` or a later step."""
+    """Start or resume the run `killed`, and kill it after it has saved `step` or a later step."""
     run = harness.runs / Path(job).name / "killed"
     step = max(step, newest_step(run) + 1)
     process = harness.start(*harness.train_words(job, "killed", *words))

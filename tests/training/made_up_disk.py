@@ -74,11 +74,13 @@ class Disk:
         """Make an empty disk.
 
         Args:
+            num_nodes: number of nodes that share the disk.
+            chance: the source of random numbers.
             act: is called for every operation, with its kind, its path and a function for its
                 effect; lets time pass, then calls this function or raises an error.
         """
         self.chance, self.act = chance, act
-        self.node, self.now_s = 0, 0.0  # the world sets the acting node and the time
+        self.node, self.now_s = 0, 0.0  # `World` sets the acting node and the time
         self.files: dict[str, File] = {TOP: File(0, 0.0, is_folder=True)}
         # By path: the node that changed it, the time, and the file that a power cut restores.
         self.unsynced: dict[str, tuple[int, float, File | None]] = {}

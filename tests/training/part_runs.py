@@ -23,7 +23,7 @@ SETTINGS = [
     "train.checkpoint_every_s=0.000001",
 ]
 CASES = {
-    # adamw, a cosine with warm-up, smoothed labels, class weights, a callback with a state
+    # adamw, cosine schedule with warm-up, smoothed labels, class weights, callback with a state
     "parts": ("own/parts", ()),
     # a custom loss and optimizer
     "own": ("own/focal", ("train.learning_rate=0.01", "train.schedule=cosine")),
@@ -55,7 +55,7 @@ CASES = {
         ),
     ),
 }
-KILLED_AT = 8  # number of the check for a signal that raises `Killed`
+KILLED_AT = 8  # the check for signals with this number raises `Killed`
 
 
 def main(folder: Path, *names: str) -> None:

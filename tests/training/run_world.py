@@ -2,7 +2,8 @@
 
 Time is virtual. A training step is a function of the weights and the step's number. The simulation
 kills and suspends processes, loses nodes, fills or breaks the disk, and loses unsynced data. Slurm
-may start a job again that is still alive, and a second job may be started for the run.
+may requeue a job whose processes are still alive, and a second job may be started for the run. A
+schedule is one simulated run with its faults:
 
     python -m tests.training.run_world --seed N    prints the operations of a schedule
 """
@@ -51,7 +52,7 @@ RUN_ID = "slurm-1"
 RUN = RUNS / "lstm" / RUN_ID
 RESULTS = ("metrics.jsonl", "vocabulary.txt", "predictions.npz", "model.keras", "job.toml")
 STEP_S, START_S, REQUEUE_S = 10.0, (5.0, 25.0), 12.0
-NUM_FAULTS = 8  # faults of a schedule that tests a safeguard
+NUM_FAULTS = 8  # number of faults in a schedule that tests a safeguard
 PATIENCE_S = 2500.0  # longest time from the last fault to the end of a run
 SAVED, KILLED, WARNED = 75, 137, 140
 FAULTS = (
@@ -169,7 +170,7 @@ class Process:
         self.listens = False  # the harness handles signals
         self.trains = self.saw_fault = False
         self.trained = self.saved = 0  # numbers of steps
-        self.is_further = False  # it saved a later step than all starts before
+        self.is_further = False  # this start saved a later step than all earlier starts
         self.stop, self.signals = StopRequest(), list[str]()
         self.looked_s = self.since_s  # when it last read the lease
         self.num_since = 0  # writes since it read the lease
@@ -316,7 +317,7 @@ class World:
         self._start(Job(number, first=number, begins=begins))
 
     def _submit_again(self) -> None:
-        """Resume the run, as a person does, once no job trains it."""
+        """Resume the run, as a person does, after all its jobs have ended."""
         self.is_hopeless = False
         if self.finished_s is None:
             if any(each.is_alive for each in self.processes):
@@ -358,7 +359,7 @@ class World:
             self._push(60.0, self._submit_again)
 
     def _goes_on(self, p: Process, code: int, before: int) -> bool:
-        """Whether to requeue the job: `harness job-end` decides, or the script if this fails."""
+        """Whether to requeue the job: `harness job-end` decides, or else the script if it fails."""
         job, allocation = p.job, p.job.allocation
         counted = counters_file(RUNS, allocation, str(RUN))
         signals = tuple(p.signals)
@@ -412,7 +413,7 @@ class World:
         return 0
 
     def _train(self, p: Process) -> None:
-        """Train by the calls of `launch` and `train`, in the same order."""
+        """Train with the calls that `launch` and `train` make, in their order."""
         if p.job.begins:
             run = RunDirectory.new(RUNS, job(), RUN_ID)
         else:
@@ -630,7 +631,7 @@ def undisturbed() -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def made_up() -> Iterator[None]:
-    """Replace this machine's clock and disk by those of the world."""
+    """Replace this machine's clock and disk by the simulated clock and disk."""
 
     def now_s() -> Any:
         return MOUNT.disk.now_s

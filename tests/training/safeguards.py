@@ -20,10 +20,10 @@ from harness.training.trainer import Trainer
 class Safeguard(NamedTuple):
     """A part of the code that protects a run, and its replacement by unsafe code."""
 
-    faults: tuple[str, ...]  # faults against which it protects
+    faults: tuple[str, ...]  # faults against which the code protects
     of: Any  # the module or class of the function
     function: str
-    replaced: dict[str, str]  # parts of its source, and their replacements
+    replaced: dict[str, str]  # parts of the function's source, and their replacements
 
 
 SAFEGUARDS = {

@@ -170,7 +170,7 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
 def test_a_run_that_cannot_be_audited_leaves_the_others(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """All runs are audited, even if no audit can be saved.
+    """All other runs are audited, even if no audit can be saved.
 
     TensorFlow uses as many threads for each run as its training did. The audit of a run
     with two replicas reports no change of devices.
@@ -200,7 +200,7 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 def test_a_full_scratch_disk_is_no_difference(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The auditor's machine failed, and the run may be fine."""
+    """The auditor's machine failed; this says nothing about the run."""
     auditor: Any = SimpleNamespace(scratch=tmp_path / "file")
     auditor.scratch.touch()
     with pytest.raises(DiskError, match=r"can't be written: .*; free up space, or set TMP"):
@@ -224,7 +224,7 @@ def test_a_model_may_be_larger_than_any_record(
 
 
 def elsewhere(folder: Path, patience: int, num_epochs: int) -> Any:
-    """Return an auditor of a run with this number of epochs; rounding differs on its machine."""
+    """Return an auditor of a run of `num_epochs`, on a machine where rounding differs."""
     auditor = object.__new__(Auditor)
     job = load_job(JOBS / "lstm.toml", [f"train.early_stopping_patience={patience}"])
     subject: Any = SimpleNamespace(
@@ -256,7 +256,7 @@ def test_other_trainings_may_be_shorter(
     trained: tuple[int, ...],
     details: list[str],
 ) -> None:
-    """The audit trained an epoch less, or the training that measures rounding did."""
+    """The audit, or the training that measures rounding, trained an epoch less than the run."""
     auditor = elsewhere(tmp_path, patience, 6)
     left = [*enumerate(trained, 1)]
 
@@ -292,7 +292,7 @@ def test_other_trainings_may_be_shorter(
 def test_the_scores_of_a_run_decide_when_it_stops(
     scores: list[float], patience: int, last: int
 ) -> None:
-    """Where rounding differs, a run may stop at another epoch, but only by the rule of its job."""
+    """With other rounding a run may stop at another epoch, but only by the rule of its job."""
     settings = [f"train.early_stopping_patience={patience}", "train.epochs=6"]
     train = load_job(JOBS / "lstm.toml", [*settings, "train.monitor=val_loss"]).train
     assert last_epoch([{"val_loss": score} for score in scores], train) == last
@@ -326,7 +326,7 @@ SMALL = ("data.vocab_size=100", "data.maxlen=12", "train.batch_size=20", "model.
 def test_the_other_training_uses_other_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
-    """Otherwise it would measure no rounding, and honest runs would differ."""
+    """With equal kernels it would measure no rounding, and honest runs would count as different."""
     job = load_job(JOBS / f"{name}.toml", SMALL)
     auditor = elsewhere(tmp_path, 0, 1)
     auditor.devices, auditor.plan = Devices(kind, 1), choose(job, kind, 1)
@@ -400,7 +400,7 @@ def test_a_network_that_xla_cannot_compile_differs_only_if_its_numbers_do(tmp_pa
 def test_the_other_evaluation_does_not_use_cudnn(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Otherwise it would measure no rounding on a GPU."""
+    """With cuDNN it would measure no rounding on a GPU."""
     use_made_up_gpu(monkeypatch)
     uses_cudnn = []
 

@@ -65,7 +65,7 @@ def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
 
 
 def test_a_stop_that_a_callback_undid_stays_undone() -> None:
-    """A resumed run stops only if the interrupted run had stopped, whatever a replay would do."""
+    """A resumed run stops only if the interrupted run had stopped, not if a replay would stop."""
     job = job_of(COUNTS, early_stopping_patience=1)
     history = [{**LINE, "epoch": epoch} for epoch in (1, 2, 3)]
     for stopped in (False, True):
@@ -75,7 +75,7 @@ def test_a_stop_that_a_callback_undid_stays_undone() -> None:
 
 
 def test_changes_of_on_train_begin_happen_once() -> None:
-    """A new run uses the callback's rate and weights; a resumed run uses its checkpoint's."""
+    """A new run uses the callback's rate and weights; a resumed run uses the checkpoint."""
     source = COUNTS.replace(
         "self.calls.append(f\"begin {self.params['epochs']}\")",
         "self.model.optimizer.learning_rate *= 0.5; self.model.variables[1].assign([7.0])",

@@ -86,7 +86,7 @@ def test_a_disk_error_is_no_broken_checkpoint(
 def test_another_versions_checkpoint_is_refused_not_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only broken checkpoints are skipped; this one is whole, and its steps would be lost."""
+    """Only broken checkpoints are skipped; skipping an intact checkpoint would lose its steps."""
     with monkeypatch.context() as patched:
         patched.setattr(run_dir, "FORMAT", 99)
         run, step = saved_run(tmp_path / "run", 400)
@@ -96,7 +96,7 @@ def test_another_versions_checkpoint_is_refused_not_skipped(
 
 
 def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path) -> None:
-    """If all its checkpoints are broken, such a run is refused, while other runs start over."""
+    """If all its checkpoints are broken, this run is refused, while other runs start over."""
     for begins_with, weights_of in (("weights", None), ("checkpoint", "/a"), ("checkpoint", None)):
         run, step = saved_run(tmp_path / f"{begins_with}-{weights_of}", 400)
         parent = {"run": "/a", "begins_with": begins_with, "weights_of": weights_of}

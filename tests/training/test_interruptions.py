@@ -55,7 +55,7 @@ def job_of() -> Job:
 
 
 class StopAt(StopRequest):
-    """Interrupts the run once the functions `names` have checked for a signal, in this order."""
+    """Interrupts the run after the functions `names` have checked for a signal, in this order."""
 
     def __init__(self, *names: str) -> None:
         super().__init__()

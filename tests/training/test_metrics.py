@@ -1,4 +1,4 @@
-"""Scores equal those of scikit-learn, of Keras and by hand; pictures of scores are reproducible."""
+"""Scores equal scikit-learn's, Keras's and hand-computed scores; pictures are reproducible."""
 
 from collections.abc import Callable
 
@@ -108,7 +108,7 @@ def test_one_class(label: int) -> None:
 
 
 def test_loss_and_accuracy_are_those_of_keras() -> None:
-    """They are equal in float64, also where Keras clips the probabilities."""
+    """The values are equal in float64, also where Keras clips the probabilities."""
     import keras
 
     generator = np.random.default_rng(1)

@@ -155,7 +155,7 @@ def parent_of(parent: RunDirectory, job: Job, vectors: Any = None) -> tuple[Pare
 
 
 def test_a_parent_without_checkpoints_is_refused(tmp_path: Path) -> None:
-    """Nothing is left that a run could continue."""
+    """No checkpoint is left that a run could continue."""
     parent = write_parent(tmp_path, LSTM)
     shutil.rmtree(parent.path("checkpoints"))
     with pytest.raises(InputError, match="checkpoint of this run is gone"):

@@ -23,12 +23,12 @@ ALL = [
     *("--set", "model.word_dropout=0.3"),
     *("--set", "train.adversarial=5"),
 ]
-LAST_EPOCH = 31  # first step of the last epoch, of 15 steps per epoch
+LAST_EPOCH = 31  # first step of the last epoch; an epoch has 15 steps
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
-    """A finished run that uses all these settings."""
+    """A finished run with the settings ALL."""
     harness = Harness(tmp_path_factory.mktemp("recipes"))
     make = partial(harness.trained, "bilstm", "recipes", *ALL)
     return harness, shared_run(harness, "bilstm", "recipes", make)

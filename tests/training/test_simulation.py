@@ -13,7 +13,7 @@ from tests.training.safeguards import SAFEGUARDS, without
 
 
 def test_no_schedule_breaks_a_promise() -> None:
-    """Faults are kills, power cuts, a full or failing disk, late views, second jobs, requeues."""
+    """Faults: kills, power cuts, a full or failing disk, outdated files, second jobs, requeues."""
     assert list(violations(range(1000))) == []
 
 

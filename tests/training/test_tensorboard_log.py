@@ -51,7 +51,7 @@ def write_steps(log: TensorBoardLog, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("num_steps", [400, 500, 501, 123_456])
 def test_a_log_has_about_500_evenly_spaced_steps(tmp_path: Path, num_steps: int) -> None:
-    """It has every step of a short run, and at most about 100 figures of the machine."""
+    """The log has every step of a short run, and about 100 measurements of the machine at most."""
     with TensorBoardLog(tmp_path, num_steps=num_steps) as log:
         write_steps(log, 1, num_steps)
     steps: dict[str, list[int]] = {}

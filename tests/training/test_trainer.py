@@ -56,8 +56,8 @@ def train_in(
     strategy: tf.distribute.Strategy | None = None,
     stop: StopRequest | None = None,
 ) -> RunDirectory:
-    """Begin or resume a run on these reviews."""
-    keras.utils.clear_session()  # layers are named as in a new process
+    """Begin or resume a run on the made-up reviews."""
+    keras.utils.clear_session()  # so that layers get the names of a new process
     console = Console()
     console.silent = True
     run = RunDirectory(folder)
@@ -84,7 +84,7 @@ def trained(folder: Path, *settings: str) -> tuple[RunDirectory, Job, list[dict[
 
 @pytest.fixture(autouse=True)
 def default_precision() -> Iterator[None]:
-    """Restore the precision for the other tests."""
+    """Restore Keras's default precision after the test."""
     yield
     keras.config.set_dtype_policy("float32")
 
@@ -184,7 +184,7 @@ def test_measured_times_are_in_timings_jsonl(
 def test_an_epochs_checksum_is_that_of_its_checkpoint(
     two_epochs: tuple[RunDirectory, Job, list[Any]],
 ) -> None:
-    """It covers all arrays of the model, then those of the optimizer, in order."""
+    """The checksum covers all arrays of the model, then all arrays of the optimizer, in order."""
     run, _, lines = two_epochs
     digest = hashlib.sha256()
     with np.load(run.checkpoints()[-1]) as arrays:

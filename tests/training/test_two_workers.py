@@ -13,7 +13,7 @@ from tests.gpu.full import two_workers
 from tests.preloaded import Process
 
 LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps per epoch
-LOST_S, HANGS_S = 60, 120  # limits until a lost or a hanging worker ends the other
+LOST_S, HANGS_S = 60, 120  # limits until the other worker ends
 
 # A callback that hangs in the second worker after two epochs.
 HANGS = """
@@ -89,7 +89,7 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
 
 
 def test_a_stopped_worker_ends_the_other(harness: Harness, pairs: list[Pair]) -> None:
-    """The other worker names the lost one; a checkpoint exists.
+    """The other worker names the lost worker; a checkpoint exists.
 
     `tests/slurm/test_cluster_trouble.py` kills a worker.
     """

@@ -81,7 +81,7 @@ def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
 
 
 def test_the_content_of_the_file_counts_and_not_its_path(tmp_path: Path) -> None:
-    """If the file has moved, a run can be resumed or be a parent; not if the file has changed."""
+    """A run can be resumed or be a parent if the file has moved, but not if it has changed."""
     (tmp_path / "a.txt").write_text("the 1 2 3\n")
     before, dataset = job_with(tmp_path / "a.txt", "train.epochs=1"), open_sample()
     run = RunDirectory.new(tmp_path / "runs", before, "x")

@@ -17,7 +17,7 @@ from harness.tuning.schedule import Schedule
 
 
 def schedule_of(folder: Path, toml: str, known: Sequence[Trial] = ()) -> Schedule:
-    """Make the schedule of a search, some of whose trials may be known."""
+    """Return the schedule of a search, in which the trials `known` already exist."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
     view = View(Disk(folder), known=[*known])

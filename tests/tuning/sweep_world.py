@@ -130,7 +130,7 @@ class Choices:
             of = self.trials[best].hyperparameters.values
             values = {"x": of["x"], "tuner/epochs": 2 * of["tuner/epochs"]}
             values["tuner/trial_id"] = str(best)
-        if self.world.rounds_otherwise:  # but not for known trials
+        if self.world.rounds_otherwise:  # changes the values of unknown trials
             known = self.world.known_values(n, self.node)
             values["x"] = known if known is not None else values["x"] + self.node / 100
         hyperparameters = SimpleNamespace(values=values)
@@ -286,7 +286,7 @@ class World:
         return take_turns(worker.turn, view)
 
     async def _train(self, p: Process, worker: Worker, trial: Trial, k: int) -> Trial:
-        """Simulate `harness.tuning.trial` and the thread that writes the beats."""
+        """Simulate `harness.tuning.trial` and the thread that writes the worker's heartbeats."""
         n, limit, disk = trial.n, (trial.limit or 1) * self.scale, p.view.disk
         await worker.tick(n, k, saved=0)
         saved = None
@@ -369,7 +369,7 @@ class World:
             Violation: if a promise is broken.
         """
         before = protocol.MAX_ATTEMPTS, protocol.SHORTEST_REST_S
-        protocol.SHORTEST_REST_S = 2.0  # as with more trials
+        protocol.SHORTEST_REST_S = 2.0  # as in a search with more trials
         protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
         try:
             while self.heap:
@@ -401,7 +401,7 @@ class World:
             p.is_alive = False
             if p.command:
                 p.command.left.append(p)
-            if p.kind == "command":  # its children notice this late
+            if p.kind == "command":  # its children notice its end late
                 self._push(75.0, lambda: self._end_children(p))
             return
         except Interrupted:

@@ -41,7 +41,7 @@ def test_rungs(low: int, high: int, factor: int, rungs: list[int]) -> None:
 def test_the_top_third_of_a_rung_is_promoted_at_once(
     tmp_path: Path, workers: int, goal: str
 ) -> None:
-    """A request returns an unpromoted setting of the top third, or else a new setting.
+    """Each proposal is an unpromoted setting of the top third, or else a new setting.
 
     At the end of the search the top third of every rung is promoted.
     """

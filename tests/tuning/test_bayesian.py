@@ -1,4 +1,4 @@
-"""Bayesian optimization on a bounded number of trials."""
+"""Bayesian optimization, whose model uses a bounded number of trials."""
 
 import math
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def loss(values: Mapping[str, Any]) -> float:
 
 
 def accuracy(values: Mapping[str, Any]) -> float:
-    """Return an accuracy that is 1 at the same point."""
+    """Return an accuracy that is 1 where `loss` is 0."""
     return 1 - loss(values)
 
 
@@ -58,7 +58,7 @@ def test_the_process_is_fitted_to_the_best_the_latest_and_a_spread(sign: int) ->
 def test_18_trials_come_closer_to_the_optimum_than_200_random_trials(
     tmp_path: Path, objective: str, score: Any
 ) -> None:
-    """This holds for an objective that is maximized and for one that is minimized."""
+    """The search maximizes one objective, and minimizes another."""
     text = BAYESIAN.replace("[search]", f'[search]\nobjective = "{objective}"')
     proposed = drive(schedule_of(tmp_path, text.replace("trials", "parallel = 2\ntrials")), score)
     text = text.replace("bayesian", "random").replace("trials = 18", "trials = 200")

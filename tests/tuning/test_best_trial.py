@@ -62,7 +62,7 @@ def test_a_sweep_without_a_finished_trial_is_refused(tmp_path: Path) -> None:
 def test_a_retrained_trial_reads_all_reviews_up_to_its_best_epoch(
     tmp_path: Path, schedule_epochs: int, length: int
 ) -> None:
-    """Its schedule of the learning rate is as long as that of the trial."""
+    """The learning-rate schedule is as long as in the trial."""
     schedule = f"schedule = 'cosine'\nwarmup_epochs = 2\nschedule_epochs = {schedule_epochs}\n"
     toml = RANDOM.replace("epochs = 6\n", f"epochs = 6\n{schedule}")
     best = trial(0, 0.8, values=VALUES, kept_epoch=2.5)

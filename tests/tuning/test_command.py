@@ -81,7 +81,7 @@ def test_only_a_person_resumes_a_stopped_search(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """It was cancelled or had failed; once it is resumed, its earlier failures no longer count."""
+    """The search was cancelled or has failed; after a resume, earlier failures do not count."""
     sweep = command.sweep
     stop_search_in(sweep.folder)
     ask_to_cancel(sweep.folder)  # as if its job had waited in the queue
@@ -146,7 +146,7 @@ def test_a_command_waits_ten_minutes_for_a_failing_disk(
 
 
 def test_an_interruption_is_recorded(command: Command) -> None:
-    """The heartbeat of the sweep records it."""
+    """The heartbeat of the sweep records the interruption."""
     command.signals.check = lambda: (_ for _ in ()).throw(Interrupted("SIGUSR2"))  # type: ignore
     with pytest.raises(Interrupted):
         command.run(resumes=False)
@@ -154,7 +154,7 @@ def test_an_interruption_is_recorded(command: Command) -> None:
 
 
 def gone(command: Command) -> list[str]:
-    """Let the command look once, and return the attempts that are marked as gone."""
+    """Let the command poll once, and return the attempts that are marked as gone."""
     command._turn()
     command._tend()
     return sorted(path.name for path in command.sweep.path("gone").iterdir())

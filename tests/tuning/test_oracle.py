@@ -39,7 +39,7 @@ def text(tuner: str, trials: int) -> str:
 def test_random_and_grid_propose_the_trials_of_keras_tuner(
     tmp_path: Path, tuner: str, kind: type[kt.Oracle]
 ) -> None:
-    """They propose all at once, while KerasTuner's oracle waits for the end of each trial."""
+    """The tuners propose all trials at once; KerasTuner's oracle waits for each trial's end."""
     schedule = schedule_of(tmp_path, text(tuner, 9))
     alone = kind(
         objective=kt.Objective("val_accuracy", "max"),
@@ -101,7 +101,7 @@ model.spatial_dropout = {{ values = [0, 0.5], when = {{ model.dropout = [0, 0.5]
 
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
 def test_booleans_stay_booleans(tmp_path: Path, tuner: str) -> None:
-    """A trial's job accepts them, also as the condition of another key."""
+    """A trial's job accepts the booleans, also as the condition of another key."""
     toml = f"""{text(tuner, 30)}data.bucket = [false, true]
 model.pooling = {{ values = ["max", "mean"], when = {{ data.bucket = [true] }} }}
 train.optimizer_options.centered = [true]
@@ -121,7 +121,7 @@ train.optimizer_options.centered = [true]
 def test_a_restart_of_any_oracle_proposes_the_same_trials(
     tmp_path: Path, tuner: str, trials: int
 ) -> None:
-    """It replays the known trials. No tuner tries one of the twelve settings twice.
+    """A restart replays the known trials. No tuner tries one of the twelve settings twice.
 
     Therefore asha's random draws of the last settings sometimes fail.
     """
@@ -146,7 +146,7 @@ def test_the_width_limits_trials_that_run_virtually(tmp_path: Path) -> None:
 
 
 def test_a_known_trial_that_differs_from_its_proposal_is_an_error(tmp_path: Path) -> None:
-    """The error shows the values of both."""
+    """The error shows the values of the trial and of its proposal."""
     known = drive(schedule_of(tmp_path, text("random", 9)))
     known[5] = Trial(n=5, values={"model.dropout": 99})
     with pytest.raises(RunError, match=r"as trial 5, but the sweep's trial 5 is .* 99\}"):
@@ -155,7 +155,7 @@ def test_a_known_trial_that_differs_from_its_proposal_is_an_error(tmp_path: Path
 
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "asha"])
 def test_an_ended_search_continues_with_more_trials(tmp_path: Path, tuner: str) -> None:
-    """Its first proposals stay, and a restart proposes the same trials."""
+    """The first proposals do not change, and a restart proposes the same trials."""
     before = drive(schedule_of(tmp_path, text(tuner, 4)))
     assert tuner != "asha" or before[-1].parent is not None
     toml = text(tuner, 9)

@@ -67,7 +67,7 @@ class Pool(WorkerPool):
 def test_failures_in_a_row_end_the_command(
     tmp_path: Path, codes: list[int], line: str, error: type[Exception]
 ) -> None:
-    """An error ends the command if it is at least the third failure; so does the 30th outage."""
+    """The command ends after an error that is at least the third failure, or after 30 outages."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)

@@ -87,7 +87,7 @@ def holding(sweep: SweepDirectory, name: str) -> str:
 
 
 def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
-    """The other models are removed as trials end, in any order."""
+    """The other models are removed when trials end, in any order."""
     sweep, trials = made_up(tmp_path / "s")
     kept = KeptTrials(sweep, sweep.search(), Pruned())
     kept.trim(trials[:NUM_KEPT], is_over=False)
@@ -111,7 +111,7 @@ def test_checkpoints_that_a_trial_may_continue_stay_to_the_end(tmp_path: Path) -
 
 
 def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
-    """It keeps the best models, and the records of failed and abandoned attempts.
+    """The sweep keeps its best models, and the records of failed and abandoned attempts.
 
     An unfinished sweep is not pruned, because its trials may still need their checkpoints.
     """
@@ -136,7 +136,7 @@ def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
 
 
 def test_the_command(harness: Harness, tmp_path: Path) -> None:
-    """Without --yes it changes nothing; it names unfinished runs and refuses a missing folder."""
+    """Without --yes nothing changes. `prune` names unfinished runs and refuses a missing folder."""
     runs = tmp_path / "some"
     finished, unfinished = make_run(runs / "lstm/a"), make_run(runs / "lstm/b")
     unfinished.path("result.json").unlink()

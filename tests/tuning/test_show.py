@@ -107,7 +107,7 @@ def test_only_trials_of_one_length_are_compared(tmp_path: Path) -> None:
 def test_the_leaderboard_in_a_file_has_whole_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has the best ten trials, the number of other trials, and one line per error."""
+    """The table has the best ten trials, the number of other trials, and one line per error."""
     out_of_memory = "the device is out of memory; lower train.batch_size or data.maxlen, or so"
     sweep = make_sweep(
         tmp_path / "s",
@@ -142,7 +142,7 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
 def test_an_unfinished_sweep_is_shown(
     tmp_path: Path, trials: list[Trial], lines: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may have no trial, only a waiting or failed trial, or too few trials."""
+    """The sweep may have no trial, only a waiting or failed trial, or too few trials."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *trials)
     show(sweep)
     text = "\n".join(printed(capsys))
@@ -183,7 +183,7 @@ def test_axes_of_keys() -> None:
 def test_trials_are_plotted_in_parallel_coordinates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dollar sign in a value starts no formula; a plot that can't be written is an error line."""
+    """A dollar sign in a value starts no formula; a plot that can't be written causes one line."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
     search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
     one = [trial(0, 0.7, values={"model.units": "$b"})]

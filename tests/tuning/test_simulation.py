@@ -13,7 +13,7 @@ from tests.tuning.sweep_world import SAFEGUARDS, Sleep, World, violations
 
 
 def test_no_schedule_breaks_a_promise() -> None:
-    """Faults are kills, lost nodes, suspensions, outages, lost answers, late views, cancels."""
+    """Faults are kills, lost nodes, suspensions, outages, lost answers, outdated files, cancels."""
     assert list(violations(range(1000))) == []
 
 

@@ -134,7 +134,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
 
 
 def test_a_search_ends_with_its_result(calm: Sweeps) -> None:
-    """It tries every setting once, and no process remains."""
+    """The search tries every setting once, and no process remains."""
     rows = calm.rows("calm")
     assert [row["status"] for row in rows] == ["finished"] * 4
     assert len(by_settings(rows)) == 4
@@ -153,7 +153,7 @@ def test_a_search_ends_with_its_result(calm: Sweeps) -> None:
 
 
 def test_a_trial_is_a_run_that_never_reads_the_test_set(calm: Sweeps) -> None:
-    """It has metrics and a TensorBoard log, and no test score; `evaluate` refuses it."""
+    """The run has metrics and a TensorBoard log, but no test score; `evaluate` refuses the run."""
     best = calm.rows("calm")[0]
     run = calm.folder("calm") / "trials" / best["attempt"] / "seed1"
     assert run == calm.run_of("calm", int(best["trial"]))
@@ -167,7 +167,7 @@ def test_a_trial_is_a_run_that_never_reads_the_test_set(calm: Sweeps) -> None:
 
 
 def test_a_trial_has_the_bytes_of_a_separate_run(calm: Sweeps) -> None:
-    """It doesn't matter that its worker trained a trial with the same shapes before."""
+    """The worker trained a trial with the same shapes before; this changes no byte."""
     values = [trial.values for trial in calm.trials("calm")]
     assert values[3]["model.units"] == values[2]["model.units"]
     trial = calm.run_of("calm", 3)
@@ -190,7 +190,7 @@ def test_a_search_survives_kills_of_all_its_processes(
     assert errors.count("ended unexpectedly: exit code -9") == 1
     wait_for(lambda: not calm.left("wild"))  # workers end with their command
 
-    monkeypatch.setitem(calm.harness.environment, "HARNESS_CPUS", "1")  # for one worker
+    monkeypatch.setitem(calm.harness.environment, "HARNESS_CPUS", "1")  # so that one worker starts
     process = calm.harness.start("resume", calm.folder("wild"))
     calm.wait_for_trial("wild", attempt=2)
     kill_one(partial(calm.workers, "wild"))
@@ -203,7 +203,7 @@ def test_a_search_survives_kills_of_all_its_processes(
 
 
 def kill_one(processes: Callable[[], list[int]]) -> None:
-    """Kill the only one of these processes, and wait until its command has replaced it."""
+    """Kill the only process that `processes` returns, and wait until its command replaces it."""
     wait_for(processes, timeout_s=90)
     (killed,) = processes()
     os.kill(killed, signal.SIGKILL)
@@ -266,7 +266,7 @@ def test_an_interrupted_search_continues_with_more_trials_and_workers(calm: Swee
 def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
     """A file in its folder cancels the search.
 
-    It is a nightly test, because `test_command.py` cancels a search without processes.
+    This is a nightly test, because `test_command.py` cancels a search without processes.
     """
     process = calm.start("stopped", "--workers", 1, "--set", "train.epochs=400")
     wait_for(lambda: calm.state("stopped").get("running"), timeout_s=90)

@@ -30,7 +30,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 def test_a_command_never_lowers_the_number_of_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int, then: int
 ) -> None:
-    """`search.trials = 0` means all trials. A requeued job may ask for the number of its start."""
+    """`search.trials = 0` means all trials. A requeued job requests its first number again."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
     grid = grid.replace('tuner = "random"\ntrials = 24', 'tuner = "grid"\ntrials = {}')
     make_sweep(tmp_path / "tune_lstm/a", grid.replace("{}", str(before)))
@@ -75,7 +75,7 @@ def test_a_search_without_a_finished_trial_has_no_result(tmp_path: Path) -> None
 
 
 def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
-    """It lists finished, running, waiting and failed trials; no cell is a spreadsheet formula."""
+    """The table lists finished, running, waiting and failed trials; no cell is a formula."""
     trials = [
         trial(0, 0.5, values={"model.units": 16, "train.learning_rate": 0.1 + 0.2}),
         trial(1, None, error="too\nlarge"),
@@ -195,7 +195,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     """Other code of this version is refused, unless a person resumes the search.
 
     The command's first line names `parallel`, which is fixed from then on. A command outside Slurm
-    keeps the request of the last Slurm job.
+    keeps the record of the resources that the last Slurm job requested.
     """
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "my runs/sweep")

@@ -114,7 +114,7 @@ class Trouble:
         """Kill all processes of the node while it trains a trial."""
         victims = self._node_workers()
         if any(owner["process"] in victims for _, owner in open_attempts(self.sweeps, "wild")):
-            for pid in (self.node.pid, *victims):  # the command first, which would restart others
+            for pid in (self.node.pid, *victims):  # first the command, which would restart workers
                 with contextlib.suppress(ProcessLookupError):  # a process ends with its parent
                     os.kill(pid, signal.SIGKILL)
             self.node.wait()

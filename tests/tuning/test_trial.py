@@ -101,7 +101,7 @@ def num_graphs() -> int:
 
 @pytest.fixture(scope="module")
 def rungs(tmp_path_factory: pytest.TempPathFactory) -> Trials:
-    """Trials 0, 1 and 2 are one training in three rungs; trial 9 is the same training in one."""
+    """Trials 0, 1 and 2 are one training in three rungs; trial 9 has all its epochs in one rung."""
     trials = trials_of(tmp_path_factory.mktemp("rungs") / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)
@@ -125,7 +125,7 @@ def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> N
 def test_an_attempt_continues_from_the_newest_whole_checkpoint(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It searches all earlier attempts, and ends with the bytes of an undisturbed attempt."""
+    """The attempt searches all earlier ones, and ends with the bytes of an undisturbed attempt."""
     checks = itertools.count()
 
     def stop() -> None:
@@ -152,7 +152,7 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It warns if the checkpoint is of other data, broken or pruned; the bytes are the same.
+    """The worker warns if the checkpoint has other data, is broken or pruned; the bytes are equal.
 
     TensorFlow's global registry of gradients does not keep the graphs of the ended trial.
     """
@@ -181,7 +181,7 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
 def test_a_process_may_grow_by_half_after_its_first_run(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later it is replaced by a new process."""
+    """A new process replaces a process that has grown more."""
     assert rungs._first_gb > 0
     monkeypatch.setattr(rungs, "_first_gb", 2.0)
     for held_gb, has_grown in ((2.9, False), (3.1, True)):

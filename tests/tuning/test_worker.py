@@ -1,4 +1,4 @@
-"""A worker's exit codes, its beats, and its patience with a failing disk."""
+"""A worker's exit codes, its heartbeats (`beat.json`), and its patience with a failing disk."""
 
 import errno
 import os
@@ -93,7 +93,7 @@ def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> No
 
 
 def test_a_worker_first_continues_its_own_attempt(tmp_path: Path) -> None:
-    """It created the attempt in spite of a disk error; meanwhile an earlier trial became free."""
+    """The disk reported an error when the attempt was created; an earlier trial is now free."""
     folder, begun = make_sweep(tmp_path / "sweep", RANDOM).folder, list[tuple[int, int]]()
     for n, name in enumerate(["dead", "me"]):
         make_once(folder / f"trials/{n}", {"values.json": to_bytes(trial(n, None))})
@@ -112,7 +112,7 @@ def test_a_worker_first_continues_its_own_attempt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["accepted", "2"])
 def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -> None:
-    """It ends after another worker's result or later attempt; beats contain the saved steps."""
+    """An attempt ends after another worker's result or attempt; heartbeats have the saved steps."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     beat = sweep.path("trials/0/1/beat.json")
 
@@ -129,7 +129,7 @@ def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -
 
 
 def test_beats_end_with_their_attempt(tmp_path: Path, stop: StopRequest) -> None:
-    """After the end of the beats, an accepted result stops nothing."""
+    """After the end of the heartbeats, an accepted result stops nothing."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     for error in (OSError("no room"), Interrupted("SIGTERM"), RunError("it broke")):
         with pytest.raises(type(error)):

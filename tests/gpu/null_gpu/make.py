@@ -49,7 +49,7 @@ FUNCTION = re.compile(
     r"^(?:int |size_t |unsigned |const char \*|void \*\*|(?:GIVES|MAKES_HANDLE|COPIES)\()(\w+)",
     re.MULTILINE,
 )
-HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # make a handle
+HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # make handles
 
 
 def make(out: Path) -> None:
@@ -84,7 +84,7 @@ def make(out: Path) -> None:
 def functions_of(tensorflow: Path) -> list[str]:
     """Return the CUDA functions that TensorFlow links or looks up by name.
 
-    Their names are strings of its libraries, each between two zero bytes.
+    The names are strings in TensorFlow's libraries, each between two zero bytes.
     """
     begins = "|".join(begins for *_, begins in LIBRARIES)
     search = ["grep", "--text", "--null-data", "--no-filename", "--extended-regexp"]
@@ -114,7 +114,7 @@ def write_source(name: str, functions: list[str], folder: Path) -> Path:
 def compile_library(
     sources: list[Path], target: Path, links: Path | None = None, name: str = "null"
 ) -> None:
-    """Compile a shared library; if `links` is given, it finds libnull.so in that folder."""
+    """Compile a shared library. If `links` is a folder, the library loads libnull.so from it."""
     linked = [f"-L{links}", f"-Wl,-rpath,{links}", "-lnull"] if links else ["-lpthread"]
     named = [f'-DLIBRARY="{name}"'] if links else []
     command: list[str | Path] = [

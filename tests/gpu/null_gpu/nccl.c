@@ -1,4 +1,4 @@
-// libnccl.so.2: a collective returns to each GPU its own data.
+// libnccl.so.2: each collective operation returns the GPU's own data to the GPU.
 #include "null.h"
 
 static size_t size_of(int type) { // bytes of a value of an ncclDataType_t

@@ -1,4 +1,4 @@
-// Counts calls, makes them fail or hang, and describes the cards. These variables control it:
+// Counts calls, makes calls fail or hang, and describes the cards, as these variables say:
 //
 //   STUB_GPUS=n                     number of GPUs (default 1)
 //   STUB_MIG=1                      the driver knows MIG-1 and MIG-2, and CUDA shows one of them
@@ -86,7 +86,7 @@ int null_gpus(void) {
     if (!visible)
         return num;
     if (getenv("STUB_MIG") && !strncmp(visible, "MIG-", 4))
-        return 1; // however many instances are named
+        return 1; // one instance, even if several are named
     // CUDA ignores all names after the first invalid name. This driver knows no UUIDs.
     for (const char *at = visible; *at >= '0' && *at <= '9' && atoi(at) < num; named++) {
         at += strspn(at, "0123456789");

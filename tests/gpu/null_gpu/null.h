@@ -1,7 +1,7 @@
 // Shared by all libraries of the null GPU, a GPU that computes nothing.
 //
-// Every function counts its calls and can be made to fail. So it begins with CALL() or, if it returns
-// no error code, with COUNT(). null.c lists the environment variables that control this.
+// Every function counts its calls and can be made to fail: it begins with CALL() or, if it returns
+// no error code, with COUNT(). null.c lists the environment variables that control both.
 #pragma once
 #define _GNU_SOURCE
 #include <stdint.h>

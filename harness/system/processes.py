@@ -102,21 +102,21 @@ def ctrl_c_waits() -> Iterator[None]:
             before(signal.SIGINT, None)
 
 
-AT_ONCE = "harness: interrupted immediately; saved files are kept"
+AT_ONCE = "interrupted immediately; saved files are kept"
 # The main thread and a watchdog may both end the process. Only the first thread writes a line,
 # because the lock is never released.
 ENDS = threading.RLock()
 
 
-def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
-    """Kill this process's children, write `line` to standard error, and exit with `code`.
+def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
+    """Kill this process's children, write an error line to standard error, and exit with `code`.
 
     An exception is not enough: an import of TensorFlow, for example, may drop the exception or
     print a traceback.
     """
-    import psutil  # imported here, because `harness --help` needs neither of the two modules
+    import psutil  # imported here, because `harness --help` needs none of these modules
 
-    from harness.system import stderr_filter
+    from harness.system import console, stderr_filter
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -124,8 +124,9 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     if sys.stdout.isatty():
         os.write(1, SHOW_CURSOR)  # a progress bar may have hidden the cursor
     ENDS.acquire()
+    descriptor = stderr_filter.descriptor
     with contextlib.suppress(OSError):
-        os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
+        os.write(descriptor, f"{console.error_line(text, descriptor)}\n".encode())
     os._exit(code)
 
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from harness.errors import Interrupted, RunError
-from harness.system import stderr_filter
-from harness.system.console import error_line
 from harness.system.processes import STOPPING, StopRequest, end_at_once
 from harness.system.site_settings import number_setting
 
@@ -207,13 +205,8 @@ def from_settings(
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN
     stepped_min = number_setting(STALL, "minutes", usual_min, environment)
     stop_s = number_setting(STOP, "seconds", STOP_S, environment)
-    return Watchdog(60 * stall_min, stop_s, end, stepped_stall_s=60 * stepped_min)
+    return Watchdog(60 * stall_min, stop_s, end_at_once, stepped_stall_s=60 * stepped_min)
 
 
-def end(line: str, code: int) -> None:
-    """Write a line to the process's log, and end the process."""
-    end_at_once(error_line(line, stderr_filter.descriptor), code)
-
-
-IDLE = Watchdog(0, 0, end)  # a watchdog without a thread and without a limit
+IDLE = Watchdog(0, 0, end_at_once)  # a watchdog without a thread and without a limit
 current = IDLE  # at most one watchdog per process can receive signals

@@ -29,6 +29,9 @@ STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %
 # date, time and level before each line in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
+# The real standard error; differs from 2 while file descriptor 2 is redirected.
+error_descriptor = 2
+
 
 class Console:
     """Shows the progress of a run on standard output, and warnings on standard error.
@@ -169,16 +172,11 @@ def log(level: int, text: str) -> None:
     LOGGER.log(level, "%s", text)
 
 
-def error_line(text: str, descriptor: int) -> str:
-    """Return an error's line as `log` writes it, for a caller that writes to a file descriptor.
-
-    Args:
-        text: the message.
-        descriptor: the file descriptor to which the caller writes. If the descriptor leads to a
-            file, the line begins with date, time and level.
-    """
+def log_last_error(text: str) -> None:
+    """Write an error as `log` does, but past Python's streams, which another thread may block."""
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
-    return _line(record, descriptor)
+    with contextlib.suppress(OSError):
+        os.write(error_descriptor, f"{_line(record, error_descriptor)}\n".encode())
 
 
 def is_error(line: str) -> bool:

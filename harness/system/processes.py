@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 
 from harness import PROJECT
 from harness.errors import Interrupted
+from harness.system.console import log_last_error
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -114,9 +115,7 @@ def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     An exception is not enough: an import of TensorFlow, for example, may drop the exception or
     print a traceback.
     """
-    import psutil  # imported here, because `harness --help` needs none of these modules
-
-    from harness.system import console, stderr_filter
+    import psutil  # imported here, because `harness --help` does not need it
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -124,9 +123,7 @@ def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     if sys.stdout.isatty():
         os.write(1, SHOW_CURSOR)  # a progress bar may have hidden the cursor
     ENDS.acquire()
-    descriptor = stderr_filter.descriptor
-    with contextlib.suppress(OSError):
-        os.write(descriptor, f"{console.error_line(text, descriptor)}\n".encode())
+    log_last_error(text)
     os._exit(code)
 
 

@@ -1,19 +1,28 @@
-"""Removes TensorFlow's messages that no user can act on and that its log level does not hide.
+"""Filters TensorFlow's messages, and explains why a process that computes on GPUs has died.
 
-TensorFlow writes some of these messages before it reads the log level, and logs others as errors.
-In a process that computes on GPUs, `capture` keeps all messages in a file in memory, because a
-message may be the only sign that a step was computed wrongly, or the only explanation of why the
-process died.
+TensorFlow writes some messages that no user can act on before it reads its log level, and logs
+others as errors; this module removes them.
+
+CUDA reports some errors late. After such an error TensorFlow aborts its process, and no `except`
+prevents the abort. Therefore TensorFlow runs in a child of a parent process, the guard. The guard
+never imports TensorFlow, and passes signals on to the child. A file in memory keeps all messages of
+the child, because a message may be the only sign that a step was computed wrongly, or the only
+explanation of why the child died.
 """
 
 import contextlib
+import ctypes
 import os
 import re
+import resource
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
-from harness.system.console import echo
+from harness.system import console
 from harness.system.gpu import has_driver, hidden_by
+from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
 
 # Messages that TensorFlow 2.21 writes at every start without a GPU. The messages matter only if a
 # driver exists and its GPUs are not hidden.
@@ -33,7 +42,9 @@ BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
-descriptor = 2  # the real standard error; differs from 2 while file descriptor 2 is redirected
+# Signals that kill a process after a fault in this code or in a library.
+FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Capture:
@@ -71,11 +82,11 @@ captured: Capture | None = None
 
 def capture(file: int) -> None:
     """Redirect file descriptor 2 to a file. `sys.stderr` still writes to the old target."""
-    global captured, descriptor
+    global captured
     sys.stderr.flush()
-    descriptor = os.dup(2)
+    console.error_descriptor = os.dup(2)
     sys.stderr = os.fdopen(  # line-buffered, as before
-        descriptor, "w", buffering=1, errors="backslashreplace", closefd=False
+        console.error_descriptor, "w", buffering=1, errors="backslashreplace", closefd=False
     )
     captured = Capture(file)
     os.dup2(file, 2)
@@ -124,7 +135,6 @@ def filtered_stderr() -> Iterator[list[str]]:
         back, including noise.
     """
     lines: list[str] = []
-    global descriptor
     if captured:
         show_rest()
         try:
@@ -135,12 +145,12 @@ def filtered_stderr() -> Iterator[list[str]]:
         return
     file = os.memfd_create("messages")  # in memory, because a disk may be full
     sys.stderr.flush()
-    original = descriptor = os.dup(2)
+    original = console.error_descriptor = os.dup(2)
     os.dup2(file, 2)
     try:
         yield lines
     finally:
-        descriptor = 2
+        console.error_descriptor = 2
         os.dup2(original, 2)
         os.close(original)
         lines += os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace").splitlines()
@@ -155,4 +165,106 @@ def _write(line: str) -> None:
     )
     if line.strip() and not is_noise:
         with contextlib.suppress(OSError):  # the run continues if the log's disk is full
-            echo(line, err=True)
+            console.echo(line, err=True)
+
+
+# The guard
+
+
+def stand_guard(on_death: Callable[[signal.Signals, str, int], None]) -> None:
+    """Fork this process, and return only in the child.
+
+    The parent waits for the child, and ends with the same exit code or signal as the child. Call
+    this function before this process imports TensorFlow or uses CUDA: a process that has done
+    either can't be forked safely.
+
+    Args:
+        on_death: a function that the parent calls if a signal in `FAULTS` kills the child. The
+            arguments of `on_death` are the signal, the child's messages and the child's process id.
+            After `on_death` has returned, the parent kills itself with the signal that killed the
+            child.
+
+    Raises:
+        SystemExit: in the parent, with the child's exit code.
+    """
+    file = os.memfd_create("messages")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    guard = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    child = os.fork()
+    if not child:
+        _die_with(guard)
+        capture(file)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    numbers = _signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = _wait(child, numbers)
+    if os.WIFEXITED(status):
+        raise SystemExit(os.WEXITSTATUS(status))
+    number = signal.Signals(os.WTERMSIG(status))
+    if sys.stdout.isatty():
+        os.write(1, SHOW_CURSOR)  # the child's progress bar may have hidden the cursor
+    if number in FAULTS:
+        text = os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
+        on_death(number, text, child)
+    _die_of(number)
+
+
+def _die_with(guard: int) -> None:
+    """Make the kernel kill this process if the guard, its parent, is killed."""
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != guard:  # the guard died before prctl
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _signals() -> int:
+    """Return a file descriptor that receives the numbers of incoming signals from now on."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (*STOPPING, signal.SIGCHLD):
+        # Python writes a signal's number to the pipe only if the signal has a Python handler.
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
+
+
+def _wait(child: int, numbers: int) -> int:
+    """Pass signals on to the child until it ends; return its exit status."""
+    pressed = 0
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        for number in os.read(numbers, 64):
+            if number == signal.SIGINT and not _is_foreground():
+                pressed += 1
+                if pressed > 1:
+                    end_at_once()
+                # scancel may have sent SIGINT to the child too. A second SIGINT would end the child
+                # without a checkpoint, so send SIGTERM.
+                os.kill(child, signal.SIGTERM)
+            elif number in STOPPING and number != signal.SIGINT:
+                os.kill(child, number)
+
+
+def _is_foreground() -> bool:
+    """Whether Ctrl-C in a terminal reaches both this process and the child."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+
+
+def _die_of(number: signal.Signals) -> NoReturn:
+    """Kill this process with the signal that killed the child, so the caller sees the signal."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of the guard would be useless
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # reached only if the signal is blocked

@@ -34,11 +34,11 @@ from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
 from harness.system.console import Console
 from harness.system.files import scratch_directory
-from harness.system.guard import stand_guard
 from harness.system.leased_dir import LeasedDirectory
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.site_settings import check_trusted_network
+from harness.system.stderr_filter import stand_guard
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death
 from harness.tracking.run_dir import RECORD, RunDirectory, check_record, take_back_cancel

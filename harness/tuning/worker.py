@@ -34,9 +34,9 @@ from harness.slurm.pool import take_own_gpu
 from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.files import is_of_disk
-from harness.system.guard import stand_guard
 from harness.system.processes import StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
+from harness.system.stderr_filter import stand_guard
 from harness.training.launch import dataset_of, may_use_gpus
 from harness.tuning.disk import Disk, execute
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE

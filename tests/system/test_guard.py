@@ -16,7 +16,7 @@ from tests.conftest import wait_for
 GUARDED = """
 import os, signal, sys, time
 from harness.system import stderr_filter
-from harness.system.guard import stand_guard
+from harness.system.stderr_filter import stand_guard
 
 def on_death(number, text, process):
     print(f"{number.name} of the child: {process != os.getpid()}", file=sys.stderr)

@@ -88,7 +88,7 @@ class DatasetGroup:
 
     data: str  # the dataset's name
     checksum: str
-    limit: int  # how many reviews of each split are used, 0 for all
+    limit: int  # number of reviews of each split that are used, 0 for all
     is_sample: bool
     num_test: int | None
     # The runs of each row of the tables, one run per seed. The keys are the names of the rows.

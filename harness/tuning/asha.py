@@ -65,8 +65,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def _is_known_to_wait(self) -> bool:
         """Whether the oracle must wait, because the next trial is known to be a promotion.
 
-        The sweep's folder records this promotion. Until the oracle can propose it, the oracle
-        draws no random setting.
+        The sweep's folder records this promotion. Until the oracle can propose the promotion, the
+        oracle draws no random setting.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -124,7 +124,7 @@ def retrain(
     unchanged. The runs of an earlier best trial also stay unchanged.
 
     Args:
-        sweep: the sweep.
+        sweep: the sweep whose best trial is trained.
         seeds: the seeds, one for each run.
         data: the new folder of the sweep's data; None if the data were not moved.
         workers: the number of runs at a time; by default as many as devices and memory allow.

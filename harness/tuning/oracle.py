@@ -95,7 +95,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial]) -> kt.Oracle:
     """Make the oracle of a search.
 
     Args:
-        search: the search.
+        search: the search space, the tuner and its options, and the job.
         known: the sweep's trials, sorted by number; the caller appends each new trial to the list.
     """
     table, max_epochs = search.table, search.job.train.epochs

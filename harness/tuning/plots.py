@@ -20,7 +20,7 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
 
     The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
     its middle. Trials with the same value of a list get slightly different heights, so that their
-    lines stay visible; so do trials that do not use the key.
+    lines stay visible. The same applies to trials that do not use the key.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:
@@ -49,7 +49,7 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
 
     Args:
         trials: the rows of `scored_trials`, at least one, the best first.
-        search: the search of these trials.
+        search: the search space and the objective of these trials.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -66,7 +66,7 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
     ends = sorted([scores.iloc[0], scores.iloc[-1 - len(scores) // 10]])
     colours = ScalarMappable(Normalize(*ends), "viridis")
     lines = np.stack([heights for _, heights, _ in axes], axis=1)
-    for rank in reversed(range(len(lines))):  # the best on top
+    for rank in reversed(range(len(lines))):  # draw the best line last, on top
         width, colour = 1.2 if rank else 4, colours.to_rgba(scores.iloc[rank])
         plot.plot(lines[rank], color=colour, linewidth=width)
     for x, (_, _, ticks) in enumerate(axes):

@@ -40,7 +40,7 @@ from harness.tracking.run_dir import (
 from harness.tuning.disk import Disk, execute, make_once
 from harness.tuning.protocol import ENDS, GONE, STOP, TRIALS, Stop, Trial, View, change_stop, shown
 
-if TYPE_CHECKING:  # the module imports NumPy, which `harness cancel` does not need
+if TYPE_CHECKING:  # harness.data imports NumPy, which `harness cancel` does not need
     from harness.data.dataset import Dataset
 
 FOLDERS = (TRIALS, GONE, ENDS, "workers")

@@ -61,7 +61,7 @@ def tune(
 
     Args:
         sweep: the sweep; its folder may exist.
-        search: the search.
+        search: the search space, the tuner and its options, and the job.
         request: the workers that this command starts.
         console: the console for messages.
         full: whether to fail if IMDB is missing, instead of using the packaged sample.
@@ -177,7 +177,8 @@ class Command:
         """Repeat `_turn` until the search ends; if the disk fails, try again for PATIENCE_S.
 
         Raises:
-            DiskError: if the disk fails for longer, or with an error that does not go away.
+            DiskError: if the disk fails for longer than PATIENCE_S, or with an error that does not
+                go away.
             InputError, RunError: if the search fails for a reason other than the disk.
             Interrupted: after a signal.
         """
@@ -244,7 +245,7 @@ class Command:
             return None
         is_proposed = execute(self.view.end(num_asked))
         # An idle process was never started, has ended because its memory had grown too large, or
-        # was done before `trials` was raised.
+        # had no work left before the user raised `search.trials`.
         for process in idle:
             if process.slot or not is_proposed:
                 self.pool.start_one(process)

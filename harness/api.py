@@ -2,8 +2,8 @@
 
 `train`, `tune` and `audit` run their command in a separate process. So the results are bitwise
 equal to those of the command line, and a thread or a notebook that already uses TensorFlow can call
-these functions. A call leaves no signal handlers or settings of TensorFlow behind. The output of
-the process is printed; if the process fails, its error is raised.
+these functions. A call leaves no signal handlers or settings of TensorFlow behind. A call prints
+the output of the process; if the process fails, the call raises its error.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
@@ -129,7 +129,7 @@ class Runs(list[Run]):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search, given by its folder."""
+    """A search; each property reads the folder of the search at every use."""
 
     folder: Path
 
@@ -137,8 +137,9 @@ class Sweep:
     def leaderboard(self) -> list[dict[str, Any]]:
         """The trials, best first, with the columns of `leaderboard.csv`.
 
-        The list is empty if there are no trials. A missing number or value of a key is None, a
-        missing text is empty; other values have the types that they have in the job and the result.
+        The list is empty if there are no trials. A missing number is None, and so is the missing
+        value of a key; a missing text is empty. Other values have the same types as in the job and
+        the result.
 
         Raises:
             InputError: if the folder contains no sweep, or another version wrote the sweep.
@@ -167,10 +168,10 @@ class Sweep:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The result of `harness compare`; its repr is what the command prints."""
+    """The result of `harness compare`; its repr is the text that the command prints."""
 
     parts: tuple[Part, ...]  # each part compares the runs on one dataset
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[LeftOut, ...]  # the runs that are not compared, with the reasons
 
     def __repr__(self) -> str:
         """Return the tables and sentences that `harness compare` prints."""
@@ -264,8 +265,8 @@ def tune(
         options: other options of `harness tune`.
 
     Raises:
-        InputError: if the job, an option or this machine is unsuitable; a sweep that was begun
-            stays.
+        InputError: if the job, an option or this machine is unsuitable; the folder of a sweep that
+            has begun is kept.
         RunError: if the search failed.
         Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
             name as `sweep_id`; only `harness resume` continues a failed or cancelled search.
@@ -282,7 +283,7 @@ def tune(
     finally:
         if sweep_id is None:
             remove_empty([sweep])
-    if not SweepDirectory(sweep).finished():  # the command of a cancelled search ends with 0
+    if not SweepDirectory(sweep).finished():  # a cancelled search has exit code 0
         raise Interrupted(
             f"sweep {sweep}: was stopped before its end; continue with: harness resume "
             f"{quoted(sweep)}"
@@ -305,7 +306,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
     Raises:
         InputError: if the run can't be audited here; the message contains the reason.
-        RunError: if the audit fails, the result changes meanwhile, or others can write the records.
+        RunError: if the audit fails, if the result changes during the audit, or if other users can
+            write to the folder of audits.
         Interrupted, KeyboardInterrupt: if the audit was stopped.
     """
     from harness.training.audit import Audit
@@ -359,7 +361,7 @@ def compare(
 
     Raises:
         InputError: if no run is finished and tested, a folder is missing, `data` contains no
-            dataset, or `baseline` is `"ngrams"` and the dataset is missing or can't be fit.
+            dataset, or `baseline` is `"ngrams"` and the dataset is missing or unsuitable.
         RunError: if the dataset in `data` is broken.
     """
     named = named_or_all([Path(each) for each in folders], default_runs())
@@ -411,7 +413,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 
 
 def _import_tensorflow() -> None:
-    """Import TensorFlow without messages that no user can act on."""
+    """Import TensorFlow, and hide messages that are useless to a user."""
     if "tensorflow" not in sys.modules:
         ask_for_messages()
         with filtered_stderr():
@@ -436,7 +438,7 @@ def _row(run: Run) -> dict[str, Any]:
     try:
         directory = RunDirectory.open(run.folder)
         row["finished"] = directory.finished()
-        with trusting(True):  # runs no code
+        with trusting(True):  # `load_job` runs no code
             job = load_job(directory.path("job.toml"))
         row["job"] = job.name
         for table, keys in job.model_dump(exclude={"name"}).items():

@@ -2,7 +2,7 @@
 
 A custom network needs no change here: the job contains its path, see jobs/README.md.
 
-Keras is imported inside the functions, because jobs are checked without it.
+Keras is imported inside the functions, because the check of a job does not need Keras.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,8 @@ def recurrent_layers(config: "ModelConfig") -> Sequence["keras.Layer"]:
         case "bilstm":
             return [Bidirectional(LSTM(units, return_sequences=over))]
         case _:
-            # The order in which layers are made determines their initial weights.
+            # Make the second layer first: the order in which layers are made determines their
+            # initial weights.
             second = LSTM(config.second_units or units, return_sequences=over)
             return [LSTM(units, return_sequences=True), second]
 
@@ -61,7 +62,7 @@ def sentiment(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -
     recurrent = recurrent_layers(config)  # first, because the order determines initial weights
     tokens = keras.Input([None], dtype="int32", name="tokens")
     in_words: tuple[keras.Layer, ...] = ()
-    if config.word_dropout:  # a layer with rate 0 would change the seeds of later layers
+    if config.word_dropout:  # even with rate 0, the layer would change later seeds
         in_words = (layers.Dropout(config.word_dropout, noise_shape=(None, None, 1)),)
     first = (
         layers.Embedding(vocab_size, config.embedding_dim),
@@ -194,7 +195,7 @@ def _pooled(
             forward = layer.forward_layer
             settings = forward.get_config() | {"name": layer.backward_layer.name}
             backward = type(forward).from_config(settings)
-            # Keras's backward layer would start in the padding.
+            # Reverse the reviews: Keras's backward layer would start in the padding.
             directions = [forward(x), backward(padding.reverse(x))]
         else:
             x = layer(x)
@@ -218,7 +219,7 @@ def _belongs_to_an_own_network(job: Any) -> str:
     """Options are allowed only with a custom network."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
-        return f"{name} takes no options; only a custom network ({FORM}) does"
+        return f"{name} takes no options, only a custom network ({FORM}) does; remove model.options"
     return ""
 
 
@@ -233,8 +234,8 @@ def _leaves_something_to_classify(job: Any) -> str:
     """If `recurrent` is false, `pooling` must not be `last`."""
     if not job.model.recurrent and job.model.pooling == "last":
         return (
-            "needs a pooling of the words' vectors, and model.pooling is 'last'; set it to 'max', "
-            "'mean' or 'max+mean'"
+            "needs a pooling of the words' vectors, but model.pooling is 'last'; set model.pooling "
+            "to 'max', 'mean' or 'max+mean'"
         )
     return ""
 

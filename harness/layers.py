@@ -44,8 +44,9 @@ def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
     """Dropout whose mask depends only on (seed, step, the example's position in the global batch).
 
-    Keras's layer draws the same mask on all replicas, and its generator's state is not saved. This
-    layer has no state, and its results do not depend on the number of replicas.
+    Keras's layer would draw the same mask on all replicas, and has a random generator whose state
+    no checkpoint contains. This layer has no state, and its results do not depend on the number of
+    replicas.
 
     With `over_time` the layer drops whole channels, like `SpatialDropout1D`; with `over_channels`
     it drops whole words. Only the harness can train a network with this layer.
@@ -128,8 +129,8 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
     def returning(self, vectors: tf.Tensor) -> Iterator[None]:
         """Make the layer return `vectors`, `[examples, time, channels]`, during the `with` block.
 
-        The vectors are not passed as an argument of the model, since Keras would convert them to
-        integers, like the tokens.
+        The vectors are not passed as an argument of the model, because Keras would convert
+        them to integers, like the tokens.
         """
         self._vectors = vectors
         try:
@@ -184,7 +185,7 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
 
 
 def layer_seed(seed: int, number: int) -> int:
-    """Make a layer's seed: high bits from the job's seed, low bits from the layer's number."""
+    """Return a layer's seed: high bits from the job's seed, low bits from the layer's number."""
     return seed * 2**16 + number
 
 
@@ -227,7 +228,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
 
 
 def all_layers(model: keras.Model) -> list[keras.Layer]:
-    """List all layers, even nested ones, once each, in the order of the model."""
+    """Return each layer of a model once, including nested layers, in the order of the model."""
     return list({id(each): each for each in model._flatten_layers(include_self=False)}.values())
 
 

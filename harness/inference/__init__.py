@@ -1,4 +1,4 @@
-"""Saves and loads a trained model, classifies raw text with it, and exports it.
+"""Saves and loads a trained model, classifies raw text with the model, and exports the model.
 
 The package does not use the training loop.
 """

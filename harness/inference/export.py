@@ -1,7 +1,7 @@
 """`harness export`: writes a trained model as a SavedModel that takes raw text.
 
-The model's graph contains the vocabulary and the encoding of text, so TensorFlow and TensorFlow
-Serving can load it without this package.
+The SavedModel's graph contains the vocabulary and the encoding of text, so TensorFlow and
+TensorFlow Serving can load the SavedModel without this package.
 """
 
 import json
@@ -25,7 +25,7 @@ from harness.system.files import check_replaceable, replaced_directory, write_re
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # name of the SavedModel's folder; TensorFlow Serving expects a number
-RECORD = "harness.json"  # a folder with this file is an export, and may be replaced
+RECORD = "harness.json"  # `export` replaces a folder that contains this file
 REMEDY = "free up space on this disk, or choose another folder with --out"
 check_folder = partial(check_replaceable, known={VERSION, RECORD}, mark=RECORD, kind="export")
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
@@ -55,7 +55,8 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         self.ngrams = [numbering(codes) for codes in ratios.ngrams] if ratios else []
         if ratios:
             self.sizes = [len(codes) for codes in ratios.ngrams]
-            # A variable, since a graph is limited to 2 GB. The last row is for unknown n-grams.
+            # The ratios are a variable, because a graph is limited to 2 GB. The last row is for
+            # unknown n-grams.
             padded = np.pad(ratios.ratios, ((0, 1), (0, 0)))
             self.ratios = tf.Variable(padded, trainable=False)
         known = vocab[: vocab_size - SHIFT - 1]
@@ -71,7 +72,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         """Encode strings, `[n]`, as the model's inputs.
 
         Returns:
-            The word numbers, `[n, time] int32`; with `ratios` a list of the word numbers and the
+            The word indices, `[n, time] int32`; with `ratios` a list of the word indices and the
             n-gram ratios, `[n, time, channels] float32`.
         """
         words = split_words(texts)
@@ -83,7 +84,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         return [self._padded(tokens), self._padded(self._at_words(tokens))]
 
     def _padded(self, values: tf.RaggedTensor) -> tf.Tensor:
-        """Cut and pad the values of each word: ragged `[n, (words), …]` to `[n, time, …]`."""
+        """Cut and pad each row to `time` words: ragged `[n, (words), …]` to `[n, time, …]`."""
         values = values[:, -self.maxlen :]
         lengths, time = values.row_lengths(), self.maxlen
         if self.bucket:
@@ -108,7 +109,8 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         numbers, before, channels = words, 0, []
         for length, (table, size) in enumerate(zip(self.ngrams, self.sizes, strict=True), 1):
             if length > 1:
-                shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # ends one word earlier
+                # The n-gram that is one word shorter and ends one word earlier.
+                shorter = tf.concat([[-1], numbers[:-1]], axis=0)
                 is_one = ~is_first & (shorter >= 0) & (words >= 0)
                 numbers = table.lookup(tf.where(is_one, shorter * self.sizes[0] + words, -1))
             row = tf.where(numbers >= 0, before + numbers, self.ratios.shape[0] - 1)
@@ -159,7 +161,7 @@ def export(run: RunDirectory, folder: Path) -> Path:
 
     Raises:
         InputError: if the run is unfinished, one of its files is broken, or the folder contains
-            other files.
+            files that don't belong to an earlier export.
         RunError: if the folder can't be written.
     """
     check_folder(folder)

@@ -1,6 +1,6 @@
 """Writes and loads `model.keras`, the trained model in plain Keras.
 
-Models with equal weights have identical files. The harness itself builds the network from the job,
+Equal models have identical files. The harness itself builds the network from the job,
 then loads the file's weights. If Keras can't serialize the configuration of a custom network,
 `model.keras` contains only the network's weights.
 """
@@ -24,7 +24,9 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def save_model(run: RunDirectory, model: keras.Model) -> None:
-    """Write the run's `model.keras`, which Keras 3 can load unless it contains only weights.
+    """Write the run's `model.keras`.
+
+    Keras 3 can load the file if it contains the network, not only the weights.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.
@@ -61,10 +63,11 @@ def _members(model: keras.Model, path: Path) -> dict[str, bytes]:
     else:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
-        # A lambda is stored differently by each process, and safe mode refuses to load it.
+        # Each process stores a lambda differently, and Keras's safe mode refuses to load a lambda.
         if b'"__lambda__"' not in members["config.json"]:
             return members
-    # The model's class is custom and has no configuration, or the model contains a lambda.
+    # Save only the weights: the model's class is custom and has no configuration, or the model
+    # contains a lambda.
     weights = path.with_suffix(".weights.h5")
     model.save_weights(weights)
     return {

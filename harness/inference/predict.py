@@ -27,7 +27,7 @@ TEXTS_AT_ONCE = 64  # number of texts in a batch; empty texts fill up a smaller 
 class Line(NamedTuple):
     """A text and the number of its line."""
 
-    number: int  # from 1
+    number: int  # counted from 1
     text: str
 
 
@@ -70,7 +70,9 @@ def open_lines(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
-        raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
+        raise InputError(
+            f"--file {path}: can't be read: {error.strerror}; name another file"
+        ) from None
 
 
 def read_lines(
@@ -112,7 +114,7 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
-    # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but finds only unknown words.
+    # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but gives only unknown words.
     if b"\0" in raw:
         raise InputError(f"{where} contains a NUL byte, so it is not text; save the text as UTF-8")
     try:

@@ -69,7 +69,10 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
     best = next(iter(ranked(trials, search)), None)
     if not best or best.status != "finished":
         error = best.error if best else "the search has no trials"
-        raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
+        raise RunError(
+            f"sweep {sweep.folder}: no trial finished: {error}; correct the search's job and begin "
+            "another sweep"
+        )
     return {
         "job": search.name,
         "sweep": sweep.folder.resolve().name,

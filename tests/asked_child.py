@@ -12,7 +12,7 @@ from tests.child import NO_LIMIT_S, ChildError, Ended, run_module
 def ask(
     module: str, request: Mapping[str, Any], *, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> tuple[dict[str, Any], Ended]:
-    """Run a module in a child process, and return its answer to a request and how it ended.
+    """Send a request to a module in a child process; return the answer and how the child ended.
 
     Args:
         module: name of a module whose `main` calls `answer_request`.
@@ -22,7 +22,7 @@ def ask(
 
     Raises:
         InputError: if the child refused its input.
-        RunError: if the child failed; a `ChildError` if it died or took too long.
+        RunError: if the child failed; this is a `ChildError` if the child died or took too long.
     """
     message = json.dumps(request, default=str)  # `str` converts paths
     ended = run_module(module, message, timeout_s=timeout_s, **variables)

@@ -152,7 +152,7 @@ class Harness:
         return [sys.executable, "-m", "harness", *map(str, words)]
 
     def start(self, *words: object, is_forked: bool = True) -> preloaded.Process:
-        """Start a command in a fork, or in a new process if the fork's imports would not fit."""
+        """Start a command in a fork, or in a new process if the server's imports do not fit."""
         if is_forked and preloaded.fits(self.environment, self.usual_start):
             return preloaded.Command(words, self.folder, self.environment)
         return subprocess.Popen(

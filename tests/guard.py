@@ -25,7 +25,7 @@ STDIN = 0
 
 
 def enter() -> None:
-    """Return in a guarded child process. The calling process waits and ends with its exit code."""
+    """Return in a guarded child. The calling process waits, and ends with the child's exit code."""
     if sys.platform != "linux":
         return
     is_started_alive, stay_alive = os.pipe()

@@ -145,7 +145,7 @@ def test_an_unreadable_run_does_not_hide_others(
 
 
 def test_a_comparison(here: Path, harness: Harness) -> None:
-    """The text is that of the command, the frame has the means, and `write` makes a report."""
+    """The text equals the command's output, the frame has the means; `write` makes a report."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)

@@ -130,7 +130,7 @@ def test_dropout_over_sequences_draws_for_each_row_and_time() -> None:
 
 
 def test_the_training_copy_has_equal_weights_and_other_dropout() -> None:
-    """The copy predicts the same and contains none of Keras's dropout layers."""
+    """The copy predicts the same probabilities, and contains none of Keras's dropout layers."""
     job = load_job(JOBS / "bilstm.toml", ["model.units=4", "data.vocab_size=50"])
     model = sentiment(50, job.model)
     copy = for_training(model, seed=1, batch_size=8)

@@ -72,7 +72,7 @@ def load(keras_file: Path, limit: int) -> Padded:
 def load_without_keras(data: Path | None, limit: int) -> Padded:
     """Return what `load` returns, without importing Keras.
 
-    Importing Keras would add to the start and the memory of a process that trains with PyTorch.
+    An import of Keras would delay a process that trains with PyTorch, and increase its memory.
     """
     dataset = open_dataset(data)
     padded = []

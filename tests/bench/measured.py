@@ -18,7 +18,7 @@ from harness.system.files import atomic_write
 
 @dataclass(frozen=True)
 class Measured:
-    """The values of one quantity; the i-th values of all ways were measured in one turn."""
+    """The values of one quantity; the i-th values of all ways were measured in the same turn."""
 
     name: str  # for example lstm training
     unit: str  # for example reviews/s

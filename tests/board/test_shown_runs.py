@@ -24,7 +24,7 @@ def shown(found: Shown) -> list[str]:
 
 
 def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
-    """A line counts the older runs. An older run that continues is shown, too.
+    """A line states the number of older runs. An older run that continues is shown, too.
 
     Runs that the user names are all shown.
     """

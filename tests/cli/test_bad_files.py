@@ -61,8 +61,8 @@ MODEL_COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "RUN", "a fine film"),
     "evaluate": ("evaluate", "RUN"),
 }
-# The files to break for a command; for other commands all FILES. result.json is not broken for
-# `resume`, which would then train.
+# The files that are broken for a command; for commands that are not listed, all FILES. result.json
+# is not broken for `resume`, which would then train.
 READ_BY = {
     "resume": tuple(file for file in FILES if file != "result.json"),
     "reproduce": ("job.toml", "provenance.json"),

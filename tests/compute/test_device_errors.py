@@ -74,12 +74,12 @@ def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> Non
     ],
 )
 def test_the_lasting_error_of_cuda_is_the_cause(texts: list[str], lasting: str, part: str) -> None:
-    """Errors of libraries and the allocator follow from it. A full GPU causes no other errors."""
+    """It explains errors of libraries and the allocator. A full GPU explains no other errors."""
     assert str(explained(texts, lasting)).startswith(part)
 
 
 def test_a_full_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error shows each GPU's free memory and the processes that use the memory, if known."""
+    """The error shows each GPU's free memory, and the processes that use it, if NVML knows them."""
     gpus = {"0": Memory(0.1, 80.0, 39.9, {7: 40.0}), "1": Memory(70.0, 80.0, 0.0, {})}
     monkeypatch.setattr(device_errors, "memory_of_gpus", lambda: gpus)
     full = str(explained([FULL]))

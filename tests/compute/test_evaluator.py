@@ -64,7 +64,7 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
 def test_batches_by_length_keep_the_order_of_the_probabilities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each review gets the same probability as in an evaluation of it alone, without padding."""
+    """Each review gets the probability that an evaluation of this review alone gives."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
     job = load_job(JOBS / "bilstm.toml", settings)

@@ -49,7 +49,7 @@ def test_the_setting_of_the_job_has_priority(name: str, kind: str) -> None:
     ],
 )
 def test_keras_loop_stays_where_xla_is_slower(name: str, settings: list[str]) -> None:
-    """Cases: large operations, outputs per word, batches by length, and custom networks."""
+    """The cases are large operations, outputs per word, batches by length, and custom networks."""
     job = load_job(JOBS / f"{name}.toml", settings)
     plan = choose(job, "cpu", 1)
     assert (plan.way, plan.parts) == ("keras", 1)

@@ -88,7 +88,7 @@ def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
 def test_missing_libraries_are_named(
     monkeypatch: pytest.MonkeyPatch, missing: list[str], said: str
 ) -> None:
-    """The installation lacks them; in a container, the driver's libraries can be missing."""
+    """The installation lacks CUDA's libraries; a container can lack the driver's libraries."""
     show_one_gpu(monkeypatch, *missing)
     with pytest.raises(InputError, match=re.escape(said)):
         check_gpus(parse_devices("gpu:2"), None, pytest.fail, {})

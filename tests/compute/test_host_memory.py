@@ -51,7 +51,7 @@ def test_padded_reviews_are_counted() -> None:
 
 
 def test_ngram_ratios_are_counted() -> None:
-    """Both splits count. Custom texts count like IMDB, or by their limit if they have one."""
+    """The reviews of both splits count. Custom texts count like IMDB, or by `data.limit`."""
 
     def ratios_gb(*settings: str, ratios: int = 1) -> float:
         without = gb("best", *settings, "model.ngram_ratios=0")

@@ -222,7 +222,7 @@ def test_a_signature_that_does_not_fit_is_named() -> None:
 
 
 def test_a_function_that_returns_different_networks_is_refused() -> None:
-    """The trained and the exported network need equal weights, and a run checks this first."""
+    """Before training, a run checks that trained and exported network have equal weights."""
     body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")
     job = custom(body, head=f"{HEAD}SIZES = [1, 2, 3, 4, 5]\n")
     with pytest.raises(InputError, match="a different network at each call"):
@@ -265,7 +265,7 @@ def test_nested_dropout_is_over_the_global_batch() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_gather_looks_up_words_like_keras(precision: str) -> None:
-    """Vectors and gradients have the same bytes, in the trained network and in the saved one."""
+    """Vectors and gradients have the same bytes, in the trained and in the saved network."""
     job = load_job(JOBS / "lstm.toml", [f"train.precision={precision}", "data.vocab_size=9"])
     tokens = tf.constant([[0, 3, 3, 8]])
     with dtype_policy(job):

@@ -145,7 +145,7 @@ def by_hand(weights: np.ndarray, momentum: float) -> np.ndarray:
     [("rmsprop", "float32"), ("adamw", "float16"), ("nadam", "float32"), ("sgd", "float16")],
 )
 def test_the_average_ramps_by_the_formula(kind: str, precision: str) -> None:
-    """The momentum rises to the job's value in every optimizer, also inside a loss scale."""
+    """The momentum rises to the job's value in every optimizer, also with loss scaling."""
     settings = {"optimizer": kind, "precision": precision, "learning_rate": 0.1}
     train = TrainConfig.model_validate({**settings, "ema_momentum": 0.5})
     weights, means = averages(build_optimizer(train), 20)  # (1 + n) / (10 + n) exceeds 0.5 at n = 8

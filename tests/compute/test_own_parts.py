@@ -141,7 +141,7 @@ def test_options_reach_an_optimizer_and_unknown_ones_are_refused() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"schedule": "cosine"}, {"precision": "float16"}])
 def test_a_custom_sgd_takes_the_steps_of_keras_sgd(settings: dict[str, object]) -> None:
-    """The steps are equal with the moving average, with a schedule, and with a loss scale."""
+    """The steps are equal with the moving average, with a schedule, and with loss scaling."""
     job = custom(f"{MAKE}, momentum=0.9)", "optimizer", **settings)
     kerass = {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}
     other = job.train.model_copy(update=kerass)

@@ -181,7 +181,7 @@ def test_layers_without_cudnn_cause_a_warning() -> None:
 
 
 def test_recurrent_layers_compute_in_float32_instead_of_bfloat16() -> None:
-    """Cells and directions do so, too; other layers and the saved network stay in bfloat16."""
+    """Their cells and directions also do; other layers and the saved network stay in bfloat16."""
     job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "train.precision=bfloat16"])
     with dtype_policy(job):
         saved = build_network(job)

@@ -43,7 +43,7 @@ def opened(made: Reviews, *, bucket: bool = False) -> Any:
 def trained(
     name: str, way: Way, parts: int, *settings: str
 ) -> tuple[np.ndarray, list[np.ndarray], set[str]]:
-    """Train an epoch; return the sums of the steps, the weights, and the kernels of the graph."""
+    """Train an epoch; return the steps' sums of metrics, the weights, and the graph's kernels."""
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
     step = build_step(job, tf.distribute.get_strategy(), ExecutionPlan(way, 1, parts))
     made = opened(reviews(), bucket=job.data.bucket)
@@ -74,7 +74,7 @@ def default_precision() -> object:
     ],
 )
 def test_a_step_in_parts_equals_a_whole_step(name: str, xla: bool, parts: int) -> None:
-    """Dropout, padding of the last batch and the mean of the loss are those of the global batch."""
+    """Dropout, padding of the last batch and the loss's mean apply to the global batch."""
     sums, weights, _ = trained(name, "keras", 1, "train.precision=float64")
     of_parts = trained(name, "xla" if xla else "keras", parts, "train.precision=float64")
     np.testing.assert_allclose(of_parts[0], sums, rtol=1e-10)

@@ -32,7 +32,7 @@ SPLIT_OF = ("train", "train", "train", "Dev", "test")  # pairs of rows get these
 
 
 def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
-    """Return rows of three splits; validation and test rows contain a word with their split."""
+    """Return rows of three splits; validation and test rows contain a word that names the split."""
     rows = []
     for i, (text, label) in enumerate(PLAIN):
         split = SPLIT_OF[i // 2 % 5].replace("Dev", validation)

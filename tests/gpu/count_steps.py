@@ -2,7 +2,7 @@
 
 The program runs in the rig. For each job it prints a line of JSON: the kernels of the recurrent
 layers, and the calls per training step, summed over all GPUs. It does not count the copy of losses
-to the host, which a run makes once per log interval.
+to the CPU's memory, which a run makes once per log interval.
 """
 
 import ctypes

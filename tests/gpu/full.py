@@ -163,7 +163,7 @@ def two_workers() -> list[dict[str, str]]:
 
 
 def check_moved_model(runs: Runs) -> Iterator[Finding]:
-    """A model has the same scores on the CPU and on the GPU, whichever of them trained it."""
+    """A model has the same scores on CPU and GPU, no matter which device trained the model."""
     run = runs.calm("lstm")
     trained_on_cpu = runs.train("lstm", "on-cpu", "cpu:1") if runs.kind == "gpu" else None
     pairs = [(run, NO_GPU, f"of {runs.one} on the CPU")]

@@ -60,7 +60,7 @@ def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_gpus", [1, 2, 4])
 def test_no_job_copies_anything_to_the_host(rig: Rig, num_gpus: int) -> None:
-    """The jobs are the five networks, several steps per call, and batches by length."""
+    """The jobs include the five networks, several steps per call, and batches by length."""
     for step in steps(rig, num_gpus, *FIVE, "lstm,train.steps_per_execution=3"):
         check(step, num_gpus)
     # With clipnorm, Keras adds up the clipped gradients of all GPUs once more.

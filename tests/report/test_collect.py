@@ -1,4 +1,4 @@
-"""From folders to rows: which runs share a row, and which are left out with a reason."""
+"""The table of a comparison: which runs share a row, and which are left out with a reason."""
 
 import errno
 import json
@@ -216,7 +216,7 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
 def test_a_run_that_ends_while_it_is_read_is_not_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The result may appear at any moment, and users would remove a result called broken."""
+    """The result may appear at any moment, and users would remove a result that seems broken."""
     write_run(tmp_path / "a")
     later = (tmp_path / "a/result.json").rename(tmp_path / "later")
     end = "harness.report.collect.RunDirectory.certain_json"

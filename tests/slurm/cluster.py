@@ -72,7 +72,7 @@ class SlurmCluster:
     def __enter__(self) -> "SlurmCluster":
         if not is_installed():
             raise SlurmError(REMEDY)
-        # In pytest's folder, the path of a socket could have more than 107 characters, its limit.
+        # In pytest's folder, the path of a socket could exceed the limit of 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)  # munged does not start if other users can't reach its socket
         try:

@@ -35,7 +35,7 @@ def test_arguments_pass_unchanged_and_output_need_not_be_utf8(commands: Path) ->
 def test_variables_of_the_user_and_of_the_calling_job_are_hidden(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user's variables would change answers; a new job would inherit the other variables."""
+    """The user's variables would change answers; a new job would inherit its caller's variables."""
     users = {"SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SINFO_SORT", "SLURM_TIME_FORMAT"}
     callers = {"SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_MEM_PER_CPU", "SLURM_RESTART_COUNT"}
     kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_QOS"}

@@ -77,7 +77,7 @@ def test_each_way_of_asking_reaches_slurm_alone(
     ],
 )
 def test_the_log_says_what_was_given(guest: SlurmProject, flag: str, said: str) -> None:
-    """If the script's request has interfered with the user's, the line names the right option."""
+    """If the script's request conflicts with the user's, the line names the right option."""
     job = guest.sbatch("gru", flag, arguments=["--set", "model.unit=8"])
     job.wait("FAILED")
     # Line 0 is about the Python environment, which common.sh did not create.
@@ -129,7 +129,7 @@ def test_doctor_prints_the_line_that_submits_a_script(
 
 
 def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
-    """A job of 2 h can't start in a partition with a limit of 1 min; 2 min lead to a warning."""
+    """A job of 2 h can't start in a partition with a limit of 1 min; 2 min cause a warning."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--partition=short")
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ def test_a_job_leaves_a_node_whose_driver_is_broken(
 def test_a_job_that_finds_its_third_broken_node_stays_failed(
     project: SlurmProject, broken_driver: dict[str, str]
 ) -> None:
-    """After three nodes the job may be the cause: it ends with code 1 and names the nodes."""
+    """After three nodes the job may be the cause; it ends with exit code 1 and names the nodes."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--hold", **variables)
     Counters(idle=2, faulty=("n8", "n9")).write(job.counters)

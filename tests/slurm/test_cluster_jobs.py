@@ -158,7 +158,7 @@ def has_pending(process: int, number: signal.Signals) -> bool:
 
 
 def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:
-    """After a refused setting the job ends with code 2; the log's last line names the setting."""
+    """After a refused setting the exit code is 2, and the log's last line names the setting."""
     job = project.sbatch("gru", arguments=["--set", "model.unit=8"])
     job.wait("FAILED", timeout_s=30)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"

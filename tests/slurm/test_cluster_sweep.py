@@ -52,7 +52,7 @@ def ended_once(job: Submitted) -> bool:
 def test_each_worker_of_a_search_has_a_gpu_and_refuses_the_cpu(
     project: SlurmProject, search: Path
 ) -> None:
-    """Two workers have a simulated GPU each, but no driver, so the search ends with code 2."""
+    """Two workers have a simulated GPU each, but no driver, so the exit code is 2."""
     job = project.sbatch("tune", *TWO_GPUS, arguments=["jobs/small.toml"], HARNESS_DEVICES="")
     job.wait("FAILED", timeout_s=180)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"

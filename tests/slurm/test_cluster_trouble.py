@@ -188,7 +188,7 @@ def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> 
 
 
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
-    """If one worker refuses its options, all end without a requeue; the log has the reason."""
+    """If one worker refuses its options, all workers end without a requeue; the log says why."""
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait("FAILED", timeout_s=60)
     assert "devices cpu:2: should be one CPU device per node" in job.log.read_text()

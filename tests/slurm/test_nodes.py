@@ -218,7 +218,7 @@ def test_a_report_during_the_removal_of_the_folder(
 
 
 def test_a_wait_for_tensorflow_is_limited(runs: Path) -> None:
-    """The wait ends with code 75 after a time limit, or with the reason of a worker that failed."""
+    """After a time limit the exit code is 75; if a worker failed, the wait ends with its reason."""
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
         env = {**os.environ, **variables(0), "SLURM_RESTART_COUNT": restarts}

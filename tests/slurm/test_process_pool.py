@@ -258,7 +258,7 @@ def test_parallel_runs_have_the_bytes_of_single_runs(harness: Harness) -> None:
 def test_wrong_options_of_several_runs_are_refused(
     harness: Harness, words: tuple[str, ...], said: str
 ) -> None:
-    """The command ends with code 2 and a line with option and rule, and writes nothing."""
+    """The command ends with exit code 2 and a line with option and rule, and writes nothing."""
     done = harness.run_here("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -304,7 +304,7 @@ class Signalled(ManagedProcess):
 
 
 def test_signals_of_a_job_step() -> None:
-    """`ask_to_save` sends TERM to a child process, and USR2 to srun, which forwards it to the step.
+    """`ask_to_save` sends TERM to a child process, and USR2 to srun, which forwards USR2.
 
     `kill` sends KILL to a child process, and TERM to srun, which then kills the step.
     """

@@ -109,7 +109,7 @@ def test_the_end_of_a_job_is_judged_by_its_run(project: Project, asked: Path) ->
 def test_a_script_finds_its_project(
     project: Project, answer: str, variables: dict[str, str]
 ) -> None:
-    """HARNESS_HOME comes first, then squeue's path of the script, then the folder of sbatch."""
+    """HARNESS_HOME comes first, then the script's path in squeue, then the folder of sbatch."""
     write_program(project.commands / "squeue", answer)
     script = {"SCRIPT": str(project.path / "slurm/gru.sh"), "SQUEUE_STATES": "PD"}
     found = {name: text.format(project=project.path) for name, text in variables.items()}
@@ -140,7 +140,7 @@ def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
 
 
 def test_a_script_that_is_called_in_a_job_is_interactive(project: Project) -> None:
-    """Several such runs in one job get different names."""
+    """Several interactive runs in one job get different names."""
     result = project.run(project.path / "slurm/bilstm.sh", env=project.slurm())
     assert result.returncode == 0
     call = project.call()
@@ -189,7 +189,7 @@ def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
 
 
 def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """site.sh may use unset variables; a submitted job has its folders and the site's container."""
+    """site.sh may use unset variables. It sets a submitted job's container, but not its folders."""
     (project.path / "slurm/site.sh").write_text(
         "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
@@ -245,7 +245,7 @@ def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
 
 
 def test_a_cancelled_job_is_not_requeued(project: Project, asked: Path) -> None:
-    """Slurm sends TERM at scancel."""
+    """Slurm sends TERM after scancel."""
     code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
     assert (code, "requeue" in asked.read_text()) == (75, False), output
 
@@ -391,7 +391,7 @@ def test_without_a_successor_the_last_line_names_the_command(
 ) -> None:
     """A job with several seeds has no folder of this name, and some seeds may not have begun.
 
-    Only a record of `harness submit` lists these seeds, so that the job's id names all runs.
+    If `harness submit` has recorded these seeds, the job's id names all runs.
     """
     preempted = "PreemptTime=2026-01-01T00:00:00 EndTime=2026-01-01T00:00:00 Restarts=0"
     scontrol(project, f"echo {preempted}; echo requeue is disabled >&2; exit 1")

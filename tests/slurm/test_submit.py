@@ -78,7 +78,7 @@ def git_init(project: Path) -> None:
 
 
 def edit(project: Path) -> None:
-    """Make every kind of uncommitted change, and stage one."""
+    """Make every kind of uncommitted change, and stage one change."""
     (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
     (project / "gone.txt").unlink()
     job = (project / "jobs/lstm.toml").read_text()
@@ -258,7 +258,7 @@ def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
 
 
 def test_outside_of_git_the_version_is_unknown(tmp_path: Path) -> None:
-    """The same holds in a broken checkout, where git's message is recorded, too."""
+    """The version is also unknown in a broken checkout; there git's message is recorded, too."""
     assert set(code_version(tmp_path).values()) == {None}
     (tmp_path / ".git").mkdir()
     version = code_version(tmp_path)

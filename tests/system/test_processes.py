@@ -27,7 +27,7 @@ from tests.preloaded import Process
 
 @contextlib.contextmanager
 def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a process with these arguments during the block."""
+    """Run a process with these arguments during a `with` block."""
     code = "print(flush=True); import time; time.sleep(600)"
     command = [sys.executable, "-c", code, *args]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -38,7 +38,7 @@ def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def test_a_reused_process_id_is_not_the_run() -> None:
-    """A process that started after the heartbeat did not write it; a zombie is not alive."""
+    """A process that is younger than the heartbeat is not the run; a zombie is not alive."""
     with started("harness", "train") as process:
         assert is_run_alive(process.pid, time.time())
         assert not is_run_alive(process.pid, time.time() - 60)

@@ -80,7 +80,7 @@ def test_finished_runs_are_not_trained_again(
 def test_batches_of_the_same_second_have_different_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If batches share a seed, all runs of the later one get another name; no folder is empty."""
+    """If batches share a seed, the later batch's runs get other names; no empty folder remains."""
     begun: list[list[str]] = []
 
     def begin(tasks: list[Task], *_: object, **__: object) -> None:

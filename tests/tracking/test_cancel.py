@@ -168,7 +168,7 @@ def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
 
 
 def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return the log of scancel."""
+    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return scancel's log."""
     monkeypatch.setattr(cancel, "WAIT_S", 0.0)
     site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
     noted = scancel(site)
@@ -260,7 +260,7 @@ def is_training(run: RunDirectory, process: int) -> bool:
 
 @pytest.mark.full
 def test_a_real_run_is_running_then_cancelled(harness: Harness, site: Site) -> None:
-    """`cancel` lets the run save. The run's process is found by command and start time."""
+    """`cancel` lets the run save. It finds the run's process by command and start time."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
     process, folder = harness.start(*words, is_forked=False), harness.runs / "lstm/live"
     wait_for(lambda: is_training(RunDirectory(folder), process.pid), 120)

@@ -315,7 +315,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
 
 @pytest.mark.full
 def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
-    """If a refused command took it back, the job of the other seeds would restart the run."""
+    """After a refused command the run stays cancelled, or the other seeds' job would restart it."""
     run = harness.runs / "lstm/slurm-12-seed1"
     ask_to_cancel(run)
     settings = [*SHRUNK[1::2], "train.epochs=1"]

@@ -110,7 +110,7 @@ def test_an_ensemble_has_no_heartbeat(site: Site) -> None:
 
 @as_root
 def test_a_heartbeat_belongs_to_its_owner(site: Site) -> None:
-    """`harness status` tells runs of other users from those of this user."""
+    """`harness status` distinguishes other users' runs from this user's runs."""
     state = site.run("a", "training", slurm_job="12").path("state.json")
     assert site.only().is_own
     os.chown(state, NOBODY, -1)

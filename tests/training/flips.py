@@ -52,7 +52,7 @@ def plant_scores(run: Path, **scores: Any) -> None:
 
 
 def flip_array(array: np.ndarray, chance: random.Random, lowest: int = 0) -> None:
-    """Flip the sign or a mantissa bit, from bit `lowest`, of a random float32 of the array."""
+    """Flip the sign, or a mantissa bit not below bit `lowest`, of a random float32 of the array."""
     bits = array.reshape(-1).view(np.uint32)
     bits[chance.randrange(len(bits))] ^= np.uint32(1 << chance.choice([*range(lowest, 23), 31]))
 

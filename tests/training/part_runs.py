@@ -55,7 +55,7 @@ CASES = {
         ),
     ),
 }
-KILLED_AT = 8  # the check for signals with this number raises `Killed`
+KILLED_AT = 8  # the training is killed at its eighth check for a signal
 
 
 def main(folder: Path, *names: str) -> None:

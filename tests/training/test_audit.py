@@ -102,7 +102,7 @@ def test_a_value_may_differ_by_its_limit(
 
 
 def test_values_are_equal_only_to_the_bit() -> None:
-    """Types, shapes and the sign of zero count."""
+    """Types, shapes and the signs of zeros must be equal, too."""
     zeros = np.zeros(2, np.float32)
     assert gap(zeros, zeros.copy()) == 0
     assert 0 < gap(zeros, -zeros) < 1e-300
@@ -172,8 +172,8 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 ) -> None:
     """All other runs are audited, even if no audit can be saved.
 
-    TensorFlow uses as many threads for each run as its training did. The audit of a run
-    with two replicas reports no change of devices.
+    Each audit uses as many TensorFlow threads as the training of the run. The audit of a run with
+    two replicas reports no change of devices.
     """
     harness, run = finished
     copy, other, no_folder = tmp_path / "copy", tmp_path / "other", tmp_path / "file"
@@ -326,7 +326,7 @@ SMALL = ("data.vocab_size=100", "data.maxlen=12", "train.batch_size=20", "model.
 def test_the_other_training_uses_other_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ) -> None:
-    """With equal kernels it would measure no rounding, and honest runs would count as different."""
+    """Equal kernels would show no rounding, and honest runs would then count as different."""
     job = load_job(JOBS / f"{name}.toml", SMALL)
     auditor = elsewhere(tmp_path, 0, 1)
     auditor.devices, auditor.plan = Devices(kind, 1), choose(job, kind, 1)
@@ -400,7 +400,7 @@ def test_a_network_that_xla_cannot_compile_differs_only_if_its_numbers_do(tmp_pa
 def test_the_other_evaluation_does_not_use_cudnn(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """With cuDNN it would measure no rounding on a GPU."""
+    """On a GPU, another evaluation with cuDNN would show no rounding."""
     use_made_up_gpu(monkeypatch)
     uses_cudnn = []
 

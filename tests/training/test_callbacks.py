@@ -50,7 +50,7 @@ def model_of(train: TrainConfig) -> keras.Model:
 
 
 def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
-    """A resumed run restores their state after `on_train_begin`; `logs` contains no times."""
+    """A resumed run restores callbacks' states after `on_train_begin`; `logs` contains no times."""
     job = job_of(COUNTS, epochs=3)
     first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job, print))
     first.begin(Progress())

@@ -224,7 +224,7 @@ def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path:
 
 @pytest.mark.full
 def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
-    """Early stopping and clipping change the metrics; packed steps don't."""
+    """Early stopping and clipping change the metrics; several steps per call don't."""
     sets = {
         "stop": ("train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.5"),
         "clip": ("train.clipnorm=0.001",),
@@ -255,7 +255,7 @@ def test_clipping_applies_to_unscaled_gradients(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_model_has_the_weights_of_the_epoch_to_keep(tmp_path: Path, keep: str) -> None:
-    """The saved model reproduces the metrics of that epoch; the best epoch is not the last."""
+    """The saved model reproduces the metrics of the kept epoch; the best epoch is not the last."""
     settings = (f"train.keep={keep}", "train.monitor=val_loss", "train.learning_rate=0.2")
     run, _, lines = trained(tmp_path, *settings, "train.epochs=9")
     best = min(lines, key=lambda line: (line["val_loss"], line["epoch"]))

@@ -19,7 +19,7 @@ VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00
 
 
 def test_the_best_trial_is_a_job(tmp_path: Path) -> None:
-    """The job has the trial's values, is tested, and trains all epochs despite an early stop."""
+    """The job has the trial's values and a test; it trains all epochs even if the trial did not."""
     sweep = make_sweep(
         tmp_path / "s",
         RANDOM,

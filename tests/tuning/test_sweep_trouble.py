@@ -56,7 +56,7 @@ def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> N
 
 
 class Trouble:
-    """A search `wild` whose processes are killed, and one of two nodes is lost."""
+    """The search `wild`: its processes are killed, and one of its two nodes is lost."""
 
     def __init__(self, sweeps: Sweeps, num_trials: int) -> None:
         self.sweeps, self.num_trials = sweeps, num_trials

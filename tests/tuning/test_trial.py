@@ -125,7 +125,7 @@ def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> N
 def test_an_attempt_continues_from_the_newest_whole_checkpoint(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The attempt searches all earlier ones, and ends with the bytes of an undisturbed attempt."""
+    """A new attempt searches all earlier attempts, and ends with an undisturbed attempt's bytes."""
     checks = itertools.count()
 
     def stop() -> None:
@@ -152,7 +152,7 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker warns if the checkpoint has other data, is broken or pruned; the bytes are equal.
+    """A warning names a checkpoint of other data, or a broken or pruned one; the bytes are equal.
 
     TensorFlow's global registry of gradients does not keep the graphs of the ended trial.
     """

@@ -13,9 +13,8 @@ from harness.cli.main import app
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.own_code import MAX_CHARACTERS, load_function, own_errors
+from harness.job.own_code import MAX_CHARACTERS, TRUST, load_function, own_errors
 from harness.job.search import load_search
-from harness.system.site_settings import TRUST
 
 JOB = '[model]\narchitecture = "{}"\n'
 

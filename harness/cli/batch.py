@@ -62,12 +62,12 @@ def job_begin(
         OF_GPUS,
         SlurmEnvironment,
         array_seed,
+        check_trusted_network,
         describe_given,
         request_args,
         unmet_request,
     )
     from harness.slurm.resources import override, short_limit
-    from harness.system.site_settings import check_trusted_network
 
     known = shown_values(_shown())
     allocation = SlurmEnvironment.from_environment()

@@ -10,7 +10,6 @@ import typer
 
 from harness.errors import InputError
 from harness.system.console import log
-from harness.system.site_settings import TRUST, not_sourced
 
 JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
@@ -20,7 +19,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 
 def _runs(ctx: typer.Context, runs: Path) -> Path:
     """Warn if the folder of runs is the default one, although site.sh exports another."""
-    from harness.slurm.environment import SlurmEnvironment
+    from harness.slurm.environment import SlurmEnvironment, not_sourced
 
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
@@ -99,6 +98,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def _trust(trusted: bool) -> bool:
     """Set HARNESS_TRUST_CODE, which this process and its children read."""
     if trusted:
+        from harness.job.own_code import TRUST
+
         os.environ[TRUST] = "1"
     return trusted
 
@@ -123,7 +124,7 @@ def confirm_here(*, here: bool) -> None:
         InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.
     """
     from harness.slurm.client import has_client, has_cluster
-    from harness.slurm.environment import SlurmEnvironment
+    from harness.slurm.environment import SlurmEnvironment, not_sourced
 
     # CONFIRMED keeps child processes from repeating the warning.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):

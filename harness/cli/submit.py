@@ -79,9 +79,9 @@ def submit(
 
     Later edits do not affect the job. The job requeues itself before its time limit and continues.
     """
+    from harness.slurm.environment import not_sourced
     from harness.slurm.resources import Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request
-    from harness.system.site_settings import not_sourced
 
     sbatch_flags = list(flags or ())
     names: list[str] = []

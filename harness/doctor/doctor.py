@@ -25,8 +25,10 @@ from harness.data.sources import open_dataset
 from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, sbatch_args, would_start
-from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.environment import SITE, SlurmEnvironment, not_sourced
 from harness.slurm.resources import (
+    ALWAYS,
+    NEVER,
     VARIABLES,
     compose,
     names_of,
@@ -45,7 +47,6 @@ from harness.system.gpu import (
     code_for,
 )
 from harness.system.processes import installed_version, nvidia_driver
-from harness.system.site_settings import ALWAYS, NEVER, SITE, not_sourced
 
 SET_UP = "bash slurm/common.sh --setup"
 # A finding is yellow if an import takes longer than SLOW_IMPORT_S, or if less disk space than

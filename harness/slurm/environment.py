@@ -1,14 +1,20 @@
-"""Slurm's environment variables; no other module reads them."""
+"""Slurm's environment variables, which no other module reads, and the settings of the site.
+
+The site's settings are environment variables that slurm/site.sh exports. Job scripts source this
+file, and users source it in their shells.
+"""
 
 import os
 import re
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import PROJECT
+from harness.errors import InputError
 from harness.system.console import quoted
 from harness.system.gpu import num_cards, visible_names
 
@@ -26,6 +32,7 @@ OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER
 FLAGS = "HARNESS_FLAGS"  # the job's sbatch options, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
 BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
+SITE = "slurm/site.sh"  # ignored by git
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 # Fields of `scontrol show job` with requests for GPUs (TresPerNode, …), and the options that set
 # them. Examples of values: gres/gpu:a100:2,gres/disk:9 and cpu=4,gres/gpu=2. A value without a
@@ -33,6 +40,19 @@ MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 TRES = {"Node": "--gpus-per-node", "Task": "--gpus-per-task", "Socket": "--gpus-per-socket",
         "Job": "--gpus"}  # fmt: skip
 GPUS_OF_TRES = re.compile(r"\bgpu(?:[:=](?!\d+(?:,|$))([^:=,]+))?(?:[:=](\d+))?(?=,|$)")
+
+# Unless this variable is 1, no model trains on several nodes: TensorFlow's servers listen on every
+# network interface, do not authenticate their clients, and are made for private networks
+# (github.com/tensorflow/tensorflow/issues/11689).
+TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
+NETWORK_RISK = (
+    "any user who reaches the ports of your nodes could act as you and read and write your files, "
+    "because TensorFlow's servers do not authenticate their clients"
+)
+NETWORK_REMEDY = (
+    "train on one node; or, if no other user can reach the ports of your nodes, export "
+    f"{TRUSTED_NETWORK}=1 in slurm/site.sh and source that file"
+)
 
 
 @dataclass(frozen=True)
@@ -322,3 +342,43 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
     with Path(path).open("a") as file:
         file.write(f"{node} {' '.join(reason.split())}\n")
     return True
+
+
+# Settings of the site
+
+
+def not_sourced(
+    names: Iterable[str] = (), project: Path = PROJECT, environment: Mapping[str, str] = os.environ
+) -> str:
+    """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
+
+    The file is a bash script, so this function reads no values, but searches the file for names.
+
+    Args:
+        names: the names of the settings that are needed; by default all that the file exports.
+    """
+    try:
+        text = (project / SITE).read_text(errors="replace")
+    except OSError:
+        return ""
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    exports = "\n".join(re.findall(r"\bexport (.*)", code))
+    names = names or dict.fromkeys(re.findall(r"\b((?:HARNESS|SBATCH)_\w+)=", exports))
+    found = [n for n in names if n not in environment and re.search(rf"\b{n}=", code)]
+    if not found:
+        return ""
+    return f"{SITE} sets {', '.join(found)}, which this shell lacks; run: source {SITE}"
+
+
+def check_trusted_network(num_nodes: int) -> None:
+    """Refuse to train one model on several nodes of a network that is not trusted.
+
+    Raises:
+        InputError: for several nodes, unless HARNESS_TRUSTED_NETWORK is 1.
+    """
+    if num_nodes > 1 and os.environ.get(TRUSTED_NETWORK) != "1":
+        hint = not_sourced([TRUSTED_NETWORK])
+        raise InputError(
+            f"training one model on {num_nodes} nodes is refused: {NETWORK_RISK}; {NETWORK_REMEDY}"
+            f"{f' ({hint})' if hint else ''}"
+        )

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import FLAGS, RETRY_MEMORY
-from harness.system.site_settings import ALWAYS, NEVER
 
+NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"  # settings of the site
 # Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")

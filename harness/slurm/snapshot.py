@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError, RunError
+from harness.slurm.environment import SITE
 from harness.slurm.script import submissions
 from harness.system.files import atomic_write, distrust
 from harness.system.git import (
@@ -25,7 +26,6 @@ from harness.system.git import (
     is_snapshot,
     list_files,
 )
-from harness.system.site_settings import SITE
 
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000

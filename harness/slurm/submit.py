@@ -22,7 +22,7 @@ from harness.job.keys import Job
 from harness.job.search import SearchSpec, is_search, load_search
 from harness.slurm import client
 from harness.slurm.client import ask_about, first_look_s
-from harness.slurm.environment import OF_CALLERS
+from harness.slurm.environment import OF_CALLERS, check_trusted_network, not_sourced
 from harness.slurm.resources import (
     Resources,
     array_spec,
@@ -46,7 +46,6 @@ from harness.slurm.snapshot import left_out, project_folder, take_snapshot
 from harness.system.console import Console, quoted
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.leased_dir import to_json
-from harness.system.site_settings import check_trusted_network, not_sourced
 
 JOB_ID = "@JOB@"  # placeholder for the job's id in a record
 

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from harness.errors import Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.system.processes import STOPPING, StopRequest, end_at_once
-from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
+LARGEST = 1440.0  # the largest value of HARNESS_STALL_MIN and HARNESS_STOP_S, in its unit
 NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
 # The limit before the first step is this many times longer if the driver compiles the kernels.
@@ -201,11 +201,32 @@ def from_settings(
     Raises:
         InputError: if a setting is not a number or out of its range.
     """
-    stall_min = number_setting(STALL, "minutes", STALL_MIN, environment)
+    stall_min = _number(STALL, "minutes", STALL_MIN, environment)
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN
-    stepped_min = number_setting(STALL, "minutes", usual_min, environment)
-    stop_s = number_setting(STOP, "seconds", STOP_S, environment)
+    stepped_min = _number(STALL, "minutes", usual_min, environment)
+    stop_s = _number(STOP, "seconds", STOP_S, environment)
     return Watchdog(60 * stall_min, stop_s, end_at_once, stepped_stall_s=60 * stepped_min)
+
+
+def _number(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:
+    """Read a time limit of the site from the environment; 0 means no limit.
+
+    Raises:
+        InputError: if the value is not a number from 0 to LARGEST.
+    """
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= LARGEST:
+        raise InputError(
+            f"{name}={text[:40]}: should be a number of {unit} from 0 to {LARGEST:.0f}, 0 = no "
+            "limit; correct it in slurm/site.sh or your shell"
+        )
+    return number
 
 
 IDLE = Watchdog(0, 0, end_at_once)  # a watchdog without a thread and without a limit

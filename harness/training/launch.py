@@ -26,6 +26,7 @@ from harness.inference.predict import read_ratios
 from harness.job.keys import Job
 from harness.slurm.environment import (
     SlurmEnvironment,
+    check_trusted_network,
     given_cpus,
     node_name,
     resume_command,
@@ -37,7 +38,6 @@ from harness.system.files import scratch_directory
 from harness.system.leased_dir import LeasedDirectory
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.site_settings import check_trusted_network
 from harness.system.stderr_filter import stand_guard
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from harness.errors import InputError
-from harness.system import site_settings
+from harness.slurm import environment
 from tests.conftest import JOBS, Harness, failing, wait_for
 
 LSTM = JOBS / "lstm.toml"
@@ -87,7 +87,7 @@ def test_settings_of_site_sh_that_the_shell_lacks_are_named(
     """`submit` warns about all missing settings, other commands about a missing HARNESS_RUNS."""
     site = harness.folder / "site.sh"
     site.write_text("export HARNESS_VENV=/v HARNESS_RUNS=/r\nexport SBATCH_QOS=q\n")
-    monkeypatch.setattr(site_settings, "SITE", str(site))
+    monkeypatch.setattr(environment, "SITE", str(site))
     del harness.environment["HARNESS_RUNS"]
     harness.environment |= {"PATH": "/nowhere", **variables}  # without Slurm
     said = harness.run_here(*words).stderr

@@ -13,11 +13,10 @@ from typing import Any, Self
 
 from harness.doctor.doctor import Finding
 from harness.errors import RunError
-from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.environment import TRUSTED_NETWORK, SlurmEnvironment
 from harness.slurm.pool import gpu_name
 from harness.system.console import strip_prefix
 from harness.system.lenient_json import read_json
-from harness.system.site_settings import TRUSTED_NETWORK
 from tests import child
 from tests.gpu.runs import ALONE, POLL_S, RUN_S, Checks, NotRun, Runs, judge
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.system.site_settings import REMEDY, RISK, not_sourced
+from harness.slurm.environment import NETWORK_REMEDY, NETWORK_RISK, not_sourced
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import TWO_NODES, Project
@@ -26,8 +26,8 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
     env = project.slurm(**TWO_NODES)
     result = project.run(project.spool(), env=env)
     assert result.returncode == 2
-    line = result.stderr.splitlines()[-1]
-    assert line == f"harness: training one model on 2 nodes is refused: {RISK}; {REMEDY}"
+    line = result.stderr.splitlines()[-1].removeprefix("harness: training one model on 2 nodes is ")
+    assert line == f"refused: {NETWORK_RISK}; {NETWORK_REMEDY}"
     assert not project.note.exists()
     for script, words in (("bilstm", ["--seeds", "1-2"]), ("tune", ["jobs/x.toml"])):
         result = project.run(project.spool(script), *words, env=env)
@@ -54,7 +54,7 @@ def test_submit_refuses(harness: Harness) -> None:
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     done = harness.run_here(*args, "--nodes", "2")
     assert done.returncode == 2, done.stdout
-    assert RISK in done.stderr.splitlines()[-1]
+    assert NETWORK_RISK in done.stderr.splitlines()[-1]
     assert not harness.runs.exists()
     for words in (["--nodes", "1"], ["--nodes", "2", "--seeds", "1-3", "--pack"]):
         assert harness.run_here(*args, *words).returncode == 0

@@ -219,8 +219,8 @@ def train(
         settings: keys of the job to change, such as `{"train.epochs": 2}` or
             `{"train": {"epochs": 2}}`.
         seed: the value of `train.seed`.
-        run_id: the name of the run. An unfinished run with this name is continued; a finished run
-            stays unchanged.
+        run_id: the name of the run. The call continues an unfinished run with this name, and leaves
+            a finished run unchanged.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness train`, such as `devices="cpu:2"` or `full=True`.
 
@@ -259,8 +259,8 @@ def tune(
     Args:
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
-        sweep_id: the name of the sweep; an unfinished sweep with this name is continued, unless
-            its search has failed or was cancelled.
+        sweep_id: the name of the sweep. The call continues an unfinished sweep with this name, but
+            not a failed or cancelled search.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness tune`.
 

@@ -39,8 +39,8 @@ from harness.system.files import (
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-# The permissions of a dataset in the cache, and of a dataset that other users may read. Only
-# the owner may write, because `open_folder` refuses a dataset that other users could change. The
+# The permissions of a dataset in the cache, and of a dataset that other users can read. Only
+# the owner can write, because `open_folder` refuses a dataset that other users could change. The
 # setgid bit gives new files the folder's group.
 PRIVATE, READABLE = 0o2700, 0o2755
 

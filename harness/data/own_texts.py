@@ -4,7 +4,7 @@
 other types are ignored.
 
 The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. Users
-may remove that folder at any time.
+can remove that folder at any time.
 
 The reviews of a split are sorted by the hash of their words. If the source does not state which
 reviews are test reviews, the hash of a review's words decides whether it is a test review. So the

@@ -86,7 +86,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
             reason = str(error)
     where = ", ".join(map(str, searched))
     if full:
-        raise InputError(f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}")
+        raise InputError(f"HARNESS_DATA is not set, and the full data is not in {where}; {reason}")
     return open_sample(note=f"the full data is not in {where}; {reason}")
 
 

@@ -208,7 +208,7 @@ def _rises(drops: list[float]) -> list[float]:
 
 
 def _fits_the_optimizer(job: "Job") -> str:
-    """`optimizer_options` may contain only options of the chosen `optimizer`."""
+    """`optimizer_options` must contain only options of the chosen `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
         return ""  # only the custom function knows the options
@@ -464,7 +464,7 @@ class Job(ConfigSection):
     def unused_keys(self) -> Iterator[tuple[str, str]]:
         """Yield each key that is set but has no effect, and the setting that the key needs."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
-            # A custom network may read any key.
+            # A custom network can read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 

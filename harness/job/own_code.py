@@ -188,7 +188,7 @@ def _read(path: Path) -> str:
         check_trusted(path)
         source = read_plain_file(path, MAX_CHARACTERS).decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}; should be {FORM}") from None
+        raise InputError(f"{path}: can't be read: {error.strerror}; write {FORM}") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

@@ -96,7 +96,7 @@ def _settings(raw: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
                 )
             if (facts := FACTS.get(key)) and (why := facts.not_searched):
                 raise InputError(
-                    f"job {path}: search.space.{key} can't be searched: {why}; remove it"
+                    f"job {path}: search.space.{key} can't be searched: {why}; remove this key"
                 )
             yield key, value
 

@@ -53,8 +53,7 @@ class Follower:
     def __init__(self, path: Path | None) -> None:
         self.path = path  # None if the path is not known yet
         self._inode = 0
-        self._position = 0
-        self._rest = b""
+        self._position = 0  # the end of the last whole line
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
         """Yield the lines since the last call; if `at_end`, also a last line without a line break.
@@ -71,22 +70,18 @@ class Follower:
             with open_plain_file(self.path) as file:
                 now = os.fstat(file.fileno())
                 if now.st_ino != self._inode or now.st_size < self._position:
-                    self._inode, self._position, self._rest = now.st_ino, 0, b""
+                    self._inode, self._position = now.st_ino, 0
                 file.seek(self._position)
-                for part in file:
-                    self._position += len(part)
-                    self._rest += part
-                    if part.endswith(b"\n"):
-                        line, self._rest = self._rest, b""
-                        yield clean(line)
+                for line in file:
+                    if not (at_end or line.endswith(b"\n")):
+                        break
+                    self._position += len(line)
+                    yield clean(line)
         except FileNotFoundError:  # the job has not started
             pass
         except OSError as error:
             why = error.strerror or error
             raise RunError(f"log {self.path}: can't be read: {why}") from None
-        if at_end and self._rest:
-            line, self._rest = self._rest, b""
-            yield clean(line)
 
 
 def follow(

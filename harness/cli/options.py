@@ -123,7 +123,7 @@ def confirm_here(*, here: bool) -> None:
     Raises:
         InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.
     """
-    from harness.slurm.client import has_client, has_cluster
+    from harness.slurm.client import has_client, read_settings
     from harness.slurm.environment import SlurmEnvironment, not_sourced
 
     # CONFIRMED keeps child processes from repeating the warning.
@@ -135,7 +135,7 @@ def confirm_here(*, here: bool) -> None:
             f"this site allows training only in Slurm jobs; {instead}; or pass --here to train on "
             "this machine"
         )
-    if not here and has_cluster():
+    if not here and read_settings():  # Slurm's programs may be installed without a cluster
         log(
             logging.WARNING,
             f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in a "

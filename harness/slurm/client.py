@@ -75,17 +75,6 @@ def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
     return "; ".join(messages) or f"exit code {done.returncode}"
 
 
-def has_cluster() -> bool:
-    """Whether this machine belongs to a cluster; Slurm's programs may be installed without one."""
-    try:
-        ask("sinfo", "--noheader", "--format=%P", timeout_s=SETTINGS_TIMEOUT_S)
-    except NoAnswerError:  # the controller is busy
-        return True
-    except (InputError, RunError):
-        return False
-    return True
-
-
 def ask(*args: str, timeout_s: float | None = None) -> str:
     """Run a client program, and return its standard output.
 

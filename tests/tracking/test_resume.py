@@ -284,9 +284,9 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     del environment["HARNESS_HERE"]
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
     harness.program("sbatch", "exit 1")
-    harness.program("sinfo", "exit 1")
-    assert "not a Slurm job" not in harness.run_here(*words).stderr  # sinfo finds no cluster
-    harness.program("sinfo", "echo main")
+    harness.program("scontrol", "exit 1")
+    assert "not a Slurm job" not in harness.run_here(*words).stderr  # there is no cluster
+    harness.program("scontrol", "echo MaxArraySize = 1001")
     first = harness.run_here(*words).stderr.splitlines()[0]
     assert "this is not a Slurm job, so " in first
     assert "use harness submit, or put srun before the command" in first

@@ -73,8 +73,7 @@ class SbatchJob:
     folder: Path  # the submission's folder
     script: str  # the content of job.sh
     args: tuple[str, ...]  # the sbatch options, without job name, log and output format
-    architecture: str | None = None  # None for a comparison
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()  # empty for a comparison
     indices: tuple[int, ...] = ()  # the array tasks' indices, one per seed; empty without an array
     is_packed: bool = False  # whether one job trains all seeds in parallel
     job_file: Path | None = None
@@ -236,7 +235,6 @@ def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
         call += ["--seeds", array_spec(seeds)] if wanted.pack else ["--seed", str(seeds[0])]
     return SbatchJob(
         name=job.name,
-        architecture=single.model.architecture,
         seeds=seeds or (single.train.seed,),
         indices=indices,
         is_packed=bool(seeds) and wanted.pack,

@@ -299,7 +299,6 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
         "harness": __version__,
         "job_id": job_id,
         "job": submission.name,
-        "architecture": submission.architecture,
         "seeds": list(submission.seeds),
         "runs": [str(run) for run in submission.run_folders(job_id)],
         "logs": [str(log) for log in submission.logs(job_id)],

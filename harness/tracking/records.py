@@ -116,7 +116,6 @@ class Submission:
 
     folder: Path
     job: str | None
-    architecture: str | None
     seed: int | None
     log: str | None
     time_s: float  # time of the record's last change, in seconds since 1970
@@ -267,7 +266,6 @@ def _read_submission(file: str) -> list[Submission]:
         Submission(
             Path(folder),
             text(sent.get("job")),
-            text(sent.get("architecture")),
             whole(seed),
             path(log),
             record.modified_s,
@@ -322,8 +320,14 @@ def observe(
     # A sweep keeps its old result while its search continues with more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None
+    status.submission = submission
     if submission:
-        _add_submission(status, submission)
+        status.job = status.job or submission.job
+        status.seed = submission.seed if status.seed is None else status.seed
+        # A command outside of Slurm may have continued the run; the job's log says nothing of it.
+        if status.reported_job or status.phase in (None, "result"):
+            status.log = status.log or submission.log
+        status.time_s = status.time_s or submission.time_s
     status.job = status.job or folder.parent.name
     status.slurm_job = _shown_job(status, state)
     # If the heartbeat is older than the submission, the submitted job will continue the run. Both
@@ -333,18 +337,6 @@ def observe(
         status.reported_job = status.slurm_job = submission.resumed_by
         status.log, status.is_resubmitted = submission.log, True
     return status
-
-
-def _add_submission(status: RunStatus, submission: Submission) -> None:
-    status.submission = submission
-    names = ["job", "architecture", "seed"]
-    # A command outside of Slurm may have continued the run; the job's log says nothing of it.
-    if status.reported_job or status.phase in (None, "result"):
-        names.append("log")
-    for name in names:
-        if getattr(status, name) is None:
-            setattr(status, name, getattr(submission, name))
-    status.time_s = status.time_s or submission.time_s
 
 
 def _trials(state: dict[str, Any]) -> dict[str, Any]:

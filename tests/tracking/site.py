@@ -89,7 +89,6 @@ class Site:
         record = {
             "job_id": job_id,
             "job": "gru",
-            "architecture": "gru",
             "seeds": seeds,
             "runs": [str(self.runs / "gru" / name) for name in names],
             "logs": [str(self.folder / f"{name}.out") for name in names],

@@ -9,7 +9,7 @@ from typer.core import TyperArgument
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.cli import batch, results, runs, site, submit, train, tune
+from harness.cli import results, runs, site, submit, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.system import processes
 from harness.system.console import echo, log, take_any_text
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (train, tune, submit, batch, runs, results, site):
+for commands in (train, tune, submit, runs, results, site):
     app.add_typer(commands.app)
 app.add_typer(tune.sweep_app, name="sweep")
 app.add_typer(site.data_app, name="data")

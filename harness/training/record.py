@@ -61,7 +61,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
         plan=asdict(compute.plan),
         start={
             "devices": describe_devices(compute.strategy, compute.worker_group),
-            # Runs on several nodes need HARNESS_TRUSTED_NETWORK (`harness.system.site_settings`).
+            # Runs on several nodes need HARNESS_TRUSTED_NETWORK (`harness.slurm.environment`).
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),

@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from harness import PROJECT
 from harness.data.sources import open_dataset
-from harness.doctor.probe import START_S, ask_child
+from harness.doctor.probe import ask_child
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, sbatch_args, would_start
 from harness.slurm.environment import SITE, SlurmEnvironment, not_sourced
@@ -134,7 +134,7 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 
 def check_tensorflow(devices: str | None) -> Iterator[Finding]:
     """Check TensorFlow, its libraries, and the devices that it sees."""
-    answer = ask_child(devices, START_S)
+    answer = ask_child(devices)
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer)
     yield from describe_cards(answer, nvidia_driver())

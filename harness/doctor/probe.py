@@ -38,7 +38,6 @@ MODULE = "harness.doctor.probe"
 SHORT = {"gpu": 20_000, "cpu": 2000}
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
-TRY = f"try: {sys.executable} -c 'import tensorflow'"
 # Time limit of a child process that imports TensorFlow; the first import from a network disk takes
 # minutes.
 START_S = 300
@@ -70,27 +69,30 @@ class Estimate:
         return not self.error
 
 
-def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
+def ask_child(devices: str | None) -> dict[str, Any]:
     """Call `devices_seen` in a child process with TensorFlow.
 
     Raises:
         InputError: if the child refuses its input.
-        RunError: if the child fails, dies or takes longer than `timeout_s`.
+        RunError: if the child fails, dies or takes longer than START_S.
     """
-    try:
-        output = _run_module(MODULE, devices or "", timeout_s=timeout_s)
-    except RunError as error:
-        raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
+    what, remedy = "a process with TensorFlow", f"; try: {sys.executable} -c 'import tensorflow'"
+    output = _run_module(MODULE, devices or "", timeout_s=START_S, what=what, remedy=remedy)
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
+def _run_module(
+    module: str, *args: str | Path, timeout_s: float, what: str, remedy: str = ""
+) -> str:
     """Run a Python module of this project in a child process; return its standard output.
+
+    Args:
+        what: the subject of the error's message, such as `a short run`.
+        remedy: the end of the error's message.
 
     Raises:
         InputError: if the child refuses its input.
-        RunError: if the child fails, dies or takes longer than `timeout_s`. The message lacks its
-            subject, such as `a short run`, which the caller puts in front.
+        RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
         done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
@@ -106,7 +108,7 @@ def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RunError(f"took over {timeout_s:.0f} s and was killed") from None
+        raise RunError(f"{what} took over {timeout_s:.0f} s and was killed{remedy}") from None
     if done.returncode == 0:
         return done.stdout
     lines = [line for line in f"{done.stdout}{done.stderr}".splitlines() if line.strip()]
@@ -116,7 +118,7 @@ def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
     how = f"ended with code {done.returncode}"
     if done.returncode < 0:
         how = f"died of {signal.Signals(-done.returncode).name}"
-    raise RunError(f"{how} ({last[:300]})")
+    raise RunError(f"{what} {how} ({last[:300]}){remedy}")
 
 
 # The estimate
@@ -132,7 +134,7 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
         InputError: if the devices or the data can't be used.
         RunError: if TensorFlow can't list its devices.
     """
-    if devices is None and ask_child(None, START_S)["gpus"]:
+    if devices is None and ask_child(None)["gpus"]:
         devices = "gpu:1"
     for name in ARCHITECTURES:
         try:
@@ -156,36 +158,21 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
         args += ["--devices", devices] if devices else []
         args += ["--data", data] if data else []
         began_s = time.perf_counter()
-        try:
-            limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-            _run_module("harness", *args, timeout_s=limit_s)
-        except RunError as error:
-            raise RunError(f"a short run {error}") from None
+        limit_s = FIRST_USE_S if on_gpu else 2 * START_S
+        _run_module("harness", *args, timeout_s=limit_s, what="a short run")
         wall_s = time.perf_counter() - began_s
-        run = next(folder.glob("*/probe"))
-        result, record = read_json(run / RESULT), read_json(run / RECORD)
-        memory_gb = read_json(run / "state.json")["device"]["memory_gb"]
-        last = list(read_json_lines(run / "timings.jsonl"))[-1]
-    job = load_job(JOBS / f"{name}.toml")
-    return estimate(job, result, record, last, wall_s, memory_gb)
+        return estimate(load_job(JOBS / f"{name}.toml"), next(folder.glob("*/probe")), wall_s)
 
 
-def estimate(
-    job: Job,
-    result: dict[str, Any],
-    record: dict[str, Any],
-    last: dict[str, Any],
-    wall_s: float,
-    memory_gb: float,
-) -> Estimate:
+def estimate(job: Job, run: Path, wall_s: float) -> Estimate:
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record: the contents of the short run's `result.json` and `provenance.json`.
-        last: the times of the last epoch, because those of the first epoch include compilation.
+        run: the folder of the short run.
         wall_s: how long the process of the short run took.
-        memory_gb: the memory that this process used during training.
     """
+    result, start = read_json(run / RESULT), last_start(read_json(run / RECORD))
+    last = read_json_lines(run / "timings.jsonl")[-1]  # the first epoch includes compilation
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
@@ -196,7 +183,6 @@ def estimate(
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
-    start = last_start(record)
     used = start["devices"]
     kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return Estimate(
@@ -208,7 +194,7 @@ def estimate(
         first_step_s=round(result["first_step_s"], 1),
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
-        memory_gb=round(memory_gb, 2),
+        memory_gb=round(read_json(run / "state.json")["device"]["memory_gb"], 2),
         gpu_gb=start.get("gpu_gb"),
     )
 

@@ -1,5 +1,6 @@
 """`harness doctor --probe` estimates how long a job takes on this machine."""
 
+import json
 import os
 from pathlib import Path
 
@@ -20,15 +21,19 @@ def test_the_time_limit_has_a_margin(seconds: float, limit: str) -> None:
     assert probe.time_limit(seconds) == limit
 
 
-def test_an_estimate_counts_every_step_and_evaluation() -> None:
+def test_an_estimate_counts_every_step_and_evaluation(tmp_path: Path) -> None:
     """The estimate adds the short run's start and end to the job's epochs, validations and test."""
     settings = ["train.epochs=4", "data.validation_split=0.2", "train.batch_size=20"]
     job = load_job(JOBS / "lstm.toml", settings)
-    result = {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"}
     start = {"devices": [{"device": "gpu:0", "name": "A100"}] * 2, "gpu_gb": 1.5}
-    last = {"epoch_s": 2.0, "validation_s": 0.5, "reviews_per_s": 2000.0}
-    record = {"starts": [start]}
-    made = probe.estimate(job, result, record, last, wall_s=12.5, memory_gb=1.0)
+    for name, content in {
+        "result.json": {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"},
+        "provenance.json": {"starts": [start]},
+        "timings.jsonl": {"epoch_s": 2.0, "validation_s": 0.5, "reviews_per_s": 2000.0},
+        "state.json": {"device": {"memory_gb": 1.0}},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    made = probe.estimate(job, tmp_path, wall_s=12.5)
     # 20,000 reviews train in 10 s, 5,000 validate in 2.5 s, 25,000 test in 12.5 s.
     assert made.total_s == 12.5 - 2.5 + 4 * (10 + 2.5) + 12.5
     assert (made.devices, made.step_s) == ("2 x A100", 0.01)
@@ -38,11 +43,11 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
 def test_a_child_that_takes_too_long_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says how the child ended; the caller adds a subject."""
+    """The message says how the child ended."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "endless.py").write_text("while True: pass\n")
-    with pytest.raises(RunError, match=r"took over 0 s and was killed"):
-        probe._run_module("endless", timeout_s=0.1)
+    with pytest.raises(RunError, match=r"a short run took over 0 s and was killed"):
+        probe._run_module("endless", timeout_s=0.1, what="a short run")
 
 
 @pytest.mark.full

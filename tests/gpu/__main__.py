@@ -22,7 +22,7 @@ from harness import __version__
 from harness.cli.options import confirm_here
 from harness.compute.strategy import MAX_DEVICES, parse_devices, site_devices
 from harness.doctor.doctor import Finding, examine
-from harness.doctor.probe import START_S, ask_child
+from harness.doctor.probe import ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import echo, log, take_any_text
@@ -105,7 +105,7 @@ def accept(
             f"tests.gpu runs in {allocation.num_tasks} tasks: should be 1; use --ntasks=1"
         )
     requested = parse_devices(devices) if devices else None
-    seen = ask_child(devices, START_S)
+    seen = ask_child(devices)
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)

@@ -119,7 +119,7 @@ def test_the_named_devices_are_checked(tmp_path: Path, monkeypatch: pytest.Monke
     """A run refuses `--devices gpu:8` on a machine with two GPUs, so the first line is red."""
     asked = []
 
-    def ask(devices: str | None, _: float) -> dict[str, Any]:
+    def ask(devices: str | None) -> dict[str, Any]:
         asked.append(devices)
         return {"gpus": []}
 

@@ -5,8 +5,7 @@ The GPU figures come from NVML, a library of the driver. The other figures need 
 
 import contextlib
 import logging
-import time
-from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import psutil
@@ -24,17 +23,14 @@ REMEDY = (
 class ResourceMonitor:
     """Measures this process's use of the CPUs, the memory and the GPUs."""
 
-    def __init__(
-        self, num_gpus: int, num_cpus: int, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, num_gpus: int, num_cpus: int) -> None:
         """Make a monitor, and warn if NVML does not know all GPUs.
 
         Args:
             num_gpus: how many of the visible GPUs this process uses, beginning with the first.
             num_cpus: the number of CPUs that this process may use.
-            clock: a function that returns the time in seconds.
         """
-        self._num_cpus, self._clock = num_cpus, clock
+        self._num_cpus = num_cpus
         self._read_at = float("-inf")
         self._process = psutil.Process()
         self._process.cpu_percent()  # the next call measures the use since this call
@@ -56,7 +52,7 @@ class ResourceMonitor:
         in the last second or less, in which GPU 0 ran a kernel. `gpu0_memory_gb`: the memory of
         GPU 0 that all processes together use.
         """
-        now = self._clock()
+        now = monotonic()
         if now - self._read_at < READ_S:
             return {}
         self._read_at = now

@@ -17,7 +17,8 @@ def test_the_machine_is_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -
     let_nvml_answer(monkeypatch, FakeNvml(gpu0=83))
     monkeypatch.setattr(psutil.Process, "cpu_percent", lambda _: 50.0)
     clock = iter([0.0, READ_S / 2, READ_S]).__next__
-    monitor = ResourceMonitor(1, 2, clock=clock)
+    monkeypatch.setattr("harness.system.resource_monitor.monotonic", clock)
+    monitor = ResourceMonitor(1, 2)
     first, none, second = monitor.sample(), monitor.sample(), monitor.sample()
     assert none == {}
     assert first.keys() == second.keys()

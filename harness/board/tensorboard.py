@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -165,50 +164,33 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
 # The address of TensorBoard
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """The address of TensorBoard, and the SSH tunnel to it."""
+def how_to_connect(
+    port: int, secret: str, login: str | None, allocation: SlurmEnvironment | None
+) -> str:
+    """Return two lines: the ssh command to paste on a laptop, and the address to open there.
 
-    port: int  # the port on the loopback address, here and on the laptop
-    secret: str
-    host: str
-    login: str | None  # USER@HOST of the login node to jump through
-
-    @property
-    def address(self) -> str:
-        """The address with the secret."""
-        # Not `localhost`: it may mean ::1, where another user may listen on the same port.
-        return f"http://127.0.0.1:{self.port}/{self.secret}/"
-
-    @property
-    def tunnel(self) -> str:
-        """The ssh command that opens the tunnel, to paste on a laptop."""
-        # If another program already listens on this port of the laptop, ssh has to stop with an
-        # error. Otherwise the browser would send the secret to that program.
-        forward = f"{self.port}:127.0.0.1:{self.port}"
-        args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
-        args += ["-J", self.login] if self.login else []
-        return shlex.join([*args, f"{owner_name(os.getuid())}@{self.host}"])
-
-    def text(self) -> str:
-        """Return two lines: the command for the tunnel, and the address."""
-        return f"on your laptop:  {self.tunnel}\nthen open:       {self.address}\n"
-
-
-def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the login node that the SSH tunnel goes through, or None if the tunnel needs none.
-
-    The result is `login` or, by default, the host where the Slurm job was submitted.
+    Args:
+        port: the port on the loopback address, here and on the laptop.
+        secret: the first part of the address's path.
+        login: USER@HOST of the login node that the SSH tunnel goes through; by default the host
+            where the Slurm job was submitted.
+        allocation: the Slurm job, if there is one.
     """
-    if login or allocation is None:
-        return login
-    submitted_at = allocation.submit_host
-    elsewhere = submitted_at not in ("", socket.gethostname())
-    return f"{owner_name(os.getuid())}@{submitted_at}" if elsewhere else None
+    user, host = owner_name(os.getuid()), socket.gethostname()
+    if not login and allocation and allocation.submit_host not in ("", host):
+        login = f"{user}@{allocation.submit_host}"
+    # If another program already listens on this port of the laptop, ssh has to stop with an error.
+    # Otherwise the browser would send the secret to that program.
+    args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{port}:127.0.0.1:{port}"]
+    args += ["-J", login] if login else []
+    tunnel = shlex.join([*args, f"{user}@{host}"])
+    # Not `localhost`: it may mean ::1, where another user may listen on the same port.
+    address = f"http://127.0.0.1:{port}/{secret}/"
+    return f"on your laptop:  {tunnel}\nthen open:       {address}\n"
 
 
-def write_connection(endpoint: Endpoint) -> Path:
-    """Write the ssh command and the address into a file that nobody else can read.
+def write_connection(text: str) -> Path:
+    """Write the text of `how_to_connect` into a file that nobody else can read.
 
     The file is in the user's cache, because others may own or share the folder of the runs.
 
@@ -221,8 +203,8 @@ def write_connection(endpoint: Endpoint) -> Path:
         folder.chmod(0o700)
     except OSError as error:
         raise RunError(write_refusal(folder, error, CACHE_REMEDY)) from None
-    file = folder / f"{endpoint.host}-{os.getpid()}.txt"
-    atomic_write(file, endpoint.text(), mode=0o600, remedy=CACHE_REMEDY)
+    file = folder / f"{socket.gethostname()}-{os.getpid()}.txt"
+    atomic_write(file, text, mode=0o600, remedy=CACHE_REMEDY)
     return file
 
 
@@ -299,23 +281,19 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        endpoint = Endpoint(
-            port=listener.getsockname()[1],
-            secret=secrets.token_urlsafe(32),
-            host=socket.gethostname(),
-            login=jump_host(login, allocation),
-        )
+        port, secret = listener.getsockname()[1], secrets.token_urlsafe(32)
         start_tensorboard(
             shown.folder,
             len(shown.found),
             listener,
-            secret=endpoint.secret,
+            secret=secret,
             used=watch.used,
             refused=shown.refused,
         )
-        connection = write_connection(endpoint)
+        text = how_to_connect(port, secret, login, allocation)
+        connection = write_connection(text)
         try:
-            _announce(endpoint, shown, connection)
+            _announce(shown, port, text, connection)
             _say(watch.text(in_job=allocation is not None))
             watch.used()  # the idle time begins now
             _wait(watch, shown)
@@ -330,15 +308,15 @@ def _say(text: str) -> None:
         log(logging.INFO, text)
 
 
-def _announce(endpoint: Endpoint, shown: Shown, connection: Path) -> None:
+def _announce(shown: Shown, port: int, text: str, connection: Path) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
-    _say(f"TensorBoard on port {endpoint.port} of {endpoint.host} shows {num} in {where}")
+    _say(f"TensorBoard on port {port} of {socket.gethostname()} shows {num} in {where}")
     _say(shown.left_out)
     _say(shown.refusals())
     _say("a run appears in TensorBoard when it begins to log")
     if sys.stdout.isatty():
-        _say(endpoint.text().rstrip())
+        _say(text.rstrip())
     else:
         _say("Others may be able to read this output, so the address is in a file:")
         _say(f"  cat {quoted(connection)}")

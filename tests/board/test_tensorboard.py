@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.tensorboard import Endpoint, Signalled, Watch, jump_host
+from harness.board.tensorboard import Signalled, Watch, how_to_connect
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, sizes, write_steps
@@ -192,7 +192,6 @@ def test_the_tunnel_goes_through_the_login_node(
 ) -> None:
     """The login node is HARNESS_LOGIN, or else the host on which the job was submitted."""
     monkeypatch.setattr("harness.board.tensorboard.owner_name", lambda _: "ME")
-    host = jump_host(login, SlurmEnvironment.from_environment(environment))
-    endpoint = Endpoint(4000, "secret", "node1", host)
+    text = how_to_connect(4000, "S", login, SlurmEnvironment.from_environment(environment))
     options = "-N -o ExitOnForwardFailure=yes -L 4000:127.0.0.1:4000"
-    assert endpoint.tunnel == f"ssh {options} {jump}ME@node1"
+    assert f"  ssh {options} {jump}ME@{socket.gethostname()}\n" in text

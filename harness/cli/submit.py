@@ -191,8 +191,8 @@ def reproduce(
     Prints the command that repeats the run.
     """
     from harness.slurm.snapshot import project_folder
-    from harness.tracking.reproduce import JOB_FILE
-    from harness.tracking.reproduce import reproduce as restore
+    from harness.tracking.provenance import JOB_FILE
+    from harness.tracking.provenance import reproduce as restore
     from harness.tracking.run_dir import RunDirectory
 
     run = RunDirectory.open(run_folder)

@@ -14,7 +14,7 @@ from harness.job.job_file import load_job
 from harness.job.own_code import check_trusted
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
-from harness.tracking.reproduce import Reproduced, _command, _put_data, reproduce
+from harness.tracking.provenance import Reproduced, _command, _put_data, reproduce
 from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, SHRUNK, Harness
 from tests.slurm.test_submit import edit, git, git_init

@@ -208,8 +208,8 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
-    """Whether the process that wrote a heartbeat at `heartbeat_time_s` is still alive.
+def is_alive(process: int, seen_s: float) -> bool:
+    """Whether the process that ran at the time `seen_s` is still alive; a zombie is not alive.
 
     Another process may have the same id now, so the process's start time is checked.
     """
@@ -217,8 +217,8 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
     try:
         found = psutil.Process(process)
-        is_writer = found.create_time() <= heartbeat_time_s + CLOCK_SLACK_S
-        return is_writer and found.status() != psutil.STATUS_ZOMBIE
+        is_same = found.create_time() <= seen_s + CLOCK_SLACK_S
+        return is_same and found.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ValueError):  # ValueError: a broken record
         return False
 
@@ -240,17 +240,8 @@ def has_died(process: int, space: str) -> bool:
         process: the process id.
         space: the `process_space` of the process.
     """
-    import psutil
-
-    if not space or space != process_space() or process <= 0:
-        return False
-    try:
-        # A zombie has ended, but its parent has not waited for it.
-        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
-        return False
+    is_known = process > 0 and space != "" and space == process_space()
+    return is_known and not is_alive(process, float("inf"))  # whenever the process started
 
 
 def _cgroup_gb(name: str) -> list[float]:

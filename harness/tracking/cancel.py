@@ -13,7 +13,7 @@ from harness.slurm import client
 from harness.slurm.client import Queue
 from harness.system.console import quoted
 from harness.system.lenient_json import read_json
-from harness.system.processes import is_run_alive
+from harness.system.processes import is_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
@@ -124,7 +124,7 @@ def _stop_process(status: RunStatus) -> None:
             f"{where} is on {status.host}; on that machine, run: harness cancel "
             f"{quoted(status.folder)}{whole_job if status.slurm_job else ''}"
         )
-    if not is_run_alive(process, status.time_s):
+    if not is_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")
     with contextlib.suppress(ProcessLookupError):  # the process has just ended
         os.kill(process, signal.SIGTERM)

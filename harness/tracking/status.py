@@ -11,7 +11,7 @@ from harness import PROJECT
 from harness.errors import InputError, did_you_mean
 from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
-from harness.system.processes import in_threads, is_run_alive
+from harness.system.processes import in_threads, is_alive
 from harness.tracking.records import (
     ALIVE,
     HEARTBEAT_S,
@@ -141,7 +141,7 @@ def _state_by_heartbeat(status: RunStatus, queue: Queue | None) -> tuple[str, st
         not status.reported_job
         and status.is_own
         and status.host == socket.gethostname()
-        and (status.process is None or not is_run_alive(status.process, status.time_s))
+        and (status.process is None or not is_alive(status.process, status.time_s))
     ):
         return "dead", f"its process is gone; {status.remedy}"
     if age <= STALE_AFTER_S:

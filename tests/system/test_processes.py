@@ -18,7 +18,7 @@ from harness.system.processes import (
     StopRequest,
     has_died,
     in_threads,
-    is_run_alive,
+    is_alive,
     process_space,
 )
 from tests.conftest import Harness, wait_for
@@ -40,12 +40,12 @@ def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
 def test_a_reused_process_id_is_not_the_run() -> None:
     """A process that is younger than the heartbeat is not the run; a zombie is not alive."""
     with started("harness", "train") as process:
-        assert is_run_alive(process.pid, time.time())
-        assert not is_run_alive(process.pid, time.time() - 60)
+        assert is_alive(process.pid, time.time())
+        assert not is_alive(process.pid, time.time() - 60)
         process.kill()
-        wait_for(lambda: not is_run_alive(process.pid, time.time()))
-    assert not is_run_alive(process.pid, time.time())
-    assert not any(is_run_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
+        wait_for(lambda: not is_alive(process.pid, time.time()))
+    assert not is_alive(process.pid, time.time())
+    assert not any(is_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
 
 
 def test_a_dead_process_is_known_in_its_space() -> None:

@@ -53,7 +53,7 @@ SET_UP = "bash slurm/common.sh --setup"
 # LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
-TIMEOUT_S = 10
+TIMEOUT_S = 10  # for each call of a program of Slurm
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
 

@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from harness.errors import DiskError, RunError, TakenOver
+from harness.system.console import log
 from harness.system.files import (
     Content,
     atomic_write,
@@ -30,8 +31,6 @@ from harness.system.lenient_json import parse_json, parse_toml, read_json
 # A failed read is repeated for PATIENCE_S seconds, with RETRY_S seconds between two attempts.
 PATIENCE_S, RETRY_S = 60.0, 1.0
 MAX_AT_ONCE = 3  # how many times `take_lease` repeats a failed write of the lease
-
-LOGGER = logging.getLogger("harness")  # the console's logger
 
 
 class LeasedDirectory:
@@ -146,7 +145,7 @@ class LeasedDirectory:
                     "is mounted and readable"
                 )
             if not waited_s:
-                LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
+                log(logging.WARNING, f"{problem}; trying again for {PATIENCE_S:.0f} s")
             sleep(RETRY_S)
 
     def write(self, name: str, content: Content, *, mode: int = 0o666) -> None:

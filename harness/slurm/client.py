@@ -119,24 +119,6 @@ def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
-def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
-    """Return the job's id from the output of `sbatch --parsable`; other lines may precede the id.
-
-    Raises:
-        NoAnswerError: if sbatch printed no id.
-        InputError: if sbatch refused the job; the message states the reason.
-        RunError: if sbatch does not reach Slurm's controller.
-    """
-    if done.returncode != 0:
-        kind = RunError if NO_CONTROLLER in done.stderr else InputError
-        raise kind(f"{name}: was not submitted: {errors_of(done)}")
-    # `;` and the cluster's name may follow the id.
-    found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
-    if not found:
-        raise NoAnswerError(f"sbatch printed only {done.stdout.strip()[:200]!r}")
-    return str(found[-1])
-
-
 def would_start(
     script: str, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:

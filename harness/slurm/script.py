@@ -102,10 +102,6 @@ class SbatchJob:
         folder, slurm = self.request.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
-    def record(self, job_id: str) -> Path:
-        """Return the path of the JSON file that records the job's runs, logs and sbatch command."""
-        return submissions(self.request.runs) / f"{job_id}.json"
-
     def _parts(self) -> list[str]:
         if self.indices:
             return [f"_{index}" for index in self.indices]

@@ -7,6 +7,7 @@ edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists run
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -261,7 +262,14 @@ def _submit(submission: SbatchJob) -> str:
     try:
         _write(submission)
         done = client.call(*submission.command)
-        job_id = client.submitted_id(submission.name, done)
+        if done.returncode != 0:
+            kind = RunError if client.NO_CONTROLLER in done.stderr else InputError
+            raise kind(f"{submission.name}: was not submitted: {client.errors_of(done)}")
+        # A site's lines may precede the id; `;` and the cluster's name may follow it.
+        ids = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
+        if not ids:
+            raise client.NoAnswerError(f"sbatch printed only {done.stdout.strip()[:200]!r}")
+        job_id = str(ids[-1])
     except client.NoAnswerError as error:  # the job may be in the queue and need the folder
         raise RunError(
             f"{submission.name}: sbatch printed no job id, but the job may be in the queue; check "
@@ -272,8 +280,9 @@ def _submit(submission: SbatchJob) -> str:
         raise
     for line in filter(None, done.stderr.splitlines()):  # a site may let sbatch print messages
         Console().warning(line)
+    record = submissions(submission.request.runs) / f"{job_id}.json"
     try:
-        atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
+        atomic_write(record, to_json(_record_of(submission, job_id)))
     except (OSError, RunError) as error:
         raise RunError(
             f"{error}; job {job_id} is in the queue, but harness can't find it without this file; "

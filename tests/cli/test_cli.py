@@ -36,7 +36,7 @@ AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
         (["train", JOBS / "tune_lstm.toml"], ("a [search] table", "harness tune")),
         (["tune", LSTM], ("no [search] table", "harness train")),
         (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
-        (["train", LSTM, "--full"], ("the full dataset", "harness data fetch")),
+        (["train", LSTM, "--full"], ("the full data is not in", "harness data fetch")),
         (["train", LSTM, "--run-id", "../x"], ("--run-id '../x'",)),
         (["resume", "runs/none"], ("runs/none", "no such folder")),
         (["resume", "."], ("is not a run's folder",)),

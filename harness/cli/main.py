@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 from harness import __version__
 from harness.cli import results, runs, site, submit, train, tune
 from harness.errors import InputError, Interrupted, RunError
+from harness.slurm.pool import take_own_gpu
 from harness.system import processes
 from harness.system.console import echo, log, take_any_text
 
@@ -77,8 +78,6 @@ def _without_command(
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     if exit_with_parent:
-        from harness.slurm.pool import take_own_gpu
-
         processes.end_with_parent()
         take_own_gpu()
     if version:

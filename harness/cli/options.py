@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from harness.errors import InputError
+from harness.job.own_code import TRUST
+from harness.slurm.client import has_client, read_settings
+from harness.slurm.environment import SlurmEnvironment, not_sourced
 from harness.system.console import log
 
 JOBS_ONLY = "HARNESS_JOBS_ONLY"
@@ -19,8 +22,6 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 
 def _runs(ctx: typer.Context, runs: Path) -> Path:
     """Warn if the folder of runs is the default one, although site.sh exports another."""
-    from harness.slurm.environment import SlurmEnvironment, not_sourced
-
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()
@@ -98,8 +99,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 def _trust(trusted: bool) -> bool:
     """Set HARNESS_TRUST_CODE, which this process and its children read."""
     if trusted:
-        from harness.job.own_code import TRUST
-
         os.environ[TRUST] = "1"
     return trusted
 
@@ -123,9 +122,6 @@ def confirm_here(*, here: bool) -> None:
     Raises:
         InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.
     """
-    from harness.slurm.client import has_client, read_settings
-    from harness.slurm.environment import SlurmEnvironment, not_sourced
-
     # CONFIRMED keeps child processes from repeating the warning.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
         return

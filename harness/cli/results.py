@@ -16,7 +16,11 @@ from harness.cli.options import (
     confirm_here,
 )
 from harness.errors import DiskError, InputError, RunError
+from harness.slurm.pool import child_args
 from harness.system.console import echo, log, quoted
+from harness.system.processes import own_code_first
+from harness.tracking.audits import DIFFERS, keep_audit
+from harness.tracking.run_dir import named_or_all
 
 app = typer.Typer()
 
@@ -50,7 +54,6 @@ def compare(
     Prints means over the seeds of each job, and which differences are significant.
     """
     from harness.report.summary import compared, print_parts
-    from harness.tracking.run_dir import named_or_all
 
     if out:
         from harness.report.html import check_folder, write_comparison
@@ -151,8 +154,6 @@ def audit(
         depth = 0 if quick else None if full else epochs or 1
         _audit(folders[0], depth, devices=devices, data=data, runs=runs)
         return
-    from harness.slurm.pool import child_args
-    from harness.system.processes import own_code_first
 
     # Each run needs its own process, because TensorFlow's number of threads, for example, can't be
     # changed once TensorFlow has started.
@@ -183,7 +184,6 @@ def _audit(
     import pandas
 
     from harness.report.text_tables import plain_table
-    from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
 
     found = audit_run(folder, epochs=depth, data=data, devices=devices)

@@ -6,17 +6,21 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
+from harness.slurm.client import Queue
 from harness.system.console import echo, log, quoted
-
-if TYPE_CHECKING:
-    from harness.tracking.records import RunStatus
-
+from harness.tracking.cancel import ask_to_stop, wait_until_saved
+from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
+from harness.tracking.logs import follow as follow_log
+from harness.tracking.records import JOB_ID, RunStatus
+from harness.tracking.run_dir import named_or_all
+from harness.tracking.status import one, pick, refresh, select_runs, survey
+from harness.tuning.sweep_dir import stop_search_in
 
 app = typer.Typer()
 
@@ -49,15 +53,13 @@ def status(
 
     Reads the run folders and asks Slurm at most once every 30 seconds.
     """
-    from harness.slurm.client import Queue
-    from harness.tracking.status import select_runs, survey
     from harness.tracking.status_table import print_table, warn_of_queue
 
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
     queue = Queue()
 
-    def look() -> "list[RunStatus]":
+    def look() -> list[RunStatus]:
         return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
 
     if as_json:
@@ -91,11 +93,6 @@ def logs(
     With -f, the exit code is that of the run: 0 finished, 1 failed, 75 interrupted.
     After Ctrl-C the exit code is 0.
     """
-    from harness.slurm.client import Queue
-    from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
-    from harness.tracking.logs import follow as follow_log
-    from harness.tracking.status import one, refresh, select_runs
-
     queue = Queue()
     run = one(name, select_runs([name], runs, queue))
     if not follow:
@@ -132,12 +129,6 @@ def cancel(
 
     Slurm does not requeue a stopped run; harness resume continues it.
     """
-    from harness.slurm.client import Queue
-    from harness.tracking.cancel import ask_to_stop, wait_until_saved
-    from harness.tracking.records import JOB_ID
-    from harness.tracking.status import pick, survey
-    from harness.tuning.sweep_dir import stop_search_in
-
     queue = Queue()
     # Resolve all names before any run is stopped, because the last name may have a typo.
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
@@ -211,7 +202,6 @@ def prune(
     of a search; if such a trial did not fail, also its status files. Without --yes it only prints
     the sizes.
     """
-    from harness.tracking.run_dir import named_or_all
     from harness.tuning.prune_runs import prune_all
 
     tops = named_or_all(folders, runs)

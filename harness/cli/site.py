@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
+from harness.data.locations import named_folder
+from harness.job.job_file import data_settings
 from harness.system.console import echo, log, rich_console
 
 if TYPE_CHECKING:
@@ -119,7 +121,6 @@ def fetch(
     Downloads IMDB, unless HARNESS_DATA or ~/.cache/harness contains IMDB; or copies IMDB from a
     folder.
     """
-    from harness.data.locations import named_folder
     from harness.data.sources import fetch as fetch_dataset
 
     dataset = fetch_dataset(source)
@@ -163,7 +164,6 @@ def describe(
     """
     from harness.data.own_texts import describe as describe_texts
     from harness.data.own_texts import open_source
-    from harness.job.job_file import data_settings
 
     settings = data_settings(overrides or ())
     for line in describe_texts(open_source(source.absolute(), settings)):

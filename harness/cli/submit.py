@@ -10,18 +10,45 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode
 from harness.errors import InputError
+from harness.slurm.batch import (
+    Counters,
+    counters_file,
+    decide,
+    ending_of,
+    faults_file,
+    plan,
+    shown_values,
+)
+from harness.slurm.client import seconds
+from harness.slurm.environment import (
+    BATCH_JOB,
+    FIRST_JOB,
+    FLAGS,
+    OF_GPUS,
+    SlurmEnvironment,
+    array_seed,
+    check_trusted_network,
+    describe_given,
+    not_sourced,
+    request_args,
+    unmet_request,
+)
+from harness.slurm.resources import Resources, array_spec, override, short_limit
+from harness.slurm.script import Request, SbatchJob
+from harness.slurm.snapshot import project_folder
+from harness.slurm.submit import doubts, draft, dry_submissions, first_look, make_request
+from harness.slurm.submit import submit as submit_all
 from harness.system.console import echo, log, quoted
-
-if TYPE_CHECKING:
-    from harness.slurm.environment import SlurmEnvironment
-    from harness.slurm.script import Request, SbatchJob
-
+from harness.tracking.provenance import JOB_FILE
+from harness.tracking.provenance import reproduce as restore
+from harness.tracking.resume import resume_request
+from harness.tracking.run_dir import RunDirectory, default_runs
 
 MAX_LINES = 3  # if there are more paths of runs or logs, only the first and the last are shown
 
@@ -85,10 +112,6 @@ def submit(
 
     Later edits do not affect the job. The job requeues itself before its time limit and continues.
     """
-    from harness.slurm.environment import not_sourced
-    from harness.slurm.resources import Resources
-    from harness.slurm.submit import doubts, dry_submissions, make_request
-
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
@@ -110,7 +133,6 @@ def submit(
             raise InputError(
                 "--resume: continues runs unchanged; leave out --all, --set, --seeds and --pack"
             )
-        from harness.tracking.resume import resume_request
 
         request = resume_request(names, resources, runs, everything=all_interrupted)
     elif job is None and not all_jobs:
@@ -135,11 +157,7 @@ def submit(
         _submit(request)
 
 
-def _submit(request: "Request") -> None:
-    from harness.slurm.submit import first_look
-    from harness.slurm.submit import submit as submit_all
-    from harness.tracking.run_dir import default_runs
-
+def _submit(request: Request) -> None:
     submitted = {}
     for job_id, submission in submit_all(request):
         submitted[job_id] = submission
@@ -157,9 +175,7 @@ def _submit(request: "Request") -> None:
             echo(f"queue {line}")
 
 
-def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
-    from harness.slurm.resources import array_spec
-
+def _print_submitted(job_id: str, submission: SbatchJob) -> None:
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
     # Show the sbatch options that the job takes over from the run's last job: the user has not
@@ -190,11 +206,6 @@ def reproduce(
 
     Prints the command that repeats the run.
     """
-    from harness.slurm.snapshot import project_folder
-    from harness.tracking.provenance import JOB_FILE
-    from harness.tracking.provenance import reproduce as restore
-    from harness.tracking.run_dir import RunDirectory
-
     run = RunDirectory.open(run_folder)
     whole = run.folder.absolute()
     folder = to.absolute() if to else whole.with_name(f"{whole.name}-code")
@@ -220,9 +231,7 @@ def _shown() -> str:
     return sys.stdin.buffer.read().decode(errors="replace")
 
 
-def _allocation() -> "SlurmEnvironment":
-    from harness.slurm.environment import SlurmEnvironment
-
+def _allocation() -> SlurmEnvironment:
     if allocation := SlurmEnvironment.from_environment():
         return allocation
     raise InputError("this command can be called only by a job script in a Slurm job")
@@ -243,21 +252,6 @@ def job_begin(
         runs: the folder of the runs.
         job: whether Slurm runs the script as a batch job.
     """
-    from harness.slurm.batch import faults_file, plan, shown_values
-    from harness.slurm.client import seconds
-    from harness.slurm.environment import (
-        BATCH_JOB,
-        FLAGS,
-        OF_GPUS,
-        SlurmEnvironment,
-        array_seed,
-        check_trusted_network,
-        describe_given,
-        request_args,
-        unmet_request,
-    )
-    from harness.slurm.resources import override, short_limit
-
     known = shown_values(_shown())
     allocation = SlurmEnvironment.from_environment()
     planned = plan(kind, words or [], str(runs), allocation if job else None, array_seed())
@@ -296,8 +290,6 @@ def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path
         run: the folder of the job's run or sweep; empty if unknown.
         runs: the folder of the runs.
     """
-    from harness.slurm.batch import Counters, counters_file, decide, ending_of
-
     allocation = _allocation()
     ending = ending_of(
         code,
@@ -332,11 +324,6 @@ def job_successor(
             `job-end` prints them.
         runs: the folder of the runs.
     """
-    from harness.slurm.environment import FIRST_JOB
-    from harness.slurm.resources import Resources
-    from harness.slurm.submit import draft
-    from harness.tracking.resume import resume_request
-
     allocation = _allocation()
     options = {"ExcNodeList": "--exclude={}", "MinMemoryNode": "--mem={}M"}
     asked = [change.partition("=") for change in changes or ()]

@@ -27,13 +27,16 @@ from harness.cli.options import (
     confirm_here,
 )
 from harness.errors import InputError
+from harness.job.job_file import load_job
+from harness.job.search import is_sweep
+from harness.slurm.resources import parse_seeds
 from harness.system.console import Console, echo, log, quoted
+from harness.tracking.batch import BatchRequest, jobs_of, train_batch
+from harness.tracking.run_dir import RunDirectory, remove_empty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from io import BufferedReader
-
-    from harness.tracking.run_dir import RunDirectory
 
 
 app = typer.Typer()
@@ -89,8 +92,6 @@ def train(
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
-        from harness.job.job_file import load_job
-        from harness.tracking.run_dir import RunDirectory, remove_empty
         from harness.training.launch import LaunchOptions, launch
 
         console, job = Console(), load_job(job_files[0], overrides or (), seed)
@@ -116,8 +117,6 @@ def train(
     from harness.compute.execution_plan import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
-    from harness.slurm.resources import parse_seeds
-    from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 
     kind = one_device_each(devices, "run")
     chosen = parse_seeds(seeds) if seeds is not None else () if seed is None else (seed,)
@@ -156,8 +155,6 @@ def resume(
 
     A finished run or sweep is not changed.
     """
-    from harness.job.search import is_sweep
-    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions, launch
 
     if is_sweep(run_folder):
@@ -178,7 +175,7 @@ def resume(
     _print_result(run, launch(run, job, options=options, console=console), console)
 
 
-def _print_result(run: "RunDirectory", result: dict[str, Any], console: Console) -> None:
+def _print_result(run: RunDirectory, result: dict[str, Any], console: Console) -> None:
     from harness.training.metrics import describe_scores
 
     folder = run.folder
@@ -203,7 +200,6 @@ def evaluate(
     trust_code: TrustCode = False,
 ) -> None:
     """Test the model of a finished run on its test set again."""
-    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import evaluate_again
     from harness.training.metrics import describe_scores
 
@@ -298,7 +294,6 @@ def export(
 
     TensorFlow and TensorFlow Serving load it without this package.
     """
-    from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import computing
 
     run = RunDirectory.open(run_folder)

@@ -1,7 +1,7 @@
 """`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,13 +17,13 @@ from harness.cli.options import (
     WorkersPerGpu,
     confirm_here,
 )
+from harness.job.search import SearchSpec, load_search
+from harness.slurm.environment import resume_command
+from harness.slurm.resources import parse_seeds
 from harness.system.console import Console, echo, quoted
-
-if TYPE_CHECKING:
-    from harness.job.search import SearchSpec
-    from harness.tuning.pool import WorkerRequest
-    from harness.tuning.sweep_dir import SweepDirectory
-
+from harness.tracking.run_dir import RESULT
+from harness.tuning.pool import WorkerRequest
+from harness.tuning.sweep_dir import SweepDirectory
 
 app = typer.Typer()
 sweep_app = typer.Typer(help="Show, use or join a search that harness tune began.")
@@ -62,9 +62,6 @@ def tune(
     The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
     worker or a command is killed. harness sweep show prints the result.
     """
-    from harness.job.search import load_search
-    from harness.tuning.sweep_dir import SweepDirectory
-
     request = _request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
@@ -73,16 +70,14 @@ def tune(
 
 
 def run_sweep(
-    sweep: "SweepDirectory",
-    search: "SearchSpec",
-    request: "WorkerRequest",
+    sweep: SweepDirectory,
+    search: SearchSpec,
+    request: WorkerRequest,
     *,
     full: bool = False,
     resumes: bool = False,
 ) -> None:
     """Begin a sweep, or add workers to it, and print its result."""
-    from harness.slurm.environment import resume_command
-    from harness.tracking.run_dir import RESULT
     from harness.tuning.tune import tune as run_search
 
     console = Console()
@@ -111,8 +106,6 @@ def run_sweep(
 
 def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     """Continue a sweep on all devices of this machine or allocation."""
-    from harness.tuning.sweep_dir import SweepDirectory
-
     sweep = SweepDirectory.open(folder)
     run_sweep(sweep, sweep.search(), _request(devices, data), resumes=True)
 
@@ -122,10 +115,9 @@ def _request(
     data: Path | None,
     workers: int | None = None,
     workers_per_gpu: int = 1,
-) -> "WorkerRequest":
+) -> WorkerRequest:
     """Return a request for workers that each train on one device."""
     from harness.compute.strategy import one_device_each
-    from harness.tuning.pool import WorkerRequest
 
     return WorkerRequest(workers, workers_per_gpu, one_device_each(devices, "trial"), data)
 
@@ -137,7 +129,6 @@ def _request(
 def show(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the leaderboard and the importance of keys; draw a plot."""
     from harness.tuning.show import show as show_sweep
-    from harness.tuning.sweep_dir import SweepDirectory
 
     show_sweep(SweepDirectory.open(folder))
 
@@ -148,7 +139,6 @@ def show(folder: Sweep, trust_code: TrustCode = False) -> None:
 def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the best trial as a job file."""
     from harness.tuning.best_trial import best_trial_toml
-    from harness.tuning.sweep_dir import SweepDirectory
 
     echo(best_trial_toml(SweepDirectory.open(folder)), end="")
 
@@ -167,9 +157,7 @@ def retrain(
 ) -> None:
     """Train the best trial on all training data and test it."""
     from harness.compute.strategy import one_device_each
-    from harness.slurm.resources import parse_seeds
     from harness.tuning.best_trial import retrain as retrain_best
-    from harness.tuning.sweep_dir import SweepDirectory
 
     kind = one_device_each(devices, "run")
     sweep, chosen = SweepDirectory.open(folder), parse_seeds(seeds)
@@ -188,8 +176,6 @@ def join(
     trust_code: TrustCode = False,
 ) -> None:
     """Add workers to a search, on this machine or in this Slurm job."""
-    from harness.tuning.sweep_dir import SweepDirectory
-
     request = _request(devices, data, workers, workers_per_gpu)
     sweep = SweepDirectory.open(folder)
     confirm_here(here=here)

@@ -9,7 +9,7 @@ recurrent layers.
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from harness.compute.strategy import (
     Devices,
     card_of,
     device_messages,
-    devices_in_use,
     make_strategy,
 )
 from harness.errors import InputError, NodeFault
@@ -70,11 +69,10 @@ def checked_strategy(
         RunError: if a GPU's kernels can't be loaded.
     """
     check_gpus(requested, allocation, console.warning)
-    gpus = devices_in_use(requested)[1]
-    for card in dict.fromkeys(map(card_of, gpus)):
+    strategy = make_strategy(requested, worker_group)
+    for card in dict.fromkeys(map(card_of, tf.config.get_visible_devices("GPU"))):
         if line := first_use(card):
             console.info(line)
-    strategy = make_strategy(requested, worker_group)
     check_devices(console.warning)
     check_results()
     return strategy
@@ -84,20 +82,18 @@ def check_gpus(
     requested: Devices | None,
     allocation: SlurmEnvironment | None,
     warn: Callable[[str], object],
-    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
     GPUs are promised by `requested`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
     TensorFlow sees none, the run trains on the CPU. If the node has NVIDIA's driver, a warning
-    then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs.
+    then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs; GPUs that
+    Slurm promised then count as missing.
 
     Args:
         requested: the devices of `--devices`, HARNESS_DEVICES or the run's record, if any.
         allocation: the Slurm job, if there is one.
         warn: called with the text of a warning.
-        environment: the environment variables. If CUDA_VISIBLE_DEVICES hides all GPUs,
-            the GPUs that Slurm promised count as missing.
 
     Raises:
         InputError: if the installation or the command is at fault.
@@ -107,7 +103,7 @@ def check_gpus(
         return
     given = given_gpus(allocation) if allocation else None
     listed = listed_gpus(allocation) if allocation else ()
-    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     promised = given or 0
     promised_by = f"Slurm gave {promised} GPU{'s' if promised > 1 else ''}"
     if requested:
@@ -115,16 +111,16 @@ def check_gpus(
     elif names := gpu.visible_names(visible):
         promised, promised_by = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
     num_seen = len(tf.config.list_physical_devices("GPU"))
-    if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in environment:
+    if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in os.environ:
         raise InputError(
             f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs that this "
             "process sees, and other jobs may use the rest; don't unset the variable that Slurm set"
         )
     if num_seen >= max(1, promised):
         return
-    if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
+    if not promised and (gpu.hidden_by() or not gpu.has_driver()):
         return  # no GPU is expected, so the run trains on the CPU
-    why, remedy, is_node_fault = _find_reason(environment, num_seen, promised, given, listed)
+    why, remedy, is_node_fault = _find_reason(num_seen, promised, given, listed)
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
     if not promised:
         warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
@@ -136,7 +132,6 @@ def check_gpus(
 
 
 def _find_reason(
-    environment: Mapping[str, str],
     num_seen: int,
     promised: int,
     given: int | None,
@@ -153,7 +148,7 @@ def _find_reason(
         A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if
         the reason is neither the installation nor the request.
     """
-    if hidden := gpu.hidden_by(environment):
+    if hidden := gpu.hidden_by():
         return hidden, "unset it", False
     if not tf.sysconfig.get_build_info().get("is_cuda_build"):
         remedy = f"on x86_64: {INSTALL}; on aarch64: install your site's CUDA build of TensorFlow"
@@ -161,7 +156,7 @@ def _find_reason(
     if not gpu.has_driver():
         why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
         return why, f"run on a node with GPUs; {gpu.IN_A_CONTAINER}", False
-    names = gpu.visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
+    names = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     if names != list(listed) and (unknown := gpu.unknown_names(names)):
         why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
         return why, "choose GPUs that nvidia-smi -L lists, or unset the variable", False

@@ -179,23 +179,12 @@ def quick_imports() -> Iterator[None]:
             gc.enable()
 
 
-def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
-    """Return the devices to use, and the GPUs among them as TensorFlow's physical devices.
-
-    By default a process uses all GPUs that it sees; without GPUs it uses the CPU. `check_gpus` has
-    refused a request for more GPUs.
-    """
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    devices = requested or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
-    return devices, gpus[: devices.count] if devices.kind == "gpu" else []
-
-
 def make_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None = None
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
+
+    Without GPUs the default is the CPU. `check_gpus` has refused a request for more GPUs.
 
     With several workers, the requested devices are used on every node. In a single process,
     the strategy for one device is TensorFlow's default, which allows XLA and cuDNN; for several
@@ -206,7 +195,9 @@ def make_strategy(
     """
     import tensorflow as tf
 
-    devices, gpus = devices_in_use(requested)
+    gpus = tf.config.list_physical_devices("GPU")
+    devices = requested or (Devices("gpu", len(gpus)) if gpus else Devices("cpu", 1))
+    gpus = gpus[: devices.count] if devices.kind == "gpu" else []
     if worker_group and devices.kind == "cpu" and devices.count > 1:
         raise InputError(
             f"requested devices {devices}: should be one CPU device per node; use --devices cpu"

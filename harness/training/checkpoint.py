@@ -47,39 +47,6 @@ class Progress:
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`
     best_weights: list[np.ndarray] = field(default_factory=list)
 
-    def add_steps(self, sums: np.ndarray, took_s: float) -> None:
-        """Add the results of n steps to the sums of the epoch.
-
-        Args:
-            sums: the result of `TrainStep.train_steps`, `[n, 2 or 3]`. Each row contains a step's
-                sum of losses and number of correct predictions; a third column is ignored.
-            took_s: the time that the n steps took together.
-        """
-        # Added step by step, so that rounding doesn't depend on n.
-        for loss, num_correct, *_ in sums.tolist():
-            self.loss_sum += loss
-            self.num_correct += num_correct
-        self.step += len(sums)
-        self.epoch_s += took_s
-        self.training_s += took_s
-
-    def epoch_metrics(self, num_reviews: int, learning_rate: float) -> dict[str, Any]:
-        """Return the metrics of the current epoch after its last step, with its times."""
-        return {
-            "epoch": self.epoch + 1,
-            "loss": self.loss_sum / num_reviews,
-            "accuracy": self.num_correct / num_reviews,
-            "learning_rate": learning_rate,
-            "epoch_s": round(self.epoch_s, 3),
-            "reviews_per_s": round(num_reviews / max(self.epoch_s, 1e-9), 1),
-        }
-
-    def end_epoch(self, line: dict[str, Any]) -> None:
-        """Add `line`, the metrics of the epoch, to the history, and begin the next epoch."""
-        self.history.append(line)
-        self.epoch, self.step = line["epoch"], 0
-        self.loss_sum = self.num_correct = self.epoch_s = 0.0
-
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.

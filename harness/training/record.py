@@ -47,10 +47,13 @@ from harness.training.trainer import Trainer
 CONTEXT_GB = 1.0
 
 
-def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
+def record_start(
+    context: RunContext, compute: Compute, parent: Parent | None, ratios: NgramRatios | None
+) -> None:
     """Record the job, data, plan and devices with which this process begins or resumes the run.
 
-    The run can then be resumed.
+    The run can then be resumed. Predictions need the vocabulary and the log-count ratios of the
+    n-grams, if the network uses them, to convert texts to the network's inputs.
     """
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
@@ -71,17 +74,10 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
     )
     mode = mode_in(run.folder, context.job.code)
     run.write("job.toml", context.job.to_toml(), mode=mode)
-
-
-def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write the vocabulary and, if the network uses them, the log-count ratios of the n-grams.
-
-    Predictions need these files to convert texts to the network's inputs.
-    """
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
-    context.run.write("vocabulary.txt", vocabulary)
+    run.write("vocabulary.txt", vocabulary)
     if ratios:
-        context.run.write(RATIOS_FILE, ratios.to_bytes())
+        run.write(RATIOS_FILE, ratios.to_bytes())
 
 
 def record_kernels(trainer: Trainer) -> dict[str, str]:
@@ -164,12 +160,12 @@ def _scored(
 
 def result_of(
     trainer: Trainer,
-    data: Mapping[str, Any],
+    validation: Reviews,
     *,
     kernels: Mapping[str, str],
     scores: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the content of `result.json`. `data` is what `describe_data` returns."""
+    """Return the content of `result.json`."""
     job, progress, vectors = trainer.job, trainer.progress, trainer.context.vectors
     exported = exported_epoch(progress.history, job.train)
     strategy = trainer.compute.strategy
@@ -178,7 +174,7 @@ def result_of(
         "run": trainer.run.folder.name,
         "architecture": job.model.architecture,
         "seed": job.train.seed,
-        **data,
+        **describe_data(trainer.context, trainer.training, validation),
         "num_epochs": len(progress.history),
         "kept_epoch": exported["epoch"],
         "val_loss": exported.get("val_loss"),

@@ -216,13 +216,10 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
                 for path in _event_files(self._folder)
             }
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the files."""
         for writer in self._writers.values():
             writer.close()
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _write(self, key: str, *events: Any) -> None:
         with _one_line(self._paths[key]):

@@ -63,8 +63,7 @@ def train(
             seed=job.train.seed,
             num_epochs=job.train.epochs,
         )
-        record.record_start(context, compute, parent)
-        record.write_inputs(context, ratios)
+        record.record_start(context, compute, parent, ratios)
         train_step = build_step(
             job,
             compute.strategy,
@@ -97,8 +96,7 @@ def train(
                 scores |= of_validation if scores_validation else {}
             if not compute.is_trial:
                 record.record_gpu_gb(run)
-            data = record.describe_data(context, training, validation)
-            result = record.result_of(trainer, data, kernels=kernels, scores=scores)
+            result = record.result_of(trainer, validation, kernels=kernels, scores=scores)
             if row and (score := result.get(row.objective)) is not None:
                 trainer.log.scores("search", {row.objective: score})
             save_model(run, train_step.export_model)

@@ -149,17 +149,8 @@ class Trainer:
                 self.stop.check()
                 self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
-            line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
-            if len(validation.labels):
-                line |= self._validate(validation)
-            # Compute the checksum of the variables before `on_epoch_end` is called, because a
-            # callback may change variables there.
-            line["checksum"] = checkpoint.checksum(train_step)
-            progress.end_epoch(line)
-            if self.score_to_keep and exported_epoch(progress.history, train) is line:
-                progress.best_weights = train_step.export_model.get_weights()
-            self._end_epoch(line)
+            self._end_epoch(validation)
         self._is_over = True
         self.callbacks.on_train_end()
         if self.score_to_keep:
@@ -225,7 +216,13 @@ class Trainer:
                 f"(epoch {self.progress.epoch + 1}); lower train.learning_rate or set "
                 "train.clipnorm, and start a new run"
             )
-        self.progress.add_steps(sums, took_s)
+        # Added step by step, so that rounding doesn't depend on the number of steps.
+        for loss, num_correct in sums[:, :2].tolist():
+            self.progress.loss_sum += loss
+            self.progress.num_correct += num_correct
+        self.progress.step += len(sums)
+        self.progress.epoch_s += took_s
+        self.progress.training_s += took_s
         # With several workers, a third column counts the replicas that ask to stop.
         self._votes += float(sums[:, 2:].sum())
         measured = self._report(losses[-1], took_s / len(sums), sizes.sum() / took_s)
@@ -286,7 +283,27 @@ class Trainer:
                     )
         return {**line, "validation_s": round(time.perf_counter() - began, 3)}
 
-    def _end_epoch(self, line: dict[str, Any]) -> None:
+    def _end_epoch(self, validation: Reviews) -> None:
+        """Validate the epoch, record its metrics, write a checkpoint, and begin the next epoch."""
+        progress = self.progress
+        line: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "loss": progress.loss_sum / self.num_reviews,
+            "accuracy": progress.num_correct / self.num_reviews,
+            "learning_rate": self._learning_rate(),
+            "epoch_s": round(progress.epoch_s, 3),
+            "reviews_per_s": round(self.num_reviews / max(progress.epoch_s, 1e-9), 1),
+        }
+        if len(validation.labels):
+            line |= self._validate(validation)
+        # Compute the checksum of the variables before `on_epoch_end` is called, because a callback
+        # may change variables there.
+        line["checksum"] = checkpoint.checksum(self.train_step)
+        progress.history.append(line)
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.loss_sum = progress.num_correct = progress.epoch_s = 0.0
+        if self.score_to_keep and exported_epoch(progress.history, self.job.train) is line:
+            progress.best_weights = self.train_step.export_model.get_weights()
         self.log.epoch(line)
         # Called before the checkpoint is written, because callbacks may cut the learning rate.
         self.callbacks.on_epoch_end(line)

@@ -37,13 +37,16 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
     ids=["slurm-list", "visible", "devices", "hidden"],
 )
 def test_a_refusal_names_the_promise(
-    variables: dict[str, str], devices: str | None, said: str
+    variables: dict[str, str], devices: str | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The promise comes from an option, a variable or Slurm; a variable can hide Slurm's GPUs."""
     requested = parse_devices(devices) if devices else None
     allocation = SlurmEnvironment.from_environment(variables)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if "CUDA_VISIBLE_DEVICES" in variables:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variables["CUDA_VISIBLE_DEVICES"])
     with pytest.raises(InputError, match=re.escape(said)):
-        check_gpus(requested, allocation, pytest.fail, variables)
+        check_gpus(requested, allocation, pytest.fail)
 
 
 def test_the_first_use_of_a_card_is_announced(
@@ -73,6 +76,7 @@ def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) 
 
 def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
     """Let TensorFlow see one GPU of a working driver, but not load the libraries in `missing`."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
     monkeypatch.setattr(gpu, "load_libraries", lambda: [*missing])
@@ -91,7 +95,7 @@ def test_missing_libraries_are_named(
     """The installation lacks CUDA's libraries; a container can lack the driver's libraries."""
     show_one_gpu(monkeypatch, *missing)
     with pytest.raises(InputError, match=re.escape(said)):
-        check_gpus(parse_devices("gpu:2"), None, pytest.fail, {})
+        check_gpus(parse_devices("gpu:2"), None, pytest.fail)
 
 
 def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,9 +106,9 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     two = SlurmEnvironment.from_environment(SLURM | {"SLURM_GPUS_ON_NODE": "2"})
     with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):
-        check_gpus(None, two, pytest.fail, {})
+        check_gpus(None, two, pytest.fail)
     assert faults.read_text().startswith("n7 Slurm gave 2 GPUs, but TensorFlow sees 1")
-    check_gpus(None, SlurmEnvironment.from_environment(SLURM), pytest.fail, {})
+    check_gpus(None, SlurmEnvironment.from_environment(SLURM), pytest.fail)
 
 
 BEGIN = """
@@ -141,5 +145,6 @@ def test_a_driver_without_a_promise_causes_a_warning(
 def test_a_user_may_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--devices cpu` ignores all GPUs; an empty CUDA_VISIBLE_DEVICES causes no warning."""
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
-    check_gpus(None, None, pytest.fail, {"CUDA_VISIBLE_DEVICES": ""})
-    check_gpus(parse_devices("cpu"), SlurmEnvironment.from_environment(SLURM), pytest.fail, {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check_gpus(None, None, pytest.fail)
+    check_gpus(parse_devices("cpu"), SlurmEnvironment.from_environment(SLURM), pytest.fail)

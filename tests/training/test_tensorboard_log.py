@@ -83,7 +83,8 @@ def test_a_log_is_exact_across_kills(tmp_path: Path) -> None:
         for path in folder.glob("*/*tfevents*"):
             with path.open("ab") as file:
                 file.write(b"half a record")
-    TensorBoardLog(folder, mark).close()
+    with TensorBoardLog(folder, mark):
+        pass
     found = [
         [each for each in points(each) if each[1].endswith(("loss", "accuracy"))]
         for each in (folder, tmp_path / "undisturbed")

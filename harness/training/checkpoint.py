@@ -113,52 +113,50 @@ def restore(
 
 
 def adopt(
-    source: Path,
+    source: RunDirectory,
     target: RunDirectory,
     identity: str,
     *,
     of: str,
     max_epochs: int | None = None,
 ) -> bool:
-    """Copy a checkpoint of another run to a new run.
+    """Copy the newest suitable checkpoint of another run to a new run.
 
     The jobs of both runs must be the same, but the other run's job may have fewer epochs. The new
     run's result is bitwise identical to the result of a run that trains from the start.
 
     Args:
-        source: the checkpoint to copy.
+        source: the other run.
         target: the new run; this process must hold its lease.
         identity: the identity of the new run, which is a checksum of its job and data.
         of: the identity of the run that must have written the checkpoint.
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
-        Whether the checkpoint was copied; false if it is missing or broken, or violates one of the
-        conditions that the arguments `of` and `max_epochs` set.
+        Whether a checkpoint was copied; false if each is broken, or violates one of the conditions
+        that the arguments `of` and `max_epochs` set.
 
     Raises:
-        DiskError: if the disk can't be read; the checkpoint may be intact.
+        DiskError: if the disk can't be read; the checkpoints may be intact.
         RunError: if the new run can't be written.
     """
-    try:
-        with open_plain_file(source) as file:
-            content = file.read()
-        arrays: dict[str, Any] = _load(io.BytesIO(content))
-        meta = json.loads(arrays["progress"].tobytes())
-    except MemoryError:
-        raise
-    except Exception as error:  # a broken file raises errors of many types
-        if refusal := disk_error_in(error):
-            raise_unless_missing(refusal, source)
-        return False
-    if meta.get("identity") != of:
-        return False
-    if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
-        return False
-    meta |= {"identity": identity, "event_mark": {}}  # the new run has its own TensorBoard log
-    arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    _write(target, source.name, arrays)
-    return True
+    for path in reversed(source.checkpoints()):
+        try:
+            arrays: dict[str, Any] = _load(open_plain_file(path))
+            meta = json.loads(arrays["progress"].tobytes())
+        except MemoryError:
+            raise
+        except Exception as error:  # a broken file raises errors of many types
+            if refusal := disk_error_in(error):
+                raise_unless_missing(refusal, path)
+            continue
+        fits = max_epochs is None or (meta["epoch"], meta["step"]) <= (max_epochs, 0)
+        if fits and meta.get("identity") == of:
+            meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
+            arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+            _write(target, path.name, arrays)
+            return True
+    return False
 
 
 def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:

@@ -131,9 +131,8 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     if parent.continues:
         # The parent's job.toml may have been edited since its training.
         of = replace(context, run=parent.run, job=parent.run.job()).identity
-        for path in reversed(parent.run.checkpoints()):
-            if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
-                return []
+        if checkpoint.adopt(parent.run, context.run, context.identity, of=of, max_epochs=epochs):
+            return []
         raise InputError(
             f"--from {parent.run.folder}: this run's checkpoints can't be used: they are broken, "
             f"do not match the run's job.toml, or have more epochs than train.epochs = {epochs}; "

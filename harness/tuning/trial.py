@@ -145,9 +145,9 @@ class Trials:
             # differ and `adopt` refuses the checkpoint.
             job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
             of = replace(context, job=job).identity
-            for path in reversed(self.sweep.trial_run(each.n, attempt, seed).checkpoints()):
-                if checkpoint.adopt(path, context.run, context.identity, of=of):
-                    return
+            source = self.sweep.trial_run(each.n, attempt, seed)
+            if checkpoint.adopt(source, context.run, context.identity, of=of):
+                return
         if trial.parent is not None:
             self.console.warning(
                 f"trial {trial.parent}: its checkpoint can't be used; its epochs are trained again"

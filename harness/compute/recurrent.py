@@ -55,7 +55,11 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Compute the last output, all outputs and the last state, as `SimpleRNN.inner_loop` does."""
+    """Compute the last output, all outputs and the last state, as `SimpleRNN.inner_loop` does.
+
+    cuDNN's parameters are, in this order: the input matrix, `[units, features]`; the state matrix,
+    `[units, units]`; Keras's bias, `[units]`; zeros for cuDNN's second bias, `[units]`.
+    """
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
         by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
@@ -63,11 +67,16 @@ def _cudnn_rnn(
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
     num_examples, num_words = tf.shape(sequences)[0], tf.shape(sequences)[1]
+    kernel, recurrent, bias = (
+        keras.ops.convert_to_tensor(each)
+        for each in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)
+    )
+    matrices = [tf.reshape(tf.transpose(each), [-1]) for each in (kernel, recurrent)]
     result = tf.raw_ops.CudnnRNNV3(
         input=sequences,
         input_h=initial_state[0][:, None],
         input_c=0,
-        params=cudnn_parameters(layer),
+        params=tf.concat([*matrices, bias, tf.zeros_like(bias)], axis=0),
         sequence_lengths=tf.fill([num_examples], num_words),
         rnn_mode="rnn_tanh",
         time_major=False,
@@ -75,20 +84,6 @@ def _cudnn_rnn(
     )
     last = result.output_h[:, 0]
     return last, result.output if layer.return_sequences else last[:, None], [last]
-
-
-def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
-    """Return the weights of a plain RNN in cuDNN's format, `[units * (features + units + 2)]`.
-
-    The order is: input matrix, `[units, features]`; state matrix, `[units, units]`; Keras's bias,
-    `[units]`; zeros for cuDNN's second bias, `[units]`.
-    """
-    kernel, recurrent, bias = (
-        keras.ops.convert_to_tensor(each)
-        for each in (layer.cell.kernel, layer.cell.recurrent_kernel, layer.cell.bias)
-    )
-    matrices = [tf.reshape(tf.transpose(each), [-1]) for each in (kernel, recurrent)]
-    return tf.concat([*matrices, bias, tf.zeros_like(bias)], axis=0)
 
 
 def _cudnn_takes(layer: SimpleRNN) -> bool:

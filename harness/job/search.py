@@ -36,7 +36,7 @@ from harness.job.job_file import (
     stored_name,
     suggest_key,
 )
-from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
+from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, SCORES, TABLES, Job
 from harness.job.own_code import source_digest
 from harness.system.console import quoted
 
@@ -278,11 +278,6 @@ class SearchSpec:
     def goal(self) -> Literal["max", "min"]:
         """`max` if a higher objective is better, else `min`."""
         return SCORES[self.table.objective]
-
-    @property
-    def scores_validation(self) -> bool:
-        """Whether the objective is computed at the end of a trial, not after every epoch."""
-        return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def trial_limit(self) -> float:

@@ -12,6 +12,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
 from harness.data.word_vectors import WordVectors, open_vectors
 from harness.job.keys import Job
+from harness.job.search import TrialRow
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
@@ -72,7 +73,9 @@ class Compute:
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # the requested devices, written as for `--devices`
     worker_group: WorkerGroup | None = None  # the workers, if the run uses several nodes
-    is_trial: bool = False  # whether the run is a trial, whose process also trains other trials
+    # The row of a trial on TensorBoard's HParams page; None if the run is no trial of a search. The
+    # process of a trial also trains other trials.
+    trial: TrialRow | None = None
 
     @property
     def is_chief(self) -> bool:

@@ -62,7 +62,7 @@ def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractConte
     if group:
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
         where += f", or another worker ({', '.join(others)})"
-    if compute.is_trial:
+    if compute.trial:
         next_step = "the search continues it"
     elif group and not group.is_chief:
         next_step = f"the message of the worker on {group.nodes[0]} says how to continue"

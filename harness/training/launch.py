@@ -114,6 +114,9 @@ def launch(
                 checked_strategy,
                 first_use_factor,
             )
+            from harness.compute.loss import check_loss
+            from harness.compute.network import check_network
+            from harness.compute.optimizer import check_optimizer
 
             stack.enter_context(explained_device_errors())
             begins.first_use = first_use_factor(tf.config.list_physical_devices("GPU"))
@@ -130,10 +133,14 @@ def launch(
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
+        # 4. Check the user's network, loss and optimizer before a new run writes anything.
         if is_new:
-            compiled = plan.way == "xla"
-            check_own_parts(context, strategy.num_replicas_in_sync, console, compiled=compiled)
-        # 4. Train.
+            num_outputs, replicas = context.dataset.num_outputs, strategy.num_replicas_in_sync
+            if line := check_network(job, num_outputs, num_replicas=replicas):
+                console.warning(line)
+            check_loss(job, num_outputs, compiled=plan.way == "xla")
+            check_optimizer(job.train, job.code)
+        # 5. Train.
         from harness.training.train import train
 
         stack.enter_context(console)
@@ -267,29 +274,6 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
     )
-
-
-def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, compiled: bool
-) -> None:
-    """Check the user's network, loss and optimizer before a new run writes anything.
-
-    Args:
-        compiled: whether XLA compiles the steps of the run.
-
-    Raises:
-        InputError: if Keras rejects a part, or the user's code fails (the message names file and
-            line).
-    """
-    from harness.compute.loss import check_loss
-    from harness.compute.network import check_network
-    from harness.compute.optimizer import check_optimizer
-
-    job, num_outputs = context.job, context.dataset.num_outputs
-    if line := check_network(job, num_outputs, num_replicas=num_replicas):
-        console.warning(line)
-    check_loss(job, num_outputs, compiled=compiled)
-    check_optimizer(job.train, job.code)
 
 
 def warn_of_changes(

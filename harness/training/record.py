@@ -99,20 +99,15 @@ def record_kernels(trainer: Trainer) -> dict[str, str]:
     return kernels
 
 
-def log_run(trainer: Trainer, row: TrialRow | None) -> None:
-    """Write job, model and hyperparameters to the TensorBoard log, once per run.
-
-    Args:
-        row: a trial's row on the HParams page; by default the row shows the keys of the job.
-    """
-    job, model = trainer.job, trainer.train_step.export_model
+def log_run(trainer: Trainer) -> None:
+    """Write job, model and hyperparameters to the TensorBoard log, once per run."""
+    job, model, row = trainer.job, trainer.train_step.export_model, trainer.compute.trial
     lines: list[str] = []
     model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
-    if not trainer.compute.is_trial:  # the graph is large, and trials are many
-        trainer.log.graph(trainer.graph)
-    if not row:
+    if not row:  # without a search, the row shows the keys of the job
+        trainer.log.graph(trainer.graph)  # not of trials: the graph is large, and trials are many
         settings = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in job.settings().items()
@@ -131,18 +126,19 @@ def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[
     return {"num_test": len(test.labels), **scores}
 
 
-def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:
-    """Compute further validation scores of the exported weights, besides loss and accuracy.
+def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
+    """Write the validation predictions, from which an ensemble chooses its weights.
 
-    `val_roc_auc` is None if all reviews are of one class.
-
-    Args:
-        keeps: whether to write the predictions, from which an ensemble chooses its weights.
+    A trial writes no predictions, to save time and space. Instead it returns its validation scores
+    besides loss and accuracy, if one of them is the objective of the search. `val_roc_auc` is None
+    if all reviews are of one class.
     """
-    name = VALIDATION_PREDICTIONS if keeps else ""
-    _, scores = _scored(trainer, validation, "validating", name)
-    names = (name for name in OBJECTIVES if name not in OF_EACH_EPOCH)
-    return {name: scores[name.removeprefix("val_")] for name in names}
+    trial = trainer.compute.trial
+    if trial and trial.objective in OF_EACH_EPOCH:
+        return {}
+    _, scores = _scored(trainer, validation, "validating", "" if trial else VALIDATION_PREDICTIONS)
+    others = [name for name in OBJECTIVES if name not in OF_EACH_EPOCH]
+    return {name: scores[name.removeprefix("val_")] for name in others} if trial else {}
 
 
 def _scored(

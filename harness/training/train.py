@@ -8,7 +8,6 @@ from harness.compute.loss import class_weights
 from harness.data.epoch_order import num_steps
 from harness.data.input_pipeline import test_reviews, training_reviews
 from harness.inference.model_file import save_model
-from harness.job.search import TrialRow
 from harness.tracking.records import Heartbeat
 from harness.training import record
 from harness.training.callbacks import own_callbacks
@@ -18,22 +17,13 @@ from harness.training.parent import Parent, begin_with
 from harness.training.trainer import Trainer
 
 
-def train(
-    context: RunContext,
-    compute: Compute,
-    *,
-    scores_validation: bool = False,
-    row: TrialRow | None = None,
-    parent: Parent | None = None,
-) -> dict[str, Any]:
+def train(context: RunContext, compute: Compute, *, parent: Parent | None = None) -> dict[str, Any]:
     """Begin or resume a run, train it to its end, and return its result.
 
     On several nodes all workers call `train` at the same time. Workers other than the chief use a
     temporary folder and a silent console (`harness.training.launch.join_workers`).
 
     Args:
-        scores_validation: whether the result contains further validation scores, such as F1.
-        row: a trial's row on TensorBoard's HParams page.
         parent: the run whose checkpoint or weights this run begins with; None without `--from`, or
             if this run already has a checkpoint.
 
@@ -82,7 +72,7 @@ def train(
         with trainer.log, trainer.saved_when_interrupted():
             kernels = record.record_kernels(trainer)
             if trainer.is_new:
-                record.log_run(trainer, row)
+                record.log_run(trainer)
 
             trainer.fit(validation)
 
@@ -90,15 +80,14 @@ def train(
             if job.data.test:
                 test = test_reviews(job, dataset, ratios)
                 scores = record.score_test(trainer, test, dataset.classes)
-            keeps = not compute.is_trial  # trials write no predictions, to save time and space
-            if len(validation.labels) and (keeps or scores_validation):
-                of_validation = record.score_validation(trainer, validation, keeps=keeps)
-                scores |= of_validation if scores_validation else {}
-            if not compute.is_trial:
+            if len(validation.labels):
+                scores |= record.score_validation(trainer, validation)
+            trial = compute.trial
+            if not trial:
                 record.record_gpu_gb(run)
             result = record.result_of(trainer, validation, kernels=kernels, scores=scores)
-            if row and (score := result.get(row.objective)) is not None:
-                trainer.log.scores("search", {row.objective: score})
+            if trial and (score := result.get(trial.objective)) is not None:
+                trainer.log.scores("search", {trial.objective: score})
             save_model(run, train_step.export_model)
             check_results()
         record.finish(context, heartbeat, result)

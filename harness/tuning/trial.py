@@ -111,15 +111,10 @@ class Trials:
         self.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
         parts = (self.console, self.monitor, self.stop, self.allocation)
-        compute = Compute(self.strategy, plan, *parts, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
+        row = self.search.row(name, trial.values, trial.limit)
         keras.utils.clear_session(free_memory=False)  # layers are numbered from 1 again
-        train(
-            context,
-            compute,
-            scores_validation=self.search.scores_validation,
-            row=self.search.row(name, trial.values, trial.limit),
-        )
+        train(context, Compute(self.strategy, plan, *parts, trial=row))
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:

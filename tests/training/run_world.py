@@ -647,7 +647,7 @@ def made_up() -> Iterator[None]:
             (leased_dir, "sleep", sleep),
             (checkpoint, "monotonic", now_s),
             (checkpoint, "sleep", sleep),
-            (leased_dir, "LOGGER", SimpleNamespace(warning=_nothing)),
+            (leased_dir, "log", _nothing),
             (trainer, "time", clock),
             (trainer, "TensorBoardLog", Log),
             (trainer, "age_s", now_s),

@@ -4,28 +4,42 @@ import json
 import logging
 import os
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.client import Queue
-from harness.system.console import echo, log, quoted
+from harness.system.console import echo, log, quoted, rich_console
 from harness.tracking.cancel import ask_to_stop, wait_until_saved
 from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
 from harness.tracking.logs import follow as follow_log
-from harness.tracking.records import JOB_ID, RunStatus
+from harness.tracking.records import JOB_ID, RunStatus, one_line
 from harness.tracking.run_dir import named_or_all
-from harness.tracking.status import one, pick, refresh, select_runs, survey
+from harness.tracking.status import format_duration, one, pick, refresh, select_runs, survey
 from harness.tuning.sweep_dir import stop_search_in
 
 app = typer.Typer()
 
 WATCH_S = 5.0  # seconds between two refreshes
 MAX_LEFT = 5  # the largest number of unchanged folders that `prune` lists
+NUM_NEWEST = 20  # number of ended runs that `harness status` shows by default
+STYLES = {
+    **dict.fromkeys(("running", "starting"), "green"),
+    **dict.fromkeys(("pending", "submitted", "suspended", "interrupted"), "yellow"),
+    **dict.fromkeys(("stale", "lost", "dead", "failed"), "red"),
+}
+FIGURES = ("seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
+RIGHT = {*FIGURES} - {"state"}
+GAP = "  "
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -53,26 +67,20 @@ def status(
 
     Reads the run folders and asks Slurm at most once every 30 seconds.
     """
-    from harness.tracking.status_table import print_table, warn_of_queue
-
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
     queue = Queue()
 
-    def look() -> list[RunStatus]:
-        return select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
-
-    if as_json:
-        echo(json.dumps([each.as_json() for each in look()], indent=2, allow_nan=False))
-        warn_of_queue(queue)
-        return
-    everything = everything or bool(names)
     try:
         while True:
-            statuses = look()
-            print_table(statuses, runs, everything=everything, clears=watch)
-            warn_of_queue(queue)
-            if not (watch and any(each.alive for each in statuses)):
+            found = select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
+            if as_json:
+                echo(json.dumps([each.as_json() for each in found], indent=2, allow_nan=False))
+            else:
+                print_table(found, runs, everything=everything or bool(names), clears=watch)
+            if queue.problem:
+                log(logging.WARNING, f"{queue.problem}; the table shows the run folders only")
+            if not (watch and any(each.alive for each in found)):
                 break
             time.sleep(WATCH_S)
     except KeyboardInterrupt:
@@ -224,3 +232,111 @@ def prune(
     again = "to make the files again, run: harness train RUN/job.toml"
     verb = "removed" if really else "can be removed with --yes"
     echo(f"{files} of {done.num_runs} finished runs {verb}; {again}")
+
+
+# The table of `harness status`
+
+
+def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
+    """Return the runs to show, and a line about the hidden older runs (empty if all are shown)."""
+    ended = [each for each in statuses if not each.alive]
+    hidden = [] if everything else ended[NUM_NEWEST:]
+    left_out = {id(each) for each in hidden}
+    counts = Counter(each.state for each in hidden)
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    line = f"older runs, not shown: {len(hidden)} ({states}); --all shows them" if hidden else ""
+    return [each for each in statuses if id(each) not in left_out], line
+
+
+def cells(status: RunStatus) -> dict[str, str]:
+    """Return the text of each column for a run; the text for an unknown value is empty."""
+    goes_on = status.state in ("running", "stale")
+    speed = status.reviews_per_s if goes_on else None
+    eta = status.eta_s if status.state == "running" else None
+    epochs = f"{status.epoch or '-'}/{status.num_epochs}" if status.num_epochs else ""
+    texts = {
+        "run": status.run,
+        "seed": "" if status.seed is None else str(status.seed),
+        "state": status.state,
+        "epoch": epochs,
+        "rev/s": "" if speed is None else f"{speed:.0f}",
+        "ETA": "" if eta is None else format_duration(eta),
+        "val %": _per_cent(status.val_accuracy),
+        "test %": _per_cent(status.test_accuracy),
+        "note": "; ".join(_notes(status)),
+    }
+    return {name: one_line(text) for name, text in texts.items()}
+
+
+def _per_cent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _notes(status: RunStatus) -> Iterator[str]:
+    """Yield facts about a run that the other columns do not show."""
+    if status.architecture and status.architecture != status.job:
+        yield status.architecture
+    if status.slurm_job and status.slurm_job not in status.run:
+        yield f"Slurm job {status.slurm_job}"
+    if status.restarts:
+        yield f"restarts: {status.restarts}"
+    if status.note:
+        yield status.note
+
+
+def as_lines(
+    rows: Sequence[dict[str, str]], names: Sequence[str] = ("run", *FIGURES, "note")
+) -> list[str]:
+    """Return the headings and one line per row; a column is as wide as its longest text."""
+    # Rich's Table takes a second for a thousand runs.
+    columns = []
+    for name in names:
+        texts = [name, *(row[name] for row in rows)]
+        width, align = max(map(len, texts)), str.rjust if name in RIGHT else str.ljust
+        columns.append([align(text, width) for text in texts])
+    return [GAP.join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
+    """Return the table for a terminal, with a line of notes below each run that has notes."""
+    rows = [cells(each) for each in statuses]
+    figures = [name for name in FIGURES if any(row[name] for row in rows)]
+    room = width - len(GAP) - max(map(len, as_lines(rows, figures)))
+    # A long name is on a separate line, so that users can copy the name.
+    is_long = [len(row["run"]) > room for row in rows]
+    shown = [row | {"run": ""} if long else row for row, long in zip(rows, is_long, strict=True)]
+    headings, *lines = as_lines(shown, ("run", *figures))
+    parts: list[RenderableType] = [Text(headings, "bold", overflow="fold")]
+    for status, row, long, line in zip(statuses, rows, is_long, lines, strict=True):
+        if long:
+            parts.append(Text(row["run"], overflow="fold"))
+        parts.append(Text(line, STYLES.get(status.state, ""), overflow="fold"))
+        if row["note"]:
+            parts.append(Padding(Text(row["note"], "dim"), (0, 0, 0, 4)))
+    return Group(*parts)
+
+
+def print_table(
+    statuses: Sequence[RunStatus], runs: Path, *, everything: bool, clears: bool
+) -> None:
+    """Print the table.
+
+    Args:
+        statuses: the status of each run.
+        runs: the folder of all runs.
+        everything: whether to show all runs that have ended, not only the newest.
+        clears: whether to clear a terminal first.
+    """
+    shown, older = split_shown(statuses, everything=everything)
+    none = "" if shown else f"no run below {runs}; start one: harness train jobs/lstm.toml"
+    below = [line for line in (none, older) if line]
+    console = rich_console()
+    if not console.is_terminal:
+        echo("\n".join([*(as_lines([*map(cells, shown)]) if shown else []), *below]))
+        return
+    if clears:
+        console.clear()
+    if shown:
+        console.print(as_renderable(shown, console.width))
+    for line in below:
+        console.print(Text(line, "dim"))

@@ -34,8 +34,6 @@ STARTED = ("RUNNING", "CONFIGURING")
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
-NUM_NEWEST = 20  # number of ended runs that `harness status` shows by default
-
 
 def infer_state(status: RunStatus, queue: Queue | None) -> None:
     """Set the state and the note in the status of a run.

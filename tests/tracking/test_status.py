@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.cli.runs import as_lines, as_renderable, cells, split_shown
 from harness.slurm import client
 from harness.slurm.client import Queue, QueuedJob
 from harness.slurm.resources import Resources
@@ -20,7 +21,6 @@ from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
 from harness.tracking.status import format_duration, survey, was_out_of_memory
-from harness.tracking.status_table import as_lines, as_renderable, cells, split_shown
 from tests.conftest import JOBS, Harness
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.cli.runs import as_lines, cells
 from harness.slurm.client import Queue
 from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import find_runs
 from harness.tracking.status import survey
-from harness.tracking.status_table import as_lines, cells
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site
 

@@ -31,10 +31,9 @@ from harness.errors import InputError, NodeFault
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus, report_node_fault
 from harness.slurm.nodes import WorkerGroup
-from harness.system import gpu
+from harness.system import gpu, watchdog
 from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
-from harness.system.watchdog import FIRST_USE
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests that replace CUDA with a stub
 TOLERANCE = 1e-3  # largest accepted relative difference; float32 stays below 1e-5 without TF32
@@ -70,7 +69,10 @@ def checked_strategy(
     """
     check_gpus(requested, allocation, console.warning)
     strategy = make_strategy(requested, worker_group)
-    for card in dict.fromkeys(map(card_of, tf.config.get_visible_devices("GPU"))):
+    cards = dict.fromkeys(map(card_of, tf.config.get_visible_devices("GPU")))
+    if not all(map(has_machine_code, cards)):
+        watchdog.current.first_use = watchdog.FIRST_USE
+    for card in cards:
         if line := first_use(card):
             console.info(line)
     check_devices(console.warning)
@@ -199,11 +201,6 @@ def has_machine_code(card: Card) -> bool:
     """Whether TensorFlow includes machine code for a card; if not, the driver compiles kernels."""
     targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
     return code_for(card.capability, targets).startswith("sm_")
-
-
-def first_use_factor(gpus: Sequence[Any]) -> float:
-    """Return the factor that multiplies the time limit of the first step on these GPUs."""
-    return 1.0 if all(has_machine_code(card_of(each)) for each in gpus) else FIRST_USE
 
 
 def is_switched_off() -> bool:

@@ -38,7 +38,6 @@ class Watched:
     next_step: str  # how to continue the work, for the message
     # A function that records why the watchdog ends the process.
     record: Callable[[Interrupted], object] | None = None
-    first_use: float = 1.0  # how many times longer the limit is before the first step
     has_stepped: bool = False
 
 
@@ -63,6 +62,7 @@ class Watchdog:
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
         self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
+        self.first_use = 1.0  # how many times longer the limit is before the first step
         self.watched: Watched | None = None
         self.asks = False  # whether the training loop should wait for a result
         self._progress = self._seen = 0
@@ -124,10 +124,9 @@ class Watchdog:
     @property
     def limit_s(self) -> float:
         """The longest time in seconds that may pass without progress."""
-        watched = self.watched or Watched("", "")
-        if watched.has_stepped:
+        if self.watched and self.watched.has_stepped:
             return self.stepped_stall_s
-        return self.stall_s * watched.first_use
+        return self.stall_s * self.first_use
 
     def _watch(self) -> None:
         while True:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from harness.compute.device_check import first_use_factor
 from harness.compute.device_errors import explained_device_errors
 from harness.compute.strategy import describe_devices, one_device, title_of_devices
 from harness.errors import Interrupted, RunError, TakenOver
@@ -67,13 +66,7 @@ def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractConte
     elif group and not group.is_chief:
         next_step = f"the message of the worker on {group.nodes[0]} says how to continue"
 
-    watched = watchdog.Watched(
-        where,
-        next_step,
-        heartbeat.interrupted,
-        first_use=first_use_factor(tf.config.get_visible_devices("GPU")),
-    )
-    return watchdog.current.watching(watched)
+    return watchdog.current.watching(watchdog.Watched(where, next_step, heartbeat.interrupted))
 
 
 @contextlib.contextmanager

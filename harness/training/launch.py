@@ -105,21 +105,16 @@ def launch(
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             threads = agreed(threads, worker_group)
         # 3. Import TensorFlow and check the devices.
-        begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
-        with watchdog.current.watching(begins):
-            tf = import_tensorflow(allocation, threads, job)
+        begin = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
+        with watchdog.current.watching(begin):
+            import_tensorflow(allocation, threads, job)
             watchdog.current.progress()
-            from harness.compute.device_check import (
-                checked_plan,
-                checked_strategy,
-                first_use_factor,
-            )
+            from harness.compute.device_check import checked_plan, checked_strategy
             from harness.compute.loss import check_loss
             from harness.compute.network import check_network
             from harness.compute.optimizer import check_optimizer
 
             stack.enter_context(explained_device_errors())
-            begins.first_use = first_use_factor(tf.config.list_physical_devices("GPU"))
             strategy = checked_strategy(requested, allocation, console, worker_group)
         # TensorFlow may have replaced the signal handlers, so install them again.
         stop.listen()

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
-from typing import Any
 
 import pytest
 
@@ -65,20 +64,20 @@ def test_time_counts_only_while_watching() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "on_nodes", "fields", "limits"),
+    ("setting", "on_nodes", "first_use", "limits"),
     [
-        ("", False, {}, (600, 600)),
-        ("", False, {"first_use": 6.0}, (3600, 600)),  # the first step may compile kernels
-        ("", True, {}, (600, 90)),  # if one node hangs, all nodes wait
-        ("30", True, {}, (1800, 1800)),
+        ("", False, 1.0, (600, 600)),
+        ("", False, 6.0, (3600, 600)),  # the first step may compile kernels
+        ("", True, 1.0, (600, 90)),  # if one node hangs, all nodes wait
+        ("30", True, 1.0, (1800, 1800)),
     ],
 )
 def test_the_limit_depends_on_the_work(
-    setting: str, on_nodes: bool, fields: dict[str, Any], limits: tuple[int, int]
+    setting: str, on_nodes: bool, first_use: float, limits: tuple[int, int]
 ) -> None:
     """The end of the first step may lower the limit. The site's setting has priority."""
     dog = watchdog.from_settings({"HARNESS_STALL_MIN": setting}, on_nodes=on_nodes)
-    dog.watched = Watched("here", "go on", **fields)
+    dog.first_use, dog.watched = first_use, Watched("here", "go on")
     before = dog.limit_s
     dog.first_step_done()
     assert (before, dog.limit_s) == limits

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -52,8 +52,8 @@ def record_start(
 ) -> None:
     """Record the job, data, plan and devices with which this process begins or resumes the run.
 
-    The run can then be resumed. Predictions need the vocabulary and the log-count ratios of the
-    n-grams, if the network uses them, to convert texts to the network's inputs.
+    The run can then be resumed. Also write the files with which predictions convert texts to the
+    network's inputs: the vocabulary and, if the network uses them, the n-grams' log-count ratios.
     """
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
@@ -116,10 +116,11 @@ def log_run(trainer: Trainer) -> None:
     trainer.log.hyperparameters(row)
 
 
-def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
+def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
     """Score the exported weights on the test set. Write the predictions, and log the scores."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
     trainer.log.scores("test", scores)
+    classes = trainer.context.dataset.classes
     confusion = confusion_picture(test.labels, probabilities, classes)
     trainer.log.picture("test/confusion_matrix", confusion)
     trainer.log.picture("test/calibration", calibration_picture(test.labels, probabilities))

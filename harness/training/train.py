@@ -79,7 +79,7 @@ def train(context: RunContext, compute: Compute, *, parent: Parent | None = None
             scores = {}
             if job.data.test:
                 test = test_reviews(job, dataset, ratios)
-                scores = record.score_test(trainer, test, dataset.classes)
+                scores = record.score_test(trainer, test)
             if len(validation.labels):
                 scores |= record.score_validation(trainer, validation)
             trial = compute.trial

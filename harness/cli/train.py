@@ -26,6 +26,7 @@ from harness.cli.options import (
     Workers,
     confirm_here,
 )
+from harness.cli.tune import run_sweep, worker_request
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.search import is_sweep
@@ -33,6 +34,7 @@ from harness.slurm.resources import parse_seeds
 from harness.system.console import Console, echo, log, quoted
 from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 from harness.tracking.run_dir import RunDirectory, remove_empty
+from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,12 +162,10 @@ def resume(
     if is_sweep(run_folder):
         if strict:
             raise InputError("--strict: is for a run; leave it out for a sweep")
-        from harness.cli.tune import resume_sweep
-
+        sweep = SweepDirectory.open(run_folder)
         confirm_here(here=here)
-        resume_sweep(run_folder, devices, data)
+        run_sweep(sweep, sweep.search(), worker_request(devices, data), resumes=True)
         return
-
     run = RunDirectory.open(run_folder)
     job = run.job()
     if not run.finished():

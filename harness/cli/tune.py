@@ -62,7 +62,7 @@ def tune(
     The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
     worker or a command is killed. harness sweep show prints the result.
     """
-    request = _request(devices, data, workers, workers_per_gpu)
+    request = worker_request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
     confirm_here(here=here)
@@ -104,13 +104,7 @@ def run_sweep(
     console.info(f"             harness sweep retrain {folder} --seeds 1-5")
 
 
-def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
-    """Continue a sweep on all devices of this machine or allocation."""
-    sweep = SweepDirectory.open(folder)
-    run_sweep(sweep, sweep.search(), _request(devices, data), resumes=True)
-
-
-def _request(
+def worker_request(
     devices: str | None,
     data: Path | None,
     workers: int | None = None,
@@ -176,7 +170,7 @@ def join(
     trust_code: TrustCode = False,
 ) -> None:
     """Add workers to a search, on this machine or in this Slurm job."""
-    request = _request(devices, data, workers, workers_per_gpu)
+    request = worker_request(devices, data, workers, workers_per_gpu)
     sweep = SweepDirectory.open(folder)
     confirm_here(here=here)
     run_sweep(sweep, sweep.search(), request)

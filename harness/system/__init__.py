@@ -1,4 +1,4 @@
 """Modules for this machine's disks, console, processes, signals, processors, GPUs, and git.
 
-The modules do not depend on runs and never import TensorFlow.
+The modules import no other package of harness, and never import TensorFlow.
 """

@@ -29,7 +29,7 @@ STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %
 # date, time and level before each line in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
-# The real standard error; differs from 2 while file descriptor 2 is redirected.
+# The descriptor of the original standard error: 2, or a copy of 2 while 2 is redirected.
 error_descriptor = 2
 
 
@@ -79,7 +79,7 @@ class Console:
             log(logging.WARNING, text)
 
     def advance(self, what: str, done: int, total: int, *, figures: str) -> None:
-        """Move the progress bar, if there is one."""
+        """Update the label, the position and the figures of the progress bar, if there is one."""
         if not self._bar:
             return
         if self._task is None:
@@ -113,7 +113,7 @@ def printable(text: str) -> str:
 
 
 def take_any_text() -> None:
-    """Make standard output print an escape, such as `\\u2603`, for a character it can't encode."""
+    """Let standard output print an escape, such as `\\u2603`, for a character it can't encode."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -136,7 +136,7 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 
 def end_output() -> NoReturn:
     """End the process with code 0, because the program that read its standard output has ended."""
-    # From now on write to /dev/null; otherwise Python's flush at exit would fail.
+    # Redirect standard output to /dev/null; otherwise Python's flush at exit would fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0) from None
 
@@ -173,7 +173,7 @@ def log(level: int, text: str) -> None:
 
 
 def log_last_error(text: str) -> None:
-    """Write an error as `log` does, but past Python's streams, which another thread may block."""
+    """Write an error like `log`, but not to `sys.stderr`, because a thread may block its lock."""
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     with contextlib.suppress(OSError):
         os.write(error_descriptor, f"{_line(record, error_descriptor)}\n".encode())
@@ -211,12 +211,12 @@ def _line(record: logging.LogRecord, stream: TextIO | int) -> str:
 
 
 class _LineHandler(logging.Handler):
-    """Writes to the current standard streams, and flushes every line."""
+    """Writes to the current `sys.stdout` or `sys.stderr`, and flushes every line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         line = _line(record, stream)
-        # If the log's disk is full, the run continues, because it may write to another disk.
+        # If the log's disk is full, the run continues, because its files may be on another disk.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")
             stream.flush()

@@ -1,10 +1,11 @@
 """Handles files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
-A file is written under a temporary name next to the target, `.<random>.tmp`, and then renamed. The
-name is random, because processes with the same id on several nodes may write the same file.
+Each file is first written as `.<random>.tmp` in its folder, and then renamed. The temporary name
+does not contain the process id, because two nodes may have processes with equal ids, and both
+processes may write the same file.
 
-`open_plain_file` opens only plain (regular) files: a FIFO may block for ever, and a device may have
-no end.
+`open_plain_file` opens only plain (regular) files: reading a FIFO may block for ever, and reading a
+device may never end.
 """
 
 import contextlib
@@ -28,8 +29,8 @@ from harness.errors import DiskError, InputError
 
 REMEDY = "free up space on this disk, or choose another folder with --runs"
 MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
-# The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
-# All other errors count as errors of the disk.
+# Errors with these numbers mean: the file is missing, is not a plain file or is too large, or its
+# path is invalid. All other errors count as disk errors.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
@@ -48,7 +49,7 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """Return the owner of a symbolic link if neither this user nor root owns it; else empty."""
+    """Return the owner of a symbolic link; empty for other paths and links of this user or root."""
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -63,7 +64,8 @@ OTHERS_WRITE = "others can write to it"  # one of the reasons that `distrust` re
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
     """Return why a file or folder is not trusted, such as "belongs to ann"; empty if trusted.
 
-    Trusted users are this user, root and `owners` (names or user ids).
+    A path is trusted if it belongs to this user, to root or to one of `owners` (names or user ids),
+    and if no other user can write to it.
 
     Raises:
         OSError: if the path is missing.
@@ -76,15 +78,15 @@ def distrust(path: Path, owners: Collection[str] = ()) -> str:
 
 
 def others_can_write(status: os.stat_result) -> bool:
-    """Whether the mode lets other users change a file or the content of a folder."""
+    """Whether the mode of a file or folder lets other users change its content."""
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
-        return False  # the sticky bit, as in /tmp: users can only change files that they own
+        return False  # with the sticky bit, as in /tmp, users can remove only their own files
     by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status)
     return by_group or bool(status.st_mode & stat.S_IWOTH)
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Whether a file's group contains only its owner; many systems create a group per user."""
+    """Whether a file's owner is alone in the file's group; many systems make a group per user."""
     try:
         group = grp.getgrgid(status.st_gid)
     except KeyError:
@@ -102,7 +104,7 @@ def atomic_write(
 
     Args:
         target, content, mode: see `replace_file`.
-        remedy: what the user can do if the write fails.
+        remedy: what the user can do if the write fails; the end of the error's message.
 
     Raises:
         DiskError: if the write fails.
@@ -154,13 +156,13 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         if target.lstat().st_uid != os.getuid():
             raise InputError(f"{target}: is another user's link; name another folder")
         if not target.exists():
-            raise InputError(f"{target}: is a link that leads nowhere; remove it, or name a folder")
+            raise InputError(f"{target}: is a broken link; remove the link, or name another folder")
     target = target.resolve()
     old = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            # Check the target at the end of the block, because it may have changed in the meantime.
+            # Check the target now, because it may have changed while the block was running.
             check(target)
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
@@ -175,12 +177,12 @@ def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str
 
     Args:
         folder: the folder, which may be missing or empty.
-        known: the names that the output may contain.
-        mark: a name that every earlier output contains.
-        kind: what the output is, such as `comparison`.
+        known: the names of all files that the command's output may contain.
+        mark: the name of a file that every output contains.
+        kind: a noun for the output in messages, such as `comparison`.
 
     Raises:
-        InputError: if the folder contains anything else, is a file, or can't be read.
+        InputError: if the folder contains other files or lacks `mark`, is a file, or can't be read.
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -208,7 +210,7 @@ def why_refused(error: OSError) -> str:
 
 
 def replace_file(target: Path, content: Content, mode: int = 0o666, *, synced: bool = True) -> None:
-    """Write a temporary file next to the target, then rename it to the target.
+    """Create or replace a file: write a temporary file in its folder, and rename that file.
 
     Args:
         target: the file, in an existing folder.
@@ -251,9 +253,9 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Sync the folder that contains a file, because the folder stores the file's name.
+    """Sync the folder that contains `path`, because the folder stores the name of `path`.
 
-    If the folder is not synced, a power failure can remove a file whose content is synced.
+    If only the file is synced, but not its folder, a power failure can remove the file.
     """
     try:
         sync(path.parent)
@@ -297,7 +299,7 @@ def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
     Args:
         path: the file, or a link to it.
-        limit: the largest size of the file in bytes.
+        limit: the largest allowed size of the file in bytes.
 
     Raises:
         OSError: if the file is unreadable, not a plain file, or larger than `limit`.
@@ -317,7 +319,7 @@ class Record(NamedTuple):
 
 
 def read_record(path: str) -> Record | None:
-    """Read a plain file; None if it is missing, unreadable, a symbolic link or too large."""
+    """Return the `Record` of a file; None if it is missing, unreadable, too large or not plain."""
     try:
         with open_plain_file(path, os.O_NOFOLLOW) as file:
             status = os.fstat(file.fileno())
@@ -354,9 +356,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
 
 
-# Disks that several nodes share. A process that opens a file reads the file's latest content. But
-# for a while, a node may see outdated metadata of a file that is not open: whether the file exists,
-# its size and its modification time.
+# Disks that several nodes share
+
+# A process that opens a file on a shared disk reads the file's latest content. But for some seconds
+# a node may see outdated metadata of a file that is not open: whether the file exists, its size and
+# its modification time.
 
 
 def read_if_there(path: Path) -> bytes | None:
@@ -372,7 +376,9 @@ def read_if_there(path: Path) -> bytes | None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder; a name that another node has just added may be missing.
+    """Return the names in a folder, perhaps without a name that another node has just added.
+
+    If the folder is missing, the list is empty.
 
     Raises:
         OSError: if the disk fails.
@@ -387,10 +393,10 @@ def names_in(folder: Path) -> list[str]:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Raise a `DiskError`, unless the error only means that the file is missing.
+    """Check that an error only means that a file is missing or not plain.
 
     Raises:
-        DiskError: if the error means anything else; the message contains a remedy.
+        DiskError: if the error has another cause; the message contains a remedy.
     """
     if error.errno in NO_RECORD:
         return
@@ -423,7 +429,7 @@ def is_of_disk(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """Yield a new private folder below `parent` or `TMPDIR`, and remove it at the end."""
+    """Yield a new private folder in `parent` (default: TMPDIR); remove it after the block."""
     with tempfile.TemporaryDirectory(
         prefix="harness-", dir=parent, ignore_cleanup_errors=True
     ) as name:
@@ -447,5 +453,5 @@ def turn_at(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, for example for datasets. Users may delete the folder anytime."""
+    """Return harness's cache folder, such as `~/.cache/harness`; the user may always delete it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"

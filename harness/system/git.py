@@ -33,7 +33,8 @@ DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-
 # With these attributes, git changes no byte of a file, not even a line end.
 UNCHANGED = "* -text -filter -ident -working-tree-encoding\n"
 
-# Patterns of names that look like secrets. No snapshot and no record contains such files.
+# Patterns of names that look like secrets. Snapshots and records leave out a file with such a name,
+# unless the file is committed. Records also leave out uncommitted changes to such a committed file.
 SECRETS = (
     *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
@@ -53,9 +54,9 @@ class Files(NamedTuple):
 
     tracked: list[str]  # the files that git tracks, including deleted ones
     new: list[str]  # the files that git neither tracks nor ignores
-    # The new and staged files that look like secrets, each with the reason: its name or its mode. A
-    # file looks like a secret by its mode if only its owner can access it, although other users can
-    # access the project's folder. Committed files are left out: their authors published them.
+    # The new and staged files that look like secrets, each with the reason: its name or its mode.
+    # The mode is a reason if only the owner can access the file, although other users can access
+    # the project's folder. Committed files are no secrets, because their authors published them.
     secrets: dict[str, str]
 
 
@@ -95,7 +96,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # Read the record first: in an unreadable folder the record is empty, but `is_checkout` raises.
+    # Read the record first: in an unreadable folder the record is empty, but `is_checkout` fails.
     return bool(read_json(folder / SNAPSHOT_RECORD)) and not is_checkout(folder)
 
 
@@ -106,7 +107,7 @@ def _changes(project: Path, files: Files) -> dict[str, Any]:
         if name in files.secrets:
             continue
         try:
-            # A name that ends in a slash is a nested repository.
+            # A name that ends in a slash is a nested repository. A large size leaves it out.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
         except FileNotFoundError:  # removed meanwhile, such as an editor's temporary file
             continue
@@ -116,8 +117,8 @@ def _changes(project: Path, files: Files) -> dict[str, Any]:
         else:
             recorded.append(name)
             total += size
-    # If a file's name looks like a secret, the file's uncommitted changes are left out, too. (The
-    # option --name-only would also list files of which only the modification time has changed.)
+    # Leave out uncommitted changes to files whose names look like secrets. Use --numstat, because
+    # --name-only would also list files of which only the modification time has changed.
     counted = _names(git(project, "diff", "--numstat", "--no-renames", "-z", "HEAD", "--"))
     changed = [line.split("\t", 2)[2] for line in counted]
     secret = [name for name in changed if name in files.secrets or looks_secret(name)]
@@ -204,9 +205,10 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
     """Write the files of a commit into an empty folder, and apply a patch to them.
 
     Raises:
-        GitError: if the patch can't be applied, or the folder can't be written.
+        GitError: if the commit is missing, the patch can't be applied, or the folder can't be
+            written.
     """
-    # With --shared, git reads the project's objects; so it finds even a commit on no branch.
+    # With --shared, git reads the project's objects, and so finds even a commit on no branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)

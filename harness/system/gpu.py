@@ -1,7 +1,7 @@
 """Asks NVIDIA's driver, its libraries and NVML about this machine's GPUs, without TensorFlow.
 
-Loading a library needs neither a GPU nor a driver, so every function works on any machine. If the
-driver or the package nvidia-ml-py is missing, functions that need them return empty values.
+Every function works on any machine, because a library can be loaded without a GPU or a driver. If
+the driver or the package nvidia-ml-py is missing, the functions that need it return empty values.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allow
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
 # process (TensorFlow issues 111958 and 101746).
 LAST_TRUSTED = (9, 0)
-CUDNN_DROPS = "9.11"  # from this version on, cuDNN has no code for cards before FIRST_OF_CUDNN
+CUDNN_DROPS = "9.11"  # from this version on, cuDNN has no code for cards below FIRST_OF_CUDNN
 FIRST_OF_CUDNN = (7, 5)
 
 Version = tuple[int, ...]
@@ -67,19 +67,21 @@ def library_folders() -> Iterator[Path]:
 
 
 def load_libraries() -> list[str]:
-    """Load NVML and the CUDA libraries, and return the names of those that can't be loaded.
+    """Load NVML and the CUDA libraries; return the names of the libraries that can't be loaded.
 
     Call this function before TensorFlow looks for devices. If a library is missing, TensorFlow
-    registers no GPU. TensorFlow 2.21 finds a CUDA library only if it is already loaded, or lies in
-    a folder of TensorFlow's RUNPATH, which does not contain `nvidia/cusolver/lib`.
+    registers no GPU. TensorFlow 2.21 uses a CUDA library that is already loaded. Otherwise it
+    searches LD_LIBRARY_PATH, its RUNPATH and the system's folders. The RUNPATH does not contain
+    `nvidia/cusolver/lib`.
     """
     return [name for name in (NVML, *LIBRARIES) if _load(name) is None]
 
 
 def shadowing_libraries() -> dict[str, str]:
-    """Find loaded libraries from outside the Python environment; return their paths by name.
+    """Return the paths, by name, of libraries that were loaded instead of the environment's copies.
 
-    A site's modules may set LD_LIBRARY_PATH, which has priority over TensorFlow's RUNPATH.
+    A site's environment modules may cause this, because they may set LD_LIBRARY_PATH, which has
+    priority over TensorFlow's RUNPATH.
     """
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -113,7 +115,7 @@ def driver_cuda() -> str | None:
 def library_versions() -> dict[str, str | None]:
     """Return the versions of cuDNN, cuBLAS and NCCL. The version of a missing library is None.
 
-    If TensorFlow has loaded a library, the version is that of the loaded file.
+    If TensorFlow has loaded a library, this function asks the loaded file for the version.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -139,7 +141,8 @@ def code_for(capability: Version, targets: Sequence[str]) -> str:
     """Return the item of `targets` that a card runs; return "" if the card can run none of them.
 
     Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
-    later minor version. PTX, such as `compute_90`, runs on all later cards: the driver compiles it.
+    later minor version. PTX, such as `compute_90`, also runs on all later cards, because the driver
+    compiles it for the card.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -153,7 +156,7 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+    """Return the name of an error that fails all CUDA calls, e.g. CUDA_ERROR_ECC_UNCORRECTABLE.
 
     TensorFlow and the libraries sometimes hide this error, so this function allocates memory on
     each GPU. If all allocations succeed, the result is empty.
@@ -195,7 +198,8 @@ def keep_compiled_kernels() -> None:
 def kernel_cache() -> Path | None:
     """Return the folder where compiled kernels are cached; None if they are not cached.
 
-    The folder contains code, so it is not used if other users could read or replace it.
+    The default folder is not used if other users can access it, because it contains code, which
+    they could replace.
     """
     if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None

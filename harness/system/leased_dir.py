@@ -1,7 +1,7 @@
 """A folder with one writer; each of its files is either complete or absent.
 
-The writer is the process that took the folder's lease last. An older process that is still alive
-notices that it lost the lease, and stops.
+The file `lease.json` names the writer: the last process that took the lease. An earlier writer that
+is still alive reads the lease before each write, and stops.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-# A failed read is repeated for PATIENCE_S seconds, with RETRY_S seconds between two attempts.
+# A failed read of the lease is repeated for PATIENCE_S seconds, with RETRY_S seconds in between.
 PATIENCE_S, RETRY_S = 60.0, 1.0
 MAX_AT_ONCE = 3  # how many times `take_lease` repeats a failed write of the lease
 
@@ -93,7 +93,8 @@ class LeasedDirectory:
             raise DiskError(write_refusal(self.folder, error)) from None
         lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        # Another process that takes the lease now may remove the temporary file, so try again.
+        # Try again after an error, because another process that takes the lease at this moment may
+        # have removed this process's temporary file.
         for is_last in (*[False] * MAX_AT_ONCE, True):
             try:
                 atomic_write(lease, json.dumps(holder))
@@ -106,11 +107,11 @@ class LeasedDirectory:
                 leftover.unlink(missing_ok=True)
 
     def check_lease(self) -> None:
-        """Raise unless this process is still the writer.
+        """Check that this process is still the folder's writer.
 
         Raises:
             TakenOver: if a newer process has taken the lease, or the lease is missing.
-            DiskError: if the disk does not answer for a minute.
+            DiskError: if all attempts to read the lease fail for a minute.
         """
         holder = parse_json(self._read_lease() or b"")
         if holder.get("token") != self._token:
@@ -122,7 +123,7 @@ class LeasedDirectory:
 
     def release_lease(self) -> None:
         """Remove the lease after the last write. If the removal fails, the lease stays."""
-        with contextlib.suppress(OSError, RunError):  # for example, TakenOver
+        with contextlib.suppress(OSError, RunError):  # TakenOver: another process has the lease
             self.check_lease()
             self.path("lease.json").unlink()
 
@@ -159,8 +160,8 @@ class LeasedDirectory:
             atomic_write(self.path(name), content, mode)
         except RunError:
             self.check_lease()
-            # The process that held the lease before may have removed the temporary file, because
-            # `take_lease` removes all temporary files.
+            # Write again, because another process's `take_lease`, which removes all temporary
+            # files, may have ended after this process took the lease.
             atomic_write(self.path(name), content, mode)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -62,13 +62,13 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a table of a TOML file; an empty dictionary if the table is missing."""
+    """Return a table of a TOML file; an empty dictionary if there is no such table."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 
 
 def text(value: object) -> str | None:
-    """Return the value if it is a string that is not empty, else None."""
+    """Return the value if it is a non-empty string, else None."""
     return value if isinstance(value, str) and value else None
 
 

@@ -58,8 +58,8 @@ class StopRequest:
     def note(self, number: int, frame: FrameType | None = None) -> None:
         """Store a signal to stop; at the second Ctrl-C, end the process at once."""
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # at the second Ctrl-C; even then the run can be resumed
-        if self.signal != signal.SIGTERM:  # after SIGTERM (a cancel), other signals don't count
+            end_at_once()  # the run can be resumed from its last checkpoint
+        if self.signal != signal.SIGTERM:  # no later signal replaces SIGTERM, which means: cancel
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
@@ -75,7 +75,8 @@ class StopRequest:
         """Stop the run if any worker has voted to stop; `votes` is the sum of the votes.
 
         Raises:
-            Interrupted: if the run stops; the message is the signal's name.
+            Interrupted: if the run stops; the message is the signal's name, or says that another
+                worker received a signal.
         """
         if votes > 0:
             raise Interrupted(self.signal.name if self.signal else "a signal to another worker")
@@ -83,7 +84,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C ends the process at once.
+    """Delay the effect of Ctrl-C until the block ends; a second Ctrl-C ends the process at once.
 
     Imports need this delay, because an import runs callbacks of weak references, and Python drops a
     KeyboardInterrupt in such a callback. Outside of the main thread this function has no effect.
@@ -99,13 +100,13 @@ def ctrl_c_waits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if request.signal:  # `raise_signal` would look like a second Ctrl-C to a watchdog
+        if request.signal:  # not `raise_signal`, which a watchdog would count as a second Ctrl-C
             before(signal.SIGINT, None)
 
 
 AT_ONCE = "interrupted immediately; saved files are kept"
-# The main thread and a watchdog may both end the process. Only the first thread writes a line,
-# because the lock is never released.
+# The main thread and a watchdog may both end the process. Only the thread that acquires this lock
+# first writes a line, because it never releases the lock.
 ENDS = threading.RLock()
 
 
@@ -129,8 +130,8 @@ def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
 
 CLOCK_SLACK_S = 2.0
 MAX_THREADS = 32
-# The smallest number of items per thread, because starting a thread takes longer than a call to a
-# local disk.
+# Each thread gets at least this many items, because starting a thread takes longer than one call
+# to a local disk.
 MIN_ITEMS = 8
 
 # Objects with slow destructors, or with threads that may hang. If the list contains any object,
@@ -162,7 +163,8 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
         return [ask(item) for item in items]
     pool = ThreadPoolExecutor(len(parts))
     try:
-        with ctrl_c_waits():  # in `Thread.start`, Ctrl-C may cause another error than its own
+        # In `Thread.start`, Ctrl-C may cause another error than KeyboardInterrupt.
+        with ctrl_c_waits():
             answers = pool.map(lambda part: [*map(ask, part)], parts)
         return list(itertools.chain(*answers))
     except BaseException:
@@ -173,9 +175,10 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
 
 
 def own_code_first() -> dict[str, str]:
-    """Return an environment in which a child imports this project, not files of its working folder.
+    """Return environment variables for a child that must not import code of its working folder.
 
-    `python -m` searches the working folder first, which may contain another user's files.
+    By default `python -m` first searches the working folder, which may contain another user's
+    files.
     """
     paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
@@ -193,9 +196,9 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent; it closes when the parent ends, even if srun is
-    in between. If this process still runs a minute after SIGTERM, it exits with the exit code of an
-    interruption.
+    Standard input must be a pipe from the parent. The pipe closes when the parent ends, even if
+    srun started this process for the parent. If this process still runs a minute after SIGTERM, it
+    exits with the exit code of an interruption, 75.
     """
 
     def watch() -> None:
@@ -209,9 +212,12 @@ def end_with_parent() -> None:
 
 
 def is_alive(process: int, seen_s: float) -> bool:
-    """Whether the process that ran at the time `seen_s` is still alive; a zombie is not alive.
+    """Whether a process is still alive; a zombie is not alive.
 
-    Another process may have the same id now, so the process's start time is checked.
+    Args:
+        process: the process id.
+        seen_s: a time, in seconds since 1970, at which the process ran. A process with this id that
+            started later is another process.
     """
     import psutil  # imported here, because `harness --help` does not need it
 
@@ -225,7 +231,10 @@ def is_alive(process: int, seen_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return an id of the boot and container in which process ids are valid; empty if unknown."""
+    """Return an id of this boot and PID namespace, in which process ids are valid.
+
+    The returned id is empty if it is unknown.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -241,7 +250,7 @@ def has_died(process: int, space: str) -> bool:
         space: the `process_space` of the process.
     """
     is_known = process > 0 and space != "" and space == process_space()
-    return is_known and not is_alive(process, float("inf"))  # whenever the process started
+    return is_known and not is_alive(process, float("inf"))  # inf: it may have started at any time
 
 
 def _cgroup_gb(name: str) -> list[float]:

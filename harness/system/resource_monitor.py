@@ -1,6 +1,6 @@
 """Measures how much of the CPUs, memory and GPUs this process uses.
 
-The GPU figures come from NVML, a library of the driver. The other figures need no driver.
+The GPU figures come from NVML, a library of NVIDIA's driver. The other figures need no driver.
 """
 
 import contextlib
@@ -47,10 +47,11 @@ class ResourceMonitor:
 
         The result is empty if the last measurement was less than READ_S seconds ago.
 
-        `cpu_share`: the share of its CPUs that this process used since the last measurement.
-        `memory_gb`: the machine's memory that this process uses. `gpu0_share`: the share of time,
-        in the last second or less, in which GPU 0 ran a kernel. `gpu0_memory_gb`: the memory of
-        GPU 0 that all processes together use.
+        Returns:
+            `cpu_share`: the average share, 0 to 1, of this process's CPUs that it used since the
+            last measurement. `memory_gb`: the machine's memory that this process uses.
+            `gpu0_share`: the share of the last second (or of a shorter time) during which GPU 0 ran
+            a kernel. `gpu0_memory_gb`: the memory of GPU 0 that all processes together use.
         """
         now = monotonic()
         if now - self._read_at < READ_S:

@@ -1,10 +1,11 @@
 """Filters TensorFlow's messages, and explains why a process that computes on GPUs has died.
 
-TensorFlow writes some messages that no user can act on before it reads its log level, and logs
-others as errors; this module removes them.
+TensorFlow writes some messages to which no user can react: noise. The log level does not suppress
+the noise, because TensorFlow writes a part of it before it reads the log level, and logs the rest
+as errors. Therefore this module removes the noise.
 
 CUDA reports some errors late. After such an error TensorFlow aborts its process, and no `except`
-prevents the abort. Therefore TensorFlow runs in a child of a parent process, the guard. The guard
+prevents the abort. Therefore TensorFlow runs in a child process. The parent process, the guard,
 never imports TensorFlow, and passes signals on to the child. A file in memory keeps all messages of
 the child, because a message may be the only sign that a step was computed wrongly, or the only
 explanation of why the child died.
@@ -42,7 +43,7 @@ BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
-# Signals that kill a process after a fault in this code or in a library.
+# Signals that kill a process after a fault in its code or in a library.
 FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -53,8 +54,8 @@ class Capture:
     def __init__(self, file: int) -> None:
         self.file = file
         self._at = 0  # number of bytes read
-        self._rest = b""  # the last line while it is incomplete
-        # `ask_for_messages` makes TensorFlow write warnings; show them only if the user wants them.
+        self._rest = b""  # the incomplete last line
+        # Whether the user wants warnings; `ask_for_messages` makes TensorFlow write them anyway.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
@@ -66,9 +67,9 @@ class Capture:
         return messages((whole + newline).decode(errors="replace"))
 
     def show(self, found: Sequence[str]) -> None:
-        """Write messages to standard error, but leave out those that no user can act on.
+        """Write messages to standard error, without noise.
 
-        Warnings are left out too, unless the user set TF_CPP_MIN_LOG_LEVEL to 0 or 1.
+        Information and warnings are written only if the user set TF_CPP_MIN_LOG_LEVEL to 0 or 1.
         """
         for line in found:
             begin = BEGIN.match(line)
@@ -128,11 +129,11 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what the block writes to file descriptor 2; then write all lines except noise.
+    """Hold back the block's output to file descriptor 2; at the end, write it without noise.
 
     Yields:
-        A list, which is empty until the end of the block and then contains all lines that were held
-        back, including noise.
+        A list, which is empty until the block ends. It then contains all lines of the output,
+        including noise.
     """
     lines: list[str] = []
     if captured:

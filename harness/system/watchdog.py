@@ -27,7 +27,7 @@ FIRST_USE = 6.0
 # devices before it starts more steps.
 ASK_AFTER = 0.1
 TICK_S = 1.0  # time between two checks
-RECORD_S = 10.0  # longest time to record the end, because the disk may not answer
+RECORD_S = 10.0  # how long to wait for the record of the end, because the disk may not answer
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Watchdog:
         """Make a watchdog. The watchdog starts at the beginning of its `with` block.
 
         Args:
-            stall_s: the longest time without progress; 0 means no limit.
-            stop_s: the longest time after the first signal to stop; 0 means no limit.
+            stall_s: the longest time in seconds without progress; 0 means no limit.
+            stop_s: the longest time in seconds after the first signal to stop; 0 means no limit.
             end: a function that ends the process; its arguments are a message and an exit code.
             stepped_stall_s: the value of `stall_s` after the first step, if it differs.
         """
@@ -111,7 +111,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Expect no progress while the `with` block runs, because it calls the user's code."""
+        """Expect no progress while the `with` block runs; the block calls the user's code."""
         watched, self.watched = self.watched, None
         try:
             yield
@@ -132,7 +132,7 @@ class Watchdog:
         while True:
             began_s = time.monotonic()
             is_called = bool(select.select([self._reader], [], [], TICK_S)[0])
-            # If far more than a tick has passed, the process was suspended; don't count that time.
+            # If far more than TICK_S has passed, the process was suspended; don't count that time.
             self.count(min(time.monotonic() - began_s, TICK_S + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
@@ -143,14 +143,15 @@ class Watchdog:
     def note(self, number: int) -> None:
         """Store a signal to stop. At the second Ctrl-C, end the process."""
         if number in STOPPING:
-            self._request.note(number)  # the main thread may be unable to end the process
+            self._request.note(number)  # here, because the main thread may hang
 
     def count(self, passed_s: float) -> None:
-        """Add to the time without progress, and to the time since the first signal to stop.
+        """Add `passed_s` to the time without progress and to the time since the first signal.
 
         If one of the two times reaches its limit, end the process.
 
-        `passed_s` is the time since the last call.
+        Args:
+            passed_s: the time in seconds since the last call.
         """
         watched = self.watched
         if watched is None or self._progress != self._seen:
@@ -181,7 +182,7 @@ class Watchdog:
                 except RunError as refusal:  # for example, a newer process has taken the run over
                     ends.append((str(refusal), refusal.exit_code))
 
-        # Record the end in a thread, because the disk may not answer either.
+        # Record the end in another thread, because the disk may not answer.
         thread = threading.Thread(target=record, daemon=True)
         thread.start()
         thread.join(RECORD_S)
@@ -195,7 +196,8 @@ def from_settings(
     """Return a watchdog with the limits from the site's settings.
 
     Args:
-        on_nodes: whether processes of several nodes wait for each other in every step.
+        on_nodes: whether the run has processes on several nodes, which wait for each other in every
+            step.
 
     Raises:
         InputError: if a setting is not a number or out of its range.
@@ -229,4 +231,4 @@ def _number(name: str, unit: str, default: float, environment: Mapping[str, str]
 
 
 IDLE = Watchdog(0, 0, end_at_once)  # a watchdog without a thread and without a limit
-current = IDLE  # at most one watchdog per process can receive signals
+current = IDLE  # the process's only watchdog; two watchdogs could not both receive signals

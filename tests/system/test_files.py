@@ -87,7 +87,7 @@ def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:
     link = tmp_path / "out"
     link.symlink_to(tmp_path / "elsewhere")
     with (
-        pytest.raises(InputError, match="out: is a link that leads nowhere; remove it"),
+        pytest.raises(InputError, match="out: is a broken link; remove the link"),
         replaced_directory(link, lambda path: None),
     ):
         raise AssertionError

@@ -222,7 +222,10 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
-    """Commands for this ensemble refuse it in one line; commands for all runs do not fail."""
+    """Commands for this ensemble refuse it in one line; commands for all runs do not fail.
+
+    The remedy for a broken result is not `harness resume`, which refuses ensembles.
+    """
     run = write_finished(harness.runs / "lstm/s1", dataset, 1)
     whole = write_finished(harness.runs / "lstm/all", dataset, 2, *ALL)
     folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
@@ -244,12 +247,7 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
             done = harness.run_here(name, *(["--baseline=none"] if name == "compare" else []))
             assert done.returncode == 0, done.stderr
             assert "lstm" in done.stdout
-
-
-def test_the_remedy_for_a_broken_result(harness: Harness, dataset: Dataset) -> None:
-    """The message does not name `harness resume`, which refuses ensembles."""
-    run = write_finished(harness.runs / "lstm/s1", dataset, 1)
-    folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
+    (folder / "ensemble.toml").write_text(text)
     for do in (lambda: (folder / "result.json").write_text("{"), (folder / "result.json").unlink):
         do()
         done = harness.run_here("compare", "--baseline=none")

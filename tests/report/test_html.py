@@ -56,16 +56,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@pytest.fixture
-def bare_runs(tmp_path: Path) -> Path:
-    """Runs whose results contain nothing to draw."""
-    for seed in (1, 2):
-        write_run(
-            tmp_path / "runs" / str(seed), seed=seed, recurrent_parameters=None, training_s=None
-        )
-    return tmp_path / "runs"
-
-
 def make_runs(folder: Path) -> Path:
     """Write runs of two architectures with two seeds each; return their folder."""
     dataset = small_data(folder / "data")
@@ -124,20 +114,6 @@ def test_texts_from_outside_are_escaped(written: Path) -> None:
         assert shown in page.text
 
 
-def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
-    """The quote can't end the alt text of a picture and add an attribute."""
-    name = 'lstm" onerror="alert(2)'
-    for path in bare_runs.glob("*/result.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"job": name}))
-    labels = np.array([0, 1])
-    for path in bare_runs.glob("*"):
-        probabilities = np.array([0.1, 0.9])
-        np.savez(path / "predictions.npz", labels=labels, probabilities=probabilities)
-    page = Page(write(bare_runs, bare_runs.parent / "out"))
-    assert f"Confusion matrix of {name}" in [a.get("alt") for tag, a in page.tags if tag == "img"]
-    assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
-
-
 def test_runs_with_bad_predictions_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,16 +132,24 @@ def test_runs_with_bad_predictions_are_named(
     assert "ROC curves" not in write(runs, tmp_path / "out")
 
 
-def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
-    """A path, or a name in another user's result or record, may contain half of a pair."""
+def test_quotes_and_halves_of_surrogate_pairs_are_escaped(tmp_path: Path) -> None:
+    """Both may be in a path, or in another user's result or record.
+
+    A quote can't end the alt text of a picture and add an attribute.
+    """
     dataset = small_data(tmp_path / "data")
-    odd = {"job": "a\ud800", "data": "d\ud800", "embeddings_checksum": "1\ud800"}
+    job = 'a\ud800" onerror="alert(2)'
+    odd = {"job": job, "data": "d\ud800", "embeddings_checksum": "1\ud800"}
     classes = ["c\ud800", "other"]  # names that the pictures show
     write_scored_run(tmp_path / "runs/1", dataset, [True] * 60, classes=classes, **odd)
     record = tmp_path / "runs/1/provenance.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"processor": "p\ud800"}))
     text = write(tmp_path / "runs", tmp_path / "out", [LeftOut(Path("f\ud800"), "k", "why")])
     assert [each for each in "adfp" if f"{each}\\ud800" not in text] == []
+    tags = Page(text).tags
+    shown = f"Confusion matrix of {job}".replace("\ud800", "\\ud800")
+    assert shown in [attributes.get("alt") for _, attributes in tags]
+    assert not [tag for tag, attributes in tags if "onerror" in attributes]
 
 
 # The folder
@@ -184,19 +168,31 @@ def test_all_files_have_the_same_figures(written: Path) -> None:
     assert "\nlstm & 80.00 &" in (out / "comparison.tex").read_text()
 
 
-def test_an_earlier_report_is_replaced(bare_runs: Path) -> None:
-    """The folder may be a link, which stays. No temporary file is left."""
-    runs = bare_runs
-    out, link = runs.parent / "out", runs.parent / "link"
+def test_an_earlier_report_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk the earlier report stays, and one line says why.
+
+    The folder may be a link, which stays. No temporary file is left.
+    """
+    runs, out, link = tmp_path / "runs", tmp_path / "out", tmp_path / "link"
+    write_run(runs / "1", recurrent_parameters=None, training_s=None)  # nothing to draw
     out.mkdir()
     link.symlink_to(out)
     write(runs, link)
     (out / "report.html").write_text("old")
     check_folder(link)
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", refuse)
+        with pytest.raises(RunError, match="No space left"):
+            write(runs, link)
+    assert (out / "report.html").read_text() == "old"
     write(runs, link)
     assert "<!doctype html>" in (out / "report.html").read_text()
     assert link.is_symlink()
-    assert not list(runs.parent.glob(".*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("names", [["comparison.csv", "notes.txt"], ["report.html"]])
@@ -210,25 +206,6 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, names: list[str]) 
         check_folder(tmp_path / "out")
     with pytest.raises(InputError, match="is a file; specify a folder"):
         check_folder(tmp_path / "out" / names[0])
-
-
-def test_a_full_disk_keeps_the_earlier_report(
-    bare_runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One line says why, and no temporary file is left."""
-    out = bare_runs.parent / "out"
-    write(bare_runs, out)
-    (out / "report.html").write_text("old")
-
-    def refuse(*_: object, **__: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", refuse)
-        with pytest.raises(RunError, match="No space left"):
-            write(bare_runs, out)
-    assert (out / "report.html").read_text() == "old"
-    assert not list(bare_runs.parent.glob(".*"))
 
 
 # The figures

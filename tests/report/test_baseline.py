@@ -46,8 +46,7 @@ def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def group(tmp_path: Path) -> DatasetGroup:
     """A group of one run on a small dataset."""
-    dataset = small_data(tmp_path / "data")
-    write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
+    write_scored_run(tmp_path / "runs/a", small_data(tmp_path / "data"), [True] * 60)
     return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]
 
 
@@ -161,6 +160,23 @@ def test_the_test_set_chooses_nothing() -> None:
     assert again.weights.tobytes() == fit_ngrams(train).weights.tobytes()
 
 
+def test_baselines_of_several_classes() -> None:
+    """The first word shows the class, wrongly in every tenth review."""
+    generator, labels = np.random.default_rng(3), np.arange(120) % 3
+    told = np.where(np.arange(120) % 10, labels, (labels + 1) % 3)
+    train, test = (
+        make_split(np.column_stack([told + 1, generator.integers(20, 40, (120, 4))]), labels)
+        for _ in range(2)
+    )
+    dataset = make_dataset(train, test, WORDS * 10)
+    expected = pytest.approx(0.9, abs=0.03)
+    for fitted in (fit(dataset, limit=0, maxlen=0, vocab_size=44), score_ngrams(dataset, limit=0)):
+        assert fitted.accuracy == expected
+        assert fitted.f1 == expected
+        assert fitted.roc_auc is not None
+        assert fitted.roc_auc > 0.85
+
+
 def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
     """All reviews have the same class, or share no word."""
     with pytest.raises(ValueError, match="class"):
@@ -178,8 +194,16 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
 def test_the_cache_replaces_the_data(
     tmp_path: Path, group: DatasetGroup, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Cached scores need neither the data nor `--baseline`. A broken file counts as missing."""
-    last, whole = baselines(group, tmp_path / "data")
+    """Data with another checksum are not used; by default, the record of a run names the data.
+
+    Cached scores need neither the data nor `--baseline`. A broken file counts as missing.
+    """
+    small_data(tmp_path / "other", num=40)
+    assert baselines(group, tmp_path / "other") == []
+    assert capsys.readouterr().err.count("\n") == 1
+    record = stamped({"dataset": {"folder": f"{tmp_path}/data"}})
+    (tmp_path / "runs/a/provenance.json").write_text(json.dumps(record))
+    last, whole = baselines(group, None)
     assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
     assert whole.accuracy == pytest.approx(0.9)  # the first word shows nine of ten labels
     assert last.accuracy < 0.75
@@ -203,31 +227,11 @@ def test_the_cache_replaces_the_data(
         baselines(group, None, ngrams=True)
 
 
-def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
-    """Without `--data`, the baseline reads the folder that the record of a run names."""
-    record = tmp_path / "runs" / "a" / "provenance.json"
-    record.write_text(json.dumps(stamped({"dataset": {"folder": f"{tmp_path}/data"}})))
-    assert len(baselines(group, None)) == 2
-
-
-def test_data_with_another_checksum_are_not_used(
-    tmp_path: Path, group: DatasetGroup, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One line says that there is no baseline."""
-    small_data(tmp_path / "other", num=40)
-    assert baselines(group, tmp_path / "other") == []
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def write_texts(path: Path, column: str) -> Path:
-    lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
-    path.write_text(f"{column},label\n" + "\n".join(lines) + "\n")
-    return path
-
-
 def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
     """The first run's job names the texts."""
-    source = write_texts(tmp_path / "own.csv", "words")
+    source = tmp_path / "own.csv"
+    lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
+    source.write_text("\n".join(["words,label", *lines]))
     dataset = open_source(source, DataConfig(text_column="words"))
     form = "text_column = 'words'\nsource"
     keys = (f"{form} = '{source}'", f"{form} = '{tmp_path}/gone.csv'")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tomli_w
@@ -78,13 +77,16 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
     write_run(tmp_path / "d", EPOCHS.format(3, 4), seed=3)
     write_run(tmp_path / "e", "[train]\nseed = 4\n", seed=4)
     write_run(tmp_path / "f", EPOCHS.format(1, 3), limit=500)
+    write_run(tmp_path / "g", dataset_checksum="g", data="mine")
     groups, _ = group_runs(scored_runs([tmp_path])[0])
-    assert [(each.checksum, each.limit) for each in groups] == [("a", 0), ("a", 500), ("b", 0)]
     names = seeds_of(groups[0])
     assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=6": [4]}
-    assert [part.heading for part in map(Part, groups)][1] == (
-        "IMDB, the first 500 reviews of each split"
-    )
+    parts = [*map(Part, groups)]
+    # The book's figure is only for the whole of IMDB.
+    assert [(p.group.checksum, p.group.limit, rows_of(p)[0].get("book %")) for p in parts] == [
+        *(("a", 0, "87.05"), ("g", 0, None), ("a", 500, None), ("b", 0, None))
+    ]
+    assert parts[2].heading == "IMDB, the first 500 reviews of each split"
 
 
 VECTORS = "[model]\nembeddings = '/{}/v.txt'\n"
@@ -175,16 +177,6 @@ def test_a_folder_that_can_not_be_read_is_named(
     for named, jobs in ((tmp_path, ["lstm"]), (tmp_path / "*", ["lstm"]), (tmp_path / "gru", [])):
         runs, left_out = scored_runs([named])
         assert ([run.job for run in runs], left_out) == (jobs, [left])
-
-
-def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
-    """The figure is missing for a part of IMDB, for other data and for the sample."""
-    others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]
-    for number, changed in enumerate([{}, *others]):
-        write_run(tmp_path / str(number), dataset_checksum=str(number), **changed)
-    parts = map(Part, group_runs(scored_runs([tmp_path])[0])[0])
-    shown = {part.group.checksum: rows_of(part)[0].get("book %") for part in parts}
-    assert shown == {"0": "87.05", "1": None, "2": None, "3": None}
 
 
 def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.cli.tune import run_sweep
-from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
+from harness.errors import CANCELLED, DiskError, InputError, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.tracking.run_dir import CANCEL, ask_to_cancel
@@ -143,14 +143,6 @@ def test_a_command_waits_ten_minutes_for_a_failing_disk(
     with pytest.raises(DiskError, match="No such file"):
         command._run(resumes=False)
     assert now_s[-1] == pytest.approx(1000 + 600, abs=5)
-
-
-def test_an_interruption_is_recorded(command: Command) -> None:
-    """The heartbeat of the sweep records the interruption."""
-    command.signals.check = lambda: (_ for _ in ()).throw(Interrupted("SIGUSR2"))  # type: ignore
-    with pytest.raises(Interrupted):
-        command.run(resumes=False)
-    assert command.sweep.read_json("state.json")["phase"] == "interrupted"
 
 
 def gone(command: Command) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 
 from harness.system.lenient_json import read_json
 from harness.tuning.protocol import Trial
-from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
+from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, shared_run, wait_for
 from tests.preloaded import Process
 
@@ -260,23 +260,6 @@ def test_an_interrupted_search_continues_with_more_trials_and_workers(calm: Swee
         done = calm.harness.run_here(*words)
         assert (done.returncode, "finished already" in done.stdout) == (0, True), done.stderr
     assert {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")} == before
-
-
-@pytest.mark.slow
-def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
-    """A file in its folder cancels the search.
-
-    This is a nightly test, because `test_command.py` cancels a search without processes.
-    """
-    process = calm.start("stopped", "--workers", 1, "--set", "train.epochs=400")
-    wait_for(lambda: calm.state("stopped").get("running"), timeout_s=90)
-    stop_search_in(calm.folder("stopped"))
-    said, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, said + errors
-    assert "cancelled, trials saved; continue with: harness resume" in said
-    assert calm.left("stopped") == []
-    assert not (calm.folder("stopped") / "result.json").exists()
-    assert calm.state("stopped")["phase"] == "interrupted"
 
 
 def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:

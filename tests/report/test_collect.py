@@ -5,7 +5,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -264,21 +263,6 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="contains no run"):
         scored_runs([tmp_path / "bare"])
-
-
-def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
-    """`compare` does not import TensorFlow, Keras, scikit-learn or Matplotlib."""
-    for seed in (1, 2):
-        write_run(tmp_path / "lstm" / str(seed), seed=seed)
-    script = (
-        "import sys; from harness.cli.main import main; code = main();"
-        "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & {*sys.modules};"
-        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
-    )
-    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--baseline=none"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "lstm  87.00" in done.stdout
 
 
 @pytest.mark.parametrize(

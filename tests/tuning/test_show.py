@@ -14,37 +14,24 @@ from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
 from tests.conftest import PROJECT
+from tests.made_up_runs import write_run
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
-SCORES = {("last", 16): 0.8, ("last", 32): 0.9, ("max", 16): 0.6, ("max", 32): 0.7}
 UNKNOWN = "the importance of keys is unknown: "
 
 
-def four_trials() -> list[Trial]:
-    """Return four trials whose scores depend mostly on the pooling, and a little on the units."""
-    return [
-        trial(
-            number,
-            score,
-            values={"model.pooling": pooling, "model.units": units, "train.learning_rate": 1e-3},
-        )
-        for number, ((pooling, units), score) in enumerate(SCORES.items())
-    ]
+def scored(n: int, score: float, pooling: str, units: int = 16, rate: float = 1e-3) -> Trial:
+    values = {"model.pooling": pooling, "model.units": units, "train.learning_rate": rate}
+    return trial(n, score, values=values)
 
 
-def many_trials(count: int) -> list[Trial]:
-    return [
-        trial(
-            number,
-            0.5 + number / 100,
-            values={
-                "model.pooling": "last" if number % 2 else "max",
-                "model.units": 16,
-                "train.learning_rate": round(1e-4 * (1 + number), 6),
-            },
-        )
-        for number in range(count)
-    ]
+# The scores depend mostly on the pooling, and a little on the units.
+SCORES = {("last", 16): 0.8, ("last", 32): 0.9, ("max", 16): 0.6, ("max", 32): 0.7}
+FOUR = [scored(n, score, *values) for n, (values, score) in enumerate(SCORES.items())]
+MANY = [
+    scored(n, 0.5 + n / 100, "last" if n % 2 else "max", rate=round(1e-4 * (1 + n), 6))
+    for n in range(13)
+]
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -54,7 +41,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, the poolings explain 0.04 of the sum of squares of 0.05, and the units 0.01."""
-    sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials(), finished=True)
+    sweep = make_sweep(tmp_path / "s", RANDOM, *FOUR, finished=True)
     table = effects(scored_trials(sweep.trials(), sweep.search()), sweep.search())
     assert [*table["key"]] == ["model.pooling"] * 2 + ["model.units"] * 2
     assert [*table["explains"]] == pytest.approx([0.8, 0.8, 0.2, 0.2])
@@ -112,7 +99,7 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     sweep = make_sweep(
         tmp_path / "s",
         RANDOM,
-        *many_trials(13),
+        *MANY,
         trial(13, None, error=out_of_memory),
         trial(14, None, error=out_of_memory),
         trial(15, None, worker="w1", values={"model.units": 32}),
@@ -152,18 +139,11 @@ def test_an_unfinished_sweep_is_shown(
     assert sweep.path(PLOT).exists() == has_score
 
 
-@pytest.mark.parametrize(
-    ("scores", "digits"),
-    [
-        ([], 4),
-        ([0.5, 0.50004], 5),
-        ([0.5, 0.5 + 1e-16], 4),
-        ([0.1, 0.10000001], 8),
-    ],
-)
-def test_decimals_of_scores(scores: list[float], digits: int) -> None:
+def test_decimals_of_scores() -> None:
     """There are at least four decimals, and enough to distinguish different scores."""
-    assert digits_of(scores) == digits
+    assert digits_of([]) == digits_of([0.5, 0.5 + 1e-16]) == 4
+    assert digits_of([0.5, 0.50004]) == 5
+    assert digits_of([0.1, 0.10000001]) == 8
 
 
 def test_axes_of_keys() -> None:
@@ -184,7 +164,7 @@ def test_trials_are_plotted_in_parallel_coordinates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A dollar sign in a value starts no formula; a plot that can't be written causes one line."""
-    sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
+    sweep = make_sweep(tmp_path / "s", RANDOM, *MANY)
     search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
     one = [trial(0, 0.7, values={"model.units": "$b"})]
     assert parallel_coordinates(scored_trials(one, search), search)
@@ -201,21 +181,26 @@ def test_trials_are_plotted_in_parallel_coordinates(
 
 def test_short_names() -> None:
     """`model.units` becomes `units`; keys with the same last part keep their full names."""
-    assert short_names(["model.units", "model.seed", "train.seed"]) == {
-        "model.units": "units",
-        "model.seed": "model.seed",
-        "train.seed": "train.seed",
-    }
+    names = short_names(["model.units", "model.seed", "train.seed"])
+    assert [*names.values()] == ["units", "model.seed", "train.seed"]
 
 
 @pytest.mark.full
 def test_commands_import_no_large_library(tmp_path: Path) -> None:
-    """`show` and `best` answer at once, and `tune` needs little memory on a login node."""
-    sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials())
+    """`compare`, `show` and `best` answer at once, and `tune` needs little memory on a login node.
+
+    Only `show`, which draws a plot, imports Matplotlib.
+    """
+    sweep = make_sweep(tmp_path / "s", RANDOM, *FOUR)
+    for seed in (1, 2):
+        write_run(tmp_path / "lstm" / str(seed), seed=seed)
     program = (
         "import sys, harness.tuning.tune; from harness.cli.main import app\n"
-        "for name in ('show', 'best'): app(['sweep', name, sys.argv[1]], standalone_mode=False)\n"
-        "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & set(sys.modules)"
+        "def run(*words): app(words, standalone_mode=False)\n"
+        "run('compare', sys.argv[2], '--baseline=none')\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "for name in ('show', 'best'): run('sweep', name, sys.argv[1])\n"
+        "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & {*sys.modules}"
     )
-    words = [sys.executable, "-c", program, str(sweep.folder)]
+    words = [sys.executable, "-c", program, str(sweep.folder), str(tmp_path / "lstm")]
     subprocess.run(words, cwd=PROJECT, timeout=60, check=True)

@@ -6,7 +6,6 @@ import resource
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,33 +46,26 @@ LEFT_OUT = {
 IDLE = 1200  # number of connections, above most sites' limit of open files
 
 
-@pytest.fixture
-def board(harness: Harness) -> Iterator[Board]:
-    """A TensorBoard with a limit of 1,024 open files; this process may open more."""
+@pytest.mark.slow
+def test_idle_connections_do_not_lock_the_user_out(harness: Harness) -> None:
+    """A stranger's 1,200 connections delay no answer and occupy few threads.
+
+    TensorBoard may open 1,024 files; this process may open more.
+    """
     make_run(harness.runs / "lstm/a")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < IDLE + 200:
         pytest.skip(f"this machine allows {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    with Board(harness) as board:
+    with Board(harness) as board, contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
-        yield board
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def threads_of(board: Board) -> int:
-    return len(list(Path(f"/proc/{board.process.pid}/task").iterdir()))
-
-
-@pytest.mark.slow
-def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
-    """A stranger's 1,200 connections delay no answer and occupy few threads."""
-    host, _, port = board.target.rpartition(":")
-    with contextlib.ExitStack() as stack:
+        host, _, port = board.target.rpartition(":")
         for _ in range(IDLE):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
         assert board.ask(f"/{board.secret}/data/runs")[0] == 200
-        assert threads_of(board) < MAX_NEWCOMERS + 100
+        num_threads = len([*Path(f"/proc/{board.process.pid}/task").iterdir()])
+        assert num_threads < MAX_NEWCOMERS + 100
 
 
 @pytest.mark.parametrize(("path", "is_cut_off"), [("/secret/data", False), ("/guess", True)])

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from harness import __version__
 from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError, RunError
-from harness.job.search import load_search
+from harness.job.search import SearchSpec, load_search
 from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
@@ -23,12 +24,25 @@ from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
+@pytest.fixture
+def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run `harness tune` until it would start its worker."""
+    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
+
+    def begin(sweep: SweepDirectory, search: SearchSpec, *, resumes: bool = False) -> None:
+        request, console = WorkerRequest(num_workers=1), Console()
+        with pytest.raises(pytest.fail.Exception, match="begun"):
+            tune.tune(sweep, search, request, console=console, full=False, resumes=resumes)
+
+    return begin
+
+
 @pytest.mark.parametrize(
     ("before", "now", "then"),
     [(2, 2, 2), (2, 3, 3), (2, 0, 0), (0, 0, 0), (3, 2, 3), (0, 8, 0)],
 )
 def test_a_command_never_lowers_the_number_of_trials(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int, then: int
+    tmp_path: Path, begin: Callable[..., None], before: int, now: int, then: int
 ) -> None:
     """`search.trials = 0` means all trials. A requeued job requests its first number again."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
@@ -37,10 +51,7 @@ def test_a_command_never_lowers_the_number_of_trials(
     (tmp_path / "now.toml").write_text(grid.replace("{}", str(now)))
     search = load_search(tmp_path / "now.toml")
     sweep = SweepDirectory.new(tmp_path, search, "a")
-    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
-    request = WorkerRequest(num_workers=1)
-    with pytest.raises(pytest.fail.Exception, match="begun"):
-        tune.tune(sweep, search, request, console=Console(), full=False, resumes=False)
+    begin(sweep, search)
     assert sweep.search().table.trials == then
 
 
@@ -190,7 +201,7 @@ def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:
 
 
 def test_only_the_code_that_began_a_sweep_continues_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, begin: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Other code of this version is refused, unless a person resumes the search.
 
@@ -207,10 +218,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
         "dataset": open_sample().record(),
         "starts": [],
     }
-    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
-    request, console = WorkerRequest(num_workers=1), Console()
-    with pytest.raises(pytest.fail.Exception, match="begun"):
-        tune.tune(sweep, search, request, console=console, full=False, resumes=False)
+    begin(sweep, search)
     said = capfd.readouterr()
     assert "asha, 24 trials, workers of this command: 1, parallel = 2, data: SAMPLE" in said.out
     assert "other code" not in said.err
@@ -220,9 +228,8 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
     refusal = r"^sweep .* was begun with other code, .* another sweep, .*: harness resume '.*sweep'"
     with pytest.raises(InputError, match=refusal):
-        tune.tune(sweep, search, request, console=console, full=False, resumes=False)
+        begin(sweep, search)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
-    with pytest.raises(pytest.fail.Exception, match="begun"):
-        tune.tune(sweep, search, request, console=console, full=False, resumes=True)
+    begin(sweep, search, resumes=True)
     assert "was begun with other code, so scores may not be comparable" in capfd.readouterr().err
     assert sweep.read_json("provenance.json")["starts"] == starts

@@ -18,8 +18,6 @@ from harness.system.lenient_json import read_json
 from tests.conftest import PROJECT, Harness, wait_for
 from tests.tuning.test_sweep import SEARCH, Sweeps, moved_on
 
-FAULTS = Path(__file__).with_name("faults")
-
 # A search of 24 trials, which take about a second each.
 BRIEF = SEARCH.replace("limit = 300\nmaxlen = 20", "limit = 120\nmaxlen = 8")
 BRIEF = BRIEF.replace("epochs = 4", 'epochs = 4\nxla = "off"')
@@ -134,17 +132,6 @@ def as_another_machine(words: Sequence[str], boot_id: Path) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", over, str(boot_id), *words]
 
 
-# One kind of failure, eight trials
-
-EIGHT = BRIEF.replace("[0.0, 0.2, 0.4, 0.6]", "[0.0, 0.5]").replace("[4, 8, 12]", "[4, 8]")
-
-
-@pytest.fixture(scope="module")
-def eight(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
-    """An undisturbed grid of eight trials by one worker."""
-    return undisturbed(tmp_path_factory.mktemp("eight"), EIGHT)
-
-
 def undisturbed(folder: Path, text: str) -> Sweeps:
     """Run the sweep `calm` with one worker and without faults."""
     sweeps = Sweeps(Harness(folder), text)
@@ -166,25 +153,21 @@ def check_same(sweeps: Sweeps, sweep_id: str) -> None:
 
 
 @pytest.mark.slow
-def test_errors_of_the_file_system_and_wrong_clocks_change_nothing(eight: Sweeps) -> None:
+def test_errors_of_the_file_system_and_wrong_clocks_change_nothing(tmp_path: Path) -> None:
     """One in 100 operations fails with EIO or ESTALE; half of these take effect nevertheless."""
-    log = eight.harness.folder / "faults.log"
-    faulty = {
-        "PYTHONPATH": f"{FAULTS}:{PROJECT}",
+    text = BRIEF.replace("[0.0, 0.2, 0.4, 0.6]", "[0.0, 0.5]").replace("[4, 8, 12]", "[4, 8]")
+    eight, log = undisturbed(tmp_path, text), tmp_path / "faults.log"
+    eight.harness.environment |= {
+        "PYTHONPATH": f"{Path(__file__).with_name('faults')}:{PROJECT}",
         "FAULTS_BELOW": str(eight.folder("faulty")),
         "FAULTS_LOG": str(log),
     }
-    usual = dict(eight.harness.environment)
-    eight.harness.environment |= faulty
-    try:
-        for _ in range(20):  # a command ends if the disk fails at its start
-            process = eight.start("faulty", "--workers", 2)
-            said, errors = process.communicate(timeout=LIMIT_S)
-            if process.returncode == 0:
-                break
-            assert "Traceback" not in errors, errors
-    finally:
-        eight.harness.environment = usual
+    for _ in range(20):  # a command ends if the disk fails at its start
+        process = eight.start("faulty", "--workers", 2)
+        said, errors = process.communicate(timeout=LIMIT_S)
+        if process.returncode == 0:
+            break
+        assert "Traceback" not in errors, errors
     assert process.returncode == 0, said + errors
     struck = log.read_text().splitlines()
     kinds = Counter(line.split()[1] for line in struck)

@@ -11,10 +11,7 @@ import pytest
 from scipy import stats
 
 from harness.report.collect import DatasetGroup, ScoredRun
-from harness.report.statistics import (
-    differences,
-    explanations,
-)
+from harness.report.statistics import differences, explanations
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
@@ -88,9 +85,9 @@ def test_only_common_seeds_are_compared() -> None:
     assert explanations(group, differences(group))[0].endswith("can't be compared: 1.")
 
 
-def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGroup:
-    """Return jobs with these mean accuracies and a deviation of 0.1 points over the seeds."""
-    values = np.random.default_rng(seed).normal(means, 0.1, size=(num_seeds, len(means))).T
+def many(means: Sequence[float]) -> DatasetGroup:
+    """Return jobs with these mean accuracies and a deviation of 0.1 points over five seeds."""
+    values = np.random.default_rng(7).normal(means, 0.1, size=(5, len(means))).T
     return group_of(**{f"row{n}": dict(enumerate(each)) for n, each in enumerate(values)})
 
 
@@ -116,14 +113,6 @@ def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -
     group = many([80.0 + n for n in range(num)])
     spread = explanations(group, differences(group))[0].partition("spread over seeds for all jobs")
     assert bool(spread[1]) == is_pooled
-
-
-@pytest.mark.parametrize("num", [4, 14])
-def test_equal_jobs_rarely_show_a_difference(num: int) -> None:
-    """At most about 5% of 100 experiments show a difference: the intervals are simultaneous."""
-    jobs = [88.0] * num
-    errors = sum(differences(many(jobs, seed=seed))["is_shown"].any() for seed in range(100))
-    assert errors <= 12
 
 
 @pytest.mark.parametrize("second", [{}, {2: 89.0}, {2: 80.0}])

@@ -366,7 +366,7 @@ def compare(
     """
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
-    parts, left_out = compared(named, baseline=baseline, data=folder)
+    parts, left_out = compared(named, default_runs(), baseline=baseline, data=folder)
     return Comparison(tuple(parts), tuple(left_out))
 
 

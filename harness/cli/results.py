@@ -59,7 +59,7 @@ def compare(
         from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
-    parts, left_out = compared(named_or_all(named, runs), baseline=baseline, data=data)
+    parts, left_out = compared(named_or_all(named, runs), runs, baseline=baseline, data=data)
     try:
         if markdown:
             from harness.report.summary import to_markdown
@@ -143,8 +143,8 @@ def audit(
 ) -> None:
     """Check the numbers of finished runs by training them again.
 
-    Never changes the runs. Saves its results in --runs. Exit codes: 0 = equal, or equal within
-    rounding; 1 = different; 2 = can't be audited here.
+    Never changes the runs. Saves its results in --runs, where harness compare reads them. Exit
+    codes: 0 = equal, or equal within rounding; 1 = different; 2 = can't be audited here.
     """
     if quick + full + (epochs is not None) > 1:
         raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
 from harness.system.console import printable
 from harness.system.lenient_json import number, table, text, whole
+from harness.tracking.audits import mark_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
@@ -71,6 +73,7 @@ class ScoredRun:
     result: Mapping[str, Any]  # the content of `result.json`
     settings: Mapping[str, Any]  # values by `table.key`, without the keys in `WITHOUT_RESULT`
     began_s: float = math.inf  # the run's start in seconds since 1970; infinite if unknown
+    audits: str = ""  # the mark of the user's audits, see `mark_of`
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class DatasetGroup:
         firsts = [runs[0] for runs in self.runs.values()]
         jobs["architecture"] = [run.architecture for run in firsts]
         jobs["num_seeds"] = grouped.size()
+        marks = [Counter(run.audits for run in runs if run.audits) for runs in self.runs.values()]
+        jobs["audits"] = ["; ".join(f"{n} {mark}" for mark, n in each.items()) for each in marks]
         jobs["deviation"] = accuracy.std()
         interval = t_interval(jobs["accuracy"], accuracy.sem(), jobs["num_seeds"] - 1, 0.95)
         jobs["interval_low"], jobs["interval_high"] = np.clip(interval, 0, 1)
@@ -178,13 +183,16 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 # Find runs
 
 
-def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
+def scored_runs(
+    named: Sequence[Path], own: Path | None = None
+) -> tuple[list[ScoredRun], list[LeftOut]]:
     """Return the tested runs in the named folders, and the folders that are left out.
 
     A sweep's trials have no test scores, so only the sweep's retrained runs are returned.
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
+        own: the user's folder of runs, in which `harness audit` stores the user's audits.
 
     Raises:
         InputError: if a folder is missing, or there is no run at all.
@@ -200,6 +208,8 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
         )
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
+    if own:
+        scored = [replace(run, audits=mark_of(own, run.folder)) for run in scored]
     return scored, left_out
 
 

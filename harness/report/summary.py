@@ -39,6 +39,7 @@ COLUMNS = {
     "s.d.": "{deviation:.2f}",
     "95 % interval": "{interval_low:.2f} to {interval_high:.2f}",
     "seeds": "{num_seeds:.0f}",
+    "audits": "{audits}",
     "book %": "{book_accuracy:.2f}",
     "validation %": "{val_accuracy:.2f}",
     "F1": "{f1:.4f}",
@@ -129,6 +130,7 @@ class Part:
 
 def compared(
     named: Sequence[Path],
+    own: Path,
     *,
     baseline: Literal["ngrams", "none"] | None = None,
     data: Path | None = None,
@@ -137,6 +139,7 @@ def compared(
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
+        own: the user's folder of runs, in which `harness audit` stores the user's audits.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
         data: the folder of the dataset; needed only if a new run would not find the dataset.
 
@@ -150,7 +153,7 @@ def compared(
     """
     if data:
         open_dataset(data)  # a wrong path is an error, even if all baselines are cached
-    scored, left_out = scored_runs(named)
+    scored, left_out = scored_runs(named, own)
     groups, repeated = group_runs(scored)
     left_out += repeated
     lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out]

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.system.files import atomic_write, distrust
+from harness.system.files import atomic_write, distrust, read_plain_file
 from harness.system.leased_dir import to_json
-from harness.system.lenient_json import read_json
+from harness.system.lenient_json import read_json, table
+from harness.tracking.run_dir import RESULT
 
 AUDITS = ".audits"
 EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of an audit
@@ -42,6 +43,23 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
     """Return a result's audits by depth; none if another user could have written the audits."""
     return _trusted(_path(runs, hashlib.sha256(result).hexdigest()))
+
+
+def mark_of(runs: Path, folder: Path) -> str:
+    """Return the depths of a run's audits, such as `full, quick`; empty if there is no audit.
+
+    If an audit found a difference, the mark is `differs`.
+
+    Args:
+        runs: the folder of runs of the auditing user.
+        folder: the folder of the run.
+    """
+    try:
+        audits = audits_of(runs, read_plain_file(folder / RESULT))
+    except OSError:
+        return ""
+    differs = any(table(audits, depth).get("outcome") == DIFFERS for depth in audits)
+    return DIFFERS if differs else ", ".join(sorted(audits))
 
 
 def _trusted(path: Path) -> dict[str, Any]:

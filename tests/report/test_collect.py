@@ -1,6 +1,7 @@
 """The table of a comparison: which runs share a row, and which are left out with a reason."""
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.report.collect import DEFAULTS, DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.summary import Part
+from harness.tracking.audits import keep_audit
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness, failing
 from tests.made_up_runs import write_run
@@ -54,6 +56,27 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     ]
     assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
     assert "F1" not in cells  # these results contain no F1
+
+
+def test_audited_runs_are_marked(tmp_path: Path) -> None:
+    """The mark names the depths of the audits; a result that changed after its audits has none."""
+    runs, mine = tmp_path / "runs", tmp_path / "mine"
+    for seed, depths in enumerate((["quick", "full"], ["full"], ["full"], []), 1):
+        write_run(runs / str(seed), seed=seed)
+        checksum = hashlib.sha256((runs / str(seed) / "result.json").read_bytes()).hexdigest()
+        for depth in depths:
+            outcome = "differs" if seed == 3 else "equal"
+            keep_audit(mine, checksum, {"depth": depth, "outcome": outcome})
+
+    def marks() -> str:
+        return rows_of(Part(group_runs(scored_runs([runs], mine)[0])[0][0]))[0].get("audits", "")
+
+    assert marks() == "1 full, quick; 1 full; 1 differs"
+    path = runs / "2" / "result.json"
+    path.write_text(path.read_text().replace("0.87", "0.99"))
+    assert marks() == "1 full, quick; 1 differs"
+    (mine / ".audits").chmod(0o777)  # other users could have written the audits
+    assert marks() == ""
 
 
 @pytest.mark.parametrize(("second", "interval"), [(0.6, (math.nan, math.nan)), (0.9, (0.0, 1.0))])

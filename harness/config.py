@@ -1,7 +1,7 @@
 """Defines the base class of the tables in a job file, and functions that write TOML.
 
 A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
-stores the key's other properties. Other lists of keys are derived from these declarations.
+stores the key's other properties. All lists of keys are derived from these declarations.
 """
 
 import json
@@ -23,11 +23,12 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-# The form in which a job file names a user's function, see `harness.job.own_code`.
+# The form in which a job file names a user's function; `harness.job.own_code` loads the function.
 REFERENCE = re.compile(r"([^:\x00-\x1f\x7f]+\.py|[^\W\d]\w*(\.[^\W\d]\w*)*):[^\W\d]\w*")
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-# Unpaired surrogates, which UTF-8 can't encode. Python represents bytes that are not UTF-8 by them.
+# Matches unpaired surrogates. Python uses them for bytes that are not UTF-8, and UTF-8 can't encode
+# them.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -58,8 +59,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    The default `Facts` describe a key that changes the result of every job and that a search may
-    vary.
+    By default a key changes the result of every job, and a search may vary the key.
 
     Attributes:
         choices: the allowed values of the key.
@@ -67,16 +67,17 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: what the key changes: `result` or `nothing`. For example, a file's path changes
-            nothing, because the run's record contains the checksum of the file.
+        changes: whether the key changes the `result` of a run, or `nothing`. For example, a file's
+            path counts as `nothing`, because the run's record identifies the file by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: other keys, each with the values at which this key has an effect; () stands for
-            all values except the default. The key has an effect if at least one of the keys in
-            `only_with` has one of the values listed for it.
-        check: a function that describes how the key conflicts with other keys; it returns "" if
-            there is no conflict. In the table of keys in jobs/README.md, the key's row shows
+        only_with: the other keys on which this key's effect depends, each with a tuple of values;
+            () stands for all values except the default. This key has an effect only if at least one
+            of the other keys has a value in its tuple.
+        check: a function of the job; it describes how the key conflicts with other keys, or returns
+            "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of this function.
-        unvalidated: the only value allowed without validation reviews; None allows any value.
+        unvalidated: the only value that a job without validation reviews may give the key; None
+            allows any value.
     """
 
     choices: tuple[str, ...] = ()
@@ -176,7 +177,7 @@ ClassWeights = Annotated[str | dict[str, float], BeforeValidator(_check_weights)
 
 
 def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield a dotted key with its value; for a table, yield all of its settings."""
+    """Yield a dotted key with its value; for a table, yield each setting with its dotted key."""
     if not isinstance(value, dict):
         yield key, value
         return
@@ -198,7 +199,7 @@ def toml_value(value: object) -> str:
 
 
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """Return the text of a job file, without empty tables; sources of functions have many lines."""
+    """Return the text of a job file, without empty tables; long strings keep their lines."""
     tables = {
         name: {key: value for key, value in table.items() if value != {}}
         if isinstance(table, dict)

@@ -12,7 +12,7 @@ CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 class InputError(ValueError):
     """The user's input was refused, before anything was written: exit code 2.
 
-    The message is one line: the name of the input, its value, what is allowed, and a remedy.
+    The message is one line: the name of the input, its value, the allowed values, and a remedy.
     """
 
     exit_code = 2
@@ -25,7 +25,7 @@ class RunError(RuntimeError):
 
 
 class DiskError(RunError):
-    """The file system can't be written or read, for example if it is full; the run is intact."""
+    """A file system can't be written or read, for example because it is full; the run is intact."""
 
 
 class NodeFault(RunError):  # noqa: N818 - a fault of the node
@@ -41,7 +41,7 @@ class NodeFault(RunError):  # noqa: N818 - a fault of the node
 
 
 class TakenOver(RunError):  # noqa: N818 - not an error of this process
-    """A newer process took over this process's folder, so this process stops."""
+    """A newer process took over the folder that this process writes, so this process stops."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error

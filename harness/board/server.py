@@ -1,4 +1,4 @@
-"""TensorBoard's server, which answers only requests whose path begins with the secret."""
+"""TensorBoard's server, which serves only requests whose path begins with a secret."""
 
 import contextlib
 import hmac
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 MAX_NEWCOMERS = 256  # largest number of open connections that have not sent the secret
 RELOAD_S = 5.0  # seconds between two searches for new points
-# To save memory, TensorBoard drops random points of a curve that has too many. The curve of a
-# single run may have 50,000 points. With fifty runs or more, a curve may have 1,000 points, which
-# is TensorBoard's default.
+# To save memory, TensorBoard drops random points of a curve that has too many. If only one run is
+# shown, a curve keeps up to 50,000 points. If fifty or more runs are shown, a curve keeps up to
+# 1,000 points, which is TensorBoard's default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
@@ -57,9 +57,9 @@ class Server(ThreadedWSGIServer):
         listener.close()  # the server has a copy of the socket
         self._board, self._secret, self._used = app, secret, used
         # Open connections that have not sent the secret, the oldest first. If too many are open,
-        # the oldest is closed. Other users therefore can't block the server with idle connections.
-        # The owner's browser sends the secret within milliseconds, long before its connection could
-        # become the oldest.
+        # the server closes the oldest, so other users can't block the server with idle connections.
+        # The browser of the server's user sends the secret within milliseconds, long before its
+        # connection could become the oldest.
         self._newcomers: dict[socket.socket, None] = {}
 
     def answer(self, environ: "WSGIEnvironment", start: "StartResponse") -> Iterable[bytes]:
@@ -123,11 +123,11 @@ def start_tensorboard(
 
     Args:
         folder: the folder that TensorBoard searches every RELOAD_S seconds for new runs and points.
-        num_runs: the number of runs; the more runs, the fewer points per curve are kept.
-        listener: the socket to serve on.
+        num_runs: the number of runs; with more runs, fewer points per curve are kept.
+        listener: the socket that accepts the connections.
         secret: the first part of the path of every request.
         used: the function to call, without arguments, after a request that contains the secret.
-        refused: the reason for each path that can't be shown; other threads add reasons.
+        refused: each path that can't be shown, with the reason; TensorBoard's threads add items.
     """
     # If the module `notf` exists, TensorBoard reads files without TensorFlow. TensorFlow would take
     # 600 MB and some seconds. `notf` must exist before TensorBoard is imported.
@@ -136,7 +136,7 @@ def start_tensorboard(
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
     from tensorboard.compat.tensorflow_stub.io import gfile
 
-    # TensorBoard computes CRC-32C in plain Python, which would take half of the loading time.
+    # TensorBoard's own CRC-32C is plain Python, and would take half of the loading time.
     pywrap_tensorflow.crc32c = google_crc32c.value
     gfile.listdir = partial(list_folder, refused=refused)
     board = program.TensorBoard(
@@ -165,7 +165,7 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
     pipe, and follow symbolic links of other users.
 
     Raises:
-        NotFoundError: if the folder does not exist; the class is TensorBoard's.
+        NotFoundError: (a class of TensorBoard) if the folder does not exist.
     """
     from tensorboard.compat.tensorflow_stub import errors
 
@@ -181,8 +181,8 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
         raise errors.NotFoundError(None, None, str(error)) from None
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
-    # The first run determines the columns of the HParams page. In the sorted names, `trials` comes
-    # before `winner`, so the first run belongs to a trial.
+    # Sort the names, because the first run determines the columns of the HParams page. `trials`
+    # comes before `winner`, so the first run belongs to a trial.
     return sorted(names)
 
 
@@ -196,7 +196,7 @@ def _why_refused(entry: os.DirEntry[str]) -> str:
 
 
 LIVE = b"""\
-// The page reloads its data every 30 s, unless the user has chosen otherwise in the settings.
+// The page reloads its data every 30 s, unless the user has changed this in the page's settings.
 try {
   const key = "_tb_global_settings";
   const settings = JSON.parse(localStorage.getItem(key) || "{}");

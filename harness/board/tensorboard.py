@@ -1,9 +1,9 @@
 """TensorBoard for one user, on a machine with other users.
 
-TensorBoard has no login, and any user of a node can connect to the ports of its loopback address.
-So the path of every request must begin with a secret. This process makes the secret and shows it
-only to its user, on a terminal or in a file of mode 0600. No command line, environment variable or
-log contains the secret.
+TensorBoard has no login, and any user of a node can connect to the ports of the node's loopback
+address. So the path of every request must begin with a secret. This process makes the secret and
+shows it only to the user who started the process, on a terminal or in a file of mode 0600. No
+command line, environment variable or log contains the secret.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
-MAX_LISTED = 10  # largest number of paths in a line about refused paths
+MAX_LISTED = 10  # largest number of paths in a line about paths that are not shown
 
 POLL_S = 0.2
 IDLE_MIN = 60  # TensorBoard ends after so many minutes without a request that has the secret
@@ -85,7 +85,7 @@ class Shown:
 
     def refusals(self) -> str:
         """Return a line about the paths refused since the last call; empty if there are none."""
-        # A copy, because another thread adds to `refused`.
+        # Read a copy of `refused`, because other threads add items.
         new = sorted({*self.refused.copy().items()} - self._reported)
         self._reported.update(new)
         parts = [f"{path} {why}" for path, why in new[:MAX_LISTED]]
@@ -109,8 +109,8 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # Each link is exactly two levels below `self.folder`. With different depths, the path of a
-        # new link could lead through another link, and so into the folder of a run.
+        # Each link is exactly two levels below `self.folder`. If links had different depths, a new
+        # link could lie below another link, and so in the folder of a run.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -130,7 +130,10 @@ def _changed_s(run: Path) -> float:
 
 
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
-    """Return the resolved paths of the runs at or below some folders, including runs of sweeps."""
+    """Return the resolved paths of the runs at or below `roots`, including runs of sweeps.
+
+    Add each path that can't be searched to `refused`, with the reason.
+    """
     found = find_runs(
         (root.resolve() for root in roots), ("trials", "winner"), refused, foreign_links=False
     )
@@ -170,7 +173,7 @@ def how_to_connect(
     """Return two lines: the ssh command to paste on a laptop, and the address to open there.
 
     Args:
-        port: the port on the loopback address, here and on the laptop.
+        port: the port on the loopback address, on this machine and on the laptop.
         secret: the first part of the address's path.
         login: USER@HOST of the login node that the SSH tunnel goes through; by default the host
             where the Slurm job was submitted.
@@ -184,7 +187,7 @@ def how_to_connect(
     args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", f"{port}:127.0.0.1:{port}"]
     args += ["-J", login] if login else []
     tunnel = shlex.join([*args, f"{user}@{host}"])
-    # Not `localhost`: it may mean ::1, where another user may listen on the same port.
+    # Use 127.0.0.1, because `localhost` may mean ::1, where another user may listen on this port.
     address = f"http://127.0.0.1:{port}/{secret}/"
     return f"on your laptop:  {tunnel}\nthen open:       {address}\n"
 
@@ -192,7 +195,8 @@ def how_to_connect(
 def write_connection(text: str) -> Path:
     """Write the text of `how_to_connect` into a file that nobody else can read.
 
-    The file is in the user's cache, because others may own or share the folder of the runs.
+    The file is in the user's cache, because the folder of the runs may belong to other users or be
+    open to them.
 
     Raises:
         RunError: if the cache can't be written, or if its `tensorboard/` belongs to another user.
@@ -240,12 +244,12 @@ class Watch:
                 signal.signal(number, self._end)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:  # later signals must not interrupt the removal of files
+        if self.signal is None:  # a second signal must not interrupt the removal of files
             self.signal = signal.Signals(number)
             raise Signalled
 
     def used(self) -> None:
-        """Restart the idle time after a request."""
+        """Restart the idle time, because a request came."""
         self.used_s = time.monotonic()
 
     def reason(self) -> str | None:
@@ -300,7 +304,7 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
         finally:
             connection.unlink(missing_ok=True)
     _say(f"ended: {watch.reason()}")
-    leave(0)  # an ordinary exit would free the points of all runs one by one
+    leave(0)  # an ordinary exit would first free the points of all runs one by one
 
 
 def _say(text: str) -> None:
@@ -330,6 +334,7 @@ def _wait(watch: Watch, shown: Shown) -> None:
         if (began_s := time.monotonic()) >= refresh_s:
             shown.refresh()
             _say(shown.refusals())
-            # A search through thousands of runs takes seconds; meanwhile the page gets no answer.
+            # Wait longer after a long search: a search through thousands of runs takes seconds,
+            # during which the page gets no answer.
             took_s = time.monotonic() - began_s
             refresh_s = time.monotonic() + max(RELOAD_S, SEARCH_SHARE * took_s)

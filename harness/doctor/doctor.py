@@ -49,11 +49,11 @@ from harness.system.gpu import (
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-# A finding is yellow if an import takes longer than SLOW_IMPORT_S, or if less disk space than
-# LITTLE_DISK_GB is free.
+# A finding is yellow if TensorFlow's import takes longer than SLOW_IMPORT_S, or if less disk space
+# than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
-TIMEOUT_S = 10  # for each call of a program of Slurm
+TIMEOUT_S = 10  # time limit of each call of a Slurm program
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
 
@@ -62,9 +62,10 @@ Level = Literal["green", "yellow", "red", "not run"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A checked fact. Green: it works; yellow: it works with a drawback; red: it does not work.
+    """The result of a check, and a remedy.
 
-    `not run` is for checks of `tests.gpu` that this machine can't run.
+    Green: the checked part works; yellow: it works with a drawback; red: it does not work. `not
+    run`: this machine can't run the check; only the checks of `tests.gpu` use this level.
     """
 
     level: Level
@@ -100,7 +101,7 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         # The messages of these errors end with the remedy.
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
-    except Exception as error:  # the other checks must still run
+    except Exception as error:  # any error, because the other checks must still run
         found = f"the check failed: {type(error).__name__}: {error}"
         yield Finding("red", name, found, "see the error")
 
@@ -160,8 +161,8 @@ def describe_import(import_s: float) -> Finding:
 def describe_gpus(answer: dict[str, Any]) -> Finding:
     """Report the GPUs that TensorFlow sees, or the reason why a run could not use GPUs."""
     if problem := answer["refused"] or answer["warning"]:
-        # In `problem`, the first semicolon separates the reason from the remedies. The last remedy
-        # is usually to train on the CPU.
+        # In `problem`, the first semicolon separates the reason from the remedies, which may
+        # contain more semicolons.
         found, _, remedy = problem.partition("; ")
         return Finding("red" if answer["refused"] else "yellow", "devices", found, remedy)
     gpus = answer["gpus"]
@@ -181,9 +182,11 @@ def judge_card(card: Card, driver: str | None, build: Mapping[str, Any]) -> Find
     """Judge whether TensorFlow and cuDNN run on a GPU card.
 
     Args:
+        card: the GPU's name and compute capability.
         driver: the line that states the driver's version; None if unknown.
-        build: the answer of `devices_seen`: `targets`, the kinds of code in TensorFlow (`sm_80` is
-            machine code, `compute_90` is PTX), and the versions of CUDA and cuDNN.
+        build: the dictionary that `devices_seen` returns. It contains `targets`, the kinds of code
+            in TensorFlow (`sm_80` is machine code, `compute_90` is PTX), and the versions of CUDA
+            and cuDNN.
     """
     targets, cudnn, by_driver = build["targets"], build["cudnn"], build["driver_cuda"]
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
@@ -250,7 +253,7 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Check the client programs, the controller, GPUs, a job script and the site's settings."""
+    """Check Slurm's programs, its controller, GPUs, a job script and the site's settings."""
     if not has_client("sinfo"):
         remedy = (
             "if you run this command in a container, change nothing: the job script runs "
@@ -276,10 +279,10 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def describe_partitions(text: str) -> Finding:
-    """Report which partitions have GPUs, and the sbatch option that requests one.
+    """Report which partitions have GPUs, and the sbatch option that requests a GPU.
 
     Args:
-        text: the output of `sinfo --format=FORMAT`; lines with a cluster's name are skipped.
+        text: the output of `sinfo --format=FORMAT`; this function skips lines that name a cluster.
     """
     rows = re.findall(r"^([^|\n]+?)(\*?)\|up\|(.*)$", text, re.MULTILINE)
     having = [(name, is_default, gres) for name, is_default, gres in rows if "gpu" in gres]
@@ -303,7 +306,7 @@ def describe_partitions(text: str) -> Finding:
 
 
 def check_script() -> Finding:
-    """Check that sbatch accepts a job script, changed as the site's rules demand."""
+    """Check that sbatch accepts a job script, after the changes that the site's rules demand."""
     name, site = "slurm/lstm.sh", site_options()
     script, args = (PROJECT / name).read_text(errors="replace"), list[str]()
     always = os.environ.get(ALWAYS, "").split()
@@ -344,7 +347,7 @@ def check_site_file() -> Finding:
 
 
 def check_data(data: Path | None) -> Iterator[Finding]:
-    """Check which reviews are on this machine, and that they are intact; download nothing."""
+    """Report which reviews are on this machine, and check their bytes; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
     here = f"move {dataset.folder} away, or leave out --data and unset HARNESS_DATA; then "

@@ -34,7 +34,8 @@ from harness.tracking.run_dir import RECORD, RESULT, last_start
 
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
-# The `data.limit` of a short run: reviews per split; half of the training split is for validation.
+# The value of `data.limit` in a short run: reviews per split, on a GPU and on the CPU. Half of the
+# training split is for validation.
 SHORT = {"gpu": 20_000, "cpu": 2000}
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
@@ -43,7 +44,7 @@ FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 START_S = 300
 # Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
-MARGIN = 1.25  # the time limit is this factor times the estimate, for slower nodes and busy disks
+MARGIN = 1.25  # the job's time limit is the estimate times this, for slow nodes and busy disks
 WARNED_S = WARNING_S + 60  # Slurm may warn a job 60 s earlier than --signal says
 
 
@@ -54,7 +55,7 @@ class Estimate:
     job: str
     devices: str = ""
     data: str = ""  # the dataset of the short run
-    reviews_per_s: float = 0.0  # reviews of training
+    reviews_per_s: float = 0.0  # during training, without validation
     step_s: float = 0.0
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
@@ -87,6 +88,8 @@ def _run_module(
     """Run a Python module of this project in a child process; return its standard output.
 
     Args:
+        module: the module's name; `args` are its command-line arguments.
+        timeout_s: the time in seconds after which the child is killed.
         what: the subject of the error's message, such as `a short run`.
         remedy: the end of the error's message.
 
@@ -96,9 +99,9 @@ def _run_module(
     """
     try:
         done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
-            # -P: the current folder may contain another package named harness.
+            # With -P, because the current folder may contain another package named harness.
             [sys.executable, "-P", "-m", module, *args],
-            # Offline: a download would distort the measured times.
+            # Offline, because a download would distort the measured times.
             env={**own_code_first(), "HARNESS_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -168,16 +171,17 @@ def estimate(job: Job, run: Path, wall_s: float) -> Estimate:
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
+        job: the whole job.
         run: the folder of the short run.
-        wall_s: how long the process of the short run took.
+        wall_s: the time in seconds that the process of the short run took.
     """
     result, start = read_json(run / RESULT), last_start(read_json(run / RECORD))
-    last = read_json_lines(run / "timings.jsonl")[-1]  # the first epoch includes compilation
+    last = read_json_lines(run / "timings.jsonl")[-1]  # not the first epoch, which also compiles
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
-        # The short run without its last epoch: start, compilation in the first epoch, and end.
+        # The time of the short run without its last epoch: start, first epoch with compilation, end
         wall_s
         - (last["epoch_s"] + last["validation_s"])
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
@@ -214,7 +218,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
 
     Args:
         devices: the devices to train on; empty = all. In the returned dictionary, `refused` is the
-            error that would end a run on these devices, and `warning` is the run's warning.
+            error that would end a run on these devices, and `warning` is the warning of such a run.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 

@@ -46,8 +46,8 @@ GPUS_OF_TRES = re.compile(r"\bgpu(?:[:=](?!\d+(?:,|$))([^:=,]+))?(?:[:=](\d+))?(
 # (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 NETWORK_RISK = (
-    "any user who reaches the ports of your nodes could act as you and read and write your files, "
-    "because TensorFlow's servers do not authenticate their clients"
+    "any user who reaches the ports of your nodes could act with your permissions, and read and "
+    "write your files, because TensorFlow's servers do not authenticate their clients"
 )
 NETWORK_REMEDY = (
     "train on one node; or, if no other user can reach the ports of your nodes, export "

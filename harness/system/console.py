@@ -173,7 +173,7 @@ def log(level: int, text: str) -> None:
 
 
 def log_last_error(text: str) -> None:
-    """Write an error like `log`, but not to `sys.stderr`, because a thread may block its lock."""
+    """Write an error line like `log`, but without `sys.stderr`, whose lock a thread may hold."""
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     with contextlib.suppress(OSError):
         os.write(error_descriptor, f"{_line(record, error_descriptor)}\n".encode())

@@ -358,8 +358,8 @@ def sha256_of(path: Path) -> str:
 
 # Disks that several nodes share
 
-# A process that opens a file on a shared disk reads the file's latest content. But for some seconds
-# a node may see outdated metadata of a file that is not open: whether the file exists, its size and
+# A process that opens a file on a shared disk reads the file's latest content. But for a while, a
+# node may see outdated metadata of a file that is not open: whether the file exists, its size and
 # its modification time.
 
 
@@ -393,7 +393,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Check that an error only means that a file is missing or not plain.
+    """Return if an error only means that a file is missing or not plain; else raise an error.
 
     Raises:
         DiskError: if the error has another cause; the message contains a remedy.

@@ -107,7 +107,7 @@ def _changes(project: Path, files: Files) -> dict[str, Any]:
         if name in files.secrets:
             continue
         try:
-            # A name that ends in a slash is a nested repository. A large size leaves it out.
+            # Leave out a nested repository, whose name ends in a slash: set a size above the limit.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
         except FileNotFoundError:  # removed meanwhile, such as an editor's temporary file
             continue

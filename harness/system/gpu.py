@@ -156,7 +156,7 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """Return the name of an error that fails all CUDA calls, e.g. CUDA_ERROR_ECC_UNCORRECTABLE.
+    """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
     TensorFlow and the libraries sometimes hide this error, so this function allocates memory on
     each GPU. If all allocations succeed, the result is empty.

@@ -1,7 +1,7 @@
 """A folder with one writer; each of its files is either complete or absent.
 
 The file `lease.json` names the writer: the last process that took the lease. An earlier writer that
-is still alive reads the lease before each write, and stops.
+is still alive sees the new lease before its next write, and stops.
 """
 
 import contextlib

@@ -130,8 +130,8 @@ def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
 
 CLOCK_SLACK_S = 2.0
 MAX_THREADS = 32
-# Each thread gets at least this many items, because starting a thread takes longer than one call
-# to a local disk.
+# Each thread, except the last, gets at least this many items, because starting a thread takes
+# longer than one call to a local disk.
 MIN_ITEMS = 8
 
 # Objects with slow destructors, or with threads that may hang. If the list contains any object,
@@ -233,7 +233,7 @@ def is_alive(process: int, seen_s: float) -> bool:
 def process_space() -> str:
     """Return an id of this boot and PID namespace, in which process ids are valid.
 
-    The returned id is empty if it is unknown.
+    If the id is unknown, the result is empty.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -233,8 +233,8 @@ def reproduce(
     reasons = [f"{each}: {reason}" for each in read if (reason := distrust(each))]
     if reasons and not trust_code:
         raise InputError(
-            f"{reasons[0]}, and code that this command restores will run as you; read the code, "
-            "then add --trust-code"
+            f"{reasons[0]}, and the code that this command restores would run with your "
+            "permissions; read the code, then add --trust-code"
         )
     warnings = [f"{reason}; read the code before you start it" for reason in reasons]
     warnings += package_changes(record)

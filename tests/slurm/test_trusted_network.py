@@ -43,7 +43,7 @@ def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("HARNESS_TRUSTED_NETWORK", raising=False)
     if word is not None:
         monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
-    with pytest.raises(InputError, match="could act as you"):
+    with pytest.raises(InputError, match="could act with your permissions"):
         own_allocation()
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
     assert own_allocation()

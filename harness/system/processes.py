@@ -231,13 +231,14 @@ def is_alive(process: int, seen_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return an id of this boot and PID namespace, in which process ids are valid.
+    """Return an id of this boot, PID namespace and user; it is empty if it is unknown.
 
-    If the id is unknown, the result is empty.
+    Inside of them, a process id names one process. The processes of other users may be invisible,
+    because clusters often mount `/proc` with `hidepid`.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino} {os.getuid()}"
     except OSError:
         return ""
 

@@ -53,30 +53,14 @@ class Violation(AssertionError):  # noqa: N818 - of a promise
     """A search broke a promise."""
 
 
-class Read(NamedTuple):
-    path: str
+class Operation(NamedTuple):
+    """An operation of a process on the disk, or its sleep."""
 
-
-class Names(NamedTuple):
-    path: str
-
-
-class Make(NamedTuple):
-    path: str
-    file: str
-    record: Record
-
-
-class Write(NamedTuple):
-    path: str
-    record: Record
-
-
-class Sleep(NamedTuple):
-    time_s: float
-
-
-Operation = Read | Names | Make | Write | Sleep
+    kind: str  # Read, Names, Make, Write or Sleep
+    path: str = ""
+    file: str = ""
+    record: Any = None
+    time_s: float = 0.0
 
 
 @types.coroutine
@@ -91,20 +75,20 @@ class SimulatedDisk(Disk):
     def __init__(self) -> None: ...
 
     async def read(self, kind: type[R], path: str) -> R | None:
-        return kind.of(await perform(Read(path)))
+        return kind.of(await perform(Operation("Read", path)))
 
     async def names(self, path: str) -> list[str]:
-        names: list[str] = await perform(Names(path))
+        names: list[str] = await perform(Operation("Names", path))
         return names
 
     async def make(self, path: str, file: str, record: Record) -> bool:
-        return bool(await perform(Make(path, file, record)))
+        return bool(await perform(Operation("Make", path, file, record)))
 
     async def write(self, path: str, record: Record) -> None:
-        await perform(Write(path, record))
+        await perform(Operation("Write", path, record=record))
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        await perform(Sleep(time_s))
+        await perform(Operation("Sleep", time_s=time_s))
 
 
 class Choices:
@@ -416,20 +400,20 @@ class World:
         if p.is_alive and p.stopped_until_s > self.now_s and "done" not in fault:
             wait_s = p.stopped_until_s - self.now_s
             self._push(wait_s, lambda: self._perform(p, op, ""))
-        elif isinstance(op, Make) and op.file == "values.json":  # the oracle needs time
+        elif op.kind == "Make" and op.file == "values.json":  # the oracle needs time
             self._push(PROPOSAL_S * self.chance.random(), lambda: self._perform(p, op, fault))
         else:
             self._perform(p, op, fault)
 
-    def _perform(self, p: Process, op: Any, fault: str) -> None:
+    def _perform(self, p: Process, op: Operation, fault: str) -> None:
         is_down = self.down_until_s[p.node] > self.now_s or "error" in fault
-        fails = is_down and not isinstance(op, Sleep)
+        fails = is_down and op.kind != "Sleep"
         result, failed_op = None, None
         if (p.is_alive and not fails) or "done" in fault:
             result = self._apply(p, op)
         if fails:
             failed_op = OSError("EIO")
-        wait_s = op.time_s if isinstance(op, Sleep) else self.chance.random() * 0.2
+        wait_s = op.time_s if op.kind == "Sleep" else self.chance.random() * 0.2
         late_s = (self.chance.random() < 0.01) * 8
         self._push(wait_s + late_s, lambda: self._step(p, result, failed_op))
 
@@ -457,10 +441,10 @@ class World:
 
     # Faults
 
-    def _strike(self, p: Process, op: Any) -> str:
+    def _strike(self, p: Process, op: Operation) -> str:
         due = [each for each in self.plan if each[0] <= self.num_ops]
         if due:
-            text = f"{type(op).__name__} {getattr(op, 'path', '')} {getattr(op, 'file', '')}"
+            text = f"{op.kind} {op.path} {op.file}"
             due = [each for each in due if each[1] in text]
         if not due:
             return ""
@@ -485,7 +469,7 @@ class World:
                 each.leaves = True
             elif kind == "show":
                 for path in [*self.server]:
-                    self._apply(each, Read(path))
+                    self._apply(each, Operation("Read", path))
         if kind == "kill command":
             self.end(p.command or p)
         elif kind == "join":
@@ -494,21 +478,21 @@ class World:
             self._start("canceller", p.node, None)
         ends_s = until_s if kind in ("stop", "outage") else self.now_s
         self.last_fault_s = max(self.last_fault_s, ends_s)
-        is_done = chance.random() < 0.4 and kind != "node" and not isinstance(op, Sleep)
+        is_done = chance.random() < 0.4 and kind != "node" and op.kind != "Sleep"
         return f"{kind} done" if is_done else kind
 
     # The disk
 
-    def _apply(self, p: Process, op: Any) -> Any:
-        if isinstance(op, Read):
+    def _apply(self, p: Process, op: Operation) -> Any:
+        if op.kind == "Read":
             if op.path == "stop.json" and "stop" in self.without and p.kind == "worker":
                 return None
             return self._seen(p, self._place(op.path), lambda path: self.server.get(path))
-        if isinstance(op, Names):
+        if op.kind == "Names":
             return self._seen(p, ("names", op.path), lambda _: self._names(op.path))
-        if isinstance(op, Make):
+        if op.kind == "Make":
             return self._make(p, op)
-        if isinstance(op, Write):
+        if op.kind == "Write":
             self._write(p, self._place(op.path), op.record.model_dump(exclude_defaults=True))
         return None
 
@@ -533,7 +517,7 @@ class World:
         start = f"{folder}/"
         return sorted({p[len(start) :].split("/")[0] for p in self.server if p.startswith(start)})
 
-    def _make(self, p: Process, op: Make) -> bool:
+    def _make(self, p: Process, op: Operation) -> bool:
         path, content = f"{op.path}/{op.file}", op.record.model_dump(exclude_defaults=True)
         parts = op.path.split("/")
         is_attempt = len(parts) == 3 and parts[2].isdecimal()

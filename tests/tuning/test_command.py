@@ -32,8 +32,6 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 def end(sweep: SweepDirectory) -> None:
     """End the search after the four trials of `command`."""
-    for n in (2, 3):
-        accept(sweep, trial(n, 0.7))
     sweep.path("ends/24").mkdir()
     sweep.path("ends/24/end.json").write_text('{"num_trials": 4}')
 
@@ -54,6 +52,8 @@ def test_a_search_ends_with_its_result(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A single failure of the disk makes no difference. The last lines are the next commands."""
+    for n in (2, 3):
+        accept(command.sweep, trial(n, 0.7))
     end(command.sweep)
     write, failed = command.sweep.write, list[str]()
 
@@ -74,46 +74,44 @@ def test_a_search_ends_with_its_result(
     assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
-def test_only_a_person_resumes_a_stopped_search(
-    command: Command,
-    reason: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_only_a_person_resumes_a_cancelled_search(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The search was cancelled or has failed; after a resume, earlier failures do not count."""
+    """A command that finds the search cancelled starts no worker."""
     sweep = command.sweep
     stop_search_in(sweep.folder)
     ask_to_cancel(sweep.folder)  # as if its job had waited in the queue
-    file = sweep.path("stop.json")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
-    if reason:
-        with pytest.raises(RunError, match="same error: no; continue with: harness resume"):
-            command.run(resumes=False)
-    else:
-        monkeypatch.setattr(WorkerPool, "start_one", lambda *_: pytest.fail("begun"))
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkerPool, "start_one", lambda *_: pytest.fail("begun"))
         run_sweep(sweep, command.search, WorkerRequest(num_workers=1))
-        line = f"cancelled, trials saved; continue with: harness resume {sweep.folder}\n"
-        assert capsys.readouterr().out.endswith(line)
-        assert sweep.read_json("state.json")["signal"] == CANCELLED
+    line = f"cancelled, trials saved; continue with: harness resume {sweep.folder}\n"
+    assert capsys.readouterr().out.endswith(line)
+    assert sweep.read_json("state.json")["signal"] == CANCELLED
     assert not sweep.finished()
+    for n in (2, 3):
+        accept(sweep, trial(n, 0.7))
     end(sweep)
     assert sweep.path(CANCEL).exists()
     assert command.run(resumes=True)["best_trial"] == 0
     assert not sweep.path(CANCEL).exists()
-    assert command.view.stop
-    assert command.view.stop.forgiven == (1,)
 
 
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
-    """The command fails with this error and without a result; so does a repeated command."""
+    """The command fails with this error and without a result; so does a repeated command.
+
+    After a person has resumed the search, earlier failures do not count.
+    """
     for n in (2, 3):
         accept(command.sweep, trial(n, None, error="no"))
     for _ in range(2):
-        with pytest.raises(RunError, match="the same error: no; continue with: harness"):
+        with pytest.raises(RunError, match="the same error: no; continue with: harness resume"):
             command.run(resumes=False)
     assert command.sweep.read_json("state.json")["phase"] == "failed"
     assert not command.sweep.finished()
+    end(command.sweep)
+    assert command.run(resumes=True)["best_trial"] == 0
+    assert command.view.stop
+    assert command.view.stop.forgiven == (1, 2, 3)
 
 
 def test_a_command_waits_ten_minutes_for_a_failing_disk(

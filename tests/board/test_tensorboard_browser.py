@@ -35,12 +35,6 @@ CHROMIUM_WORDS = (
     "--window-size=1400,1200",
 )
 
-needs_browser = pytest.mark.skipif(
-    not (SSHD and CHROMIUM and CHROMEDRIVER),
-    reason="no tunnel or no browser; on Debian: apt-get install chromium chromium-driver "
-    "openssh-server openssh-client",
-)
-
 
 @pytest.fixture
 def ssh_config(tmp_path: Path) -> Iterator[Path]:
@@ -150,23 +144,22 @@ class Browser:
             return False
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    browser = Browser(tmp_path)
-    yield browser
-    browser.close()
-
-
-@needs_browser
-def test_a_browser_draws_the_curves_through_the_tunnel(
-    harness: Harness, ssh_config: Path, browser: Browser
-) -> None:
+@pytest.mark.skipif(
+    not (SSHD and CHROMIUM and CHROMEDRIVER),
+    reason="no tunnel or no browser; on Debian: apt-get install chromium chromium-driver "
+    "openssh-server openssh-client",
+)
+def test_a_browser_draws_the_curves_through_the_tunnel(harness: Harness, ssh_config: Path) -> None:
     """The printed command and address suffice; each chart has a curve, even for a constant."""
     with TensorBoardLog(make_run(harness.runs / "lstm" / "a") / "tensorboard") as log:
         for epoch in range(1, 8):
             line = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
             log.epoch({"epoch": epoch, **line, "val_loss": 2 / epoch, "val_accuracy": 0.25})
-    with Board(harness) as board, tunnel(board, ssh_config):
+    with (
+        contextlib.closing(Browser(harness.folder)) as browser,
+        Board(harness) as board,
+        tunnel(board, ssh_config),
+    ):
         browser.call("POST", "/url", {"url": board.address})
         for tag in ("epoch/accuracy", "epoch/learning_rate", "epoch/loss"):
             wait_for(partial(browser.draws, tag))

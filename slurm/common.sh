@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# All job scripts source this file. It reads the site's settings, prepares the Python environment,
-# starts Python and forwards signals.
+# All job scripts source this file. This file reads the site's settings, prepares the Python
+# environment, starts Python and forwards signals to it.
 #
 #   bash slurm/common.sh --setup    on a login node: creates the environment, fetches the data
 #
-# Works with bash 3.2 (macOS), so an array that may be empty is written ${a[@]+"${a[@]}"}.
+# This file works with bash 3.2 (macOS), so it uses ${a[@]+"${a[@]}"} if the array may be empty.
 
 set -euo pipefail
 
 PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-export PATH HOME=${HOME:-~} # not exported after `--export=NONE`
+export PATH HOME=${HOME:-~} # `sbatch --export=NONE` leaves these variables unexported
 
-# These write a line to standard error. In a file, such as a job's log, the line begins with time
-# and level, like the lines of the harness.
+# These functions write a line to standard error. In a file, such as a job's log, the line begins
+# with time and level, like a line that Python writes there.
 say() { log_line INFO "$@"; }
 warn() { log_line WARNING "$@"; }
 complain() { log_line ERROR "$@"; }
@@ -23,7 +23,8 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
-# No function sources the site's settings, since `declare` would create local variables in it.
+# Source the site's settings outside of functions: in a function, `declare` in site.sh would create
+# local variables.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
     set +u # module systems read unset variables
@@ -42,9 +43,9 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether Slurm runs this script as the batch script of a job: sbatch runs a copy in Slurm's spool
-# folder, and a user's own batch script may end with `exec bash slurm/lstm.sh`. A script that is
-# called in any other way does not count: several such runs would share the job's id.
+# True if Slurm runs this script as the batch script of a job. Slurm then runs a copy in its spool
+# folder, or the user's own batch script ends with `exec bash slurm/lstm.sh`. Any other script in a
+# job is no batch script, because several such scripts would use the job's id for their runs.
 is_batch() {
     [[ -n ${SLURM_JOB_ID:-} ]] || return 1
     [[ ! $(dirname "$0") -ef $PROJECT/slurm ]] || grep -qs '\[.*batch\]' "/proc/$PPID/cmdline"
@@ -56,9 +57,9 @@ prepare() {
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
     ensure_venv "${LOCKS[@]}"
-    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of Slurm need it
+    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older Slurm does not create it
     unset PYTHONHOME
-    export PYTHONPATH=$PROJECT # imports this project's code, even if another copy is installed
+    export PYTHONPATH=$PROJECT # Python imports this project's code, even if a copy is installed
 }
 
 # Prepares what only a Slurm job needs.
@@ -66,12 +67,14 @@ prepare_batch() {
     local log
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
-    # Links a name with squeue's id to an array task's log, whose own name contains the raw id.
+    # The name of an array task's log contains the task's raw job id. Make a link to the log; the
+    # link's name contains the id that squeue shows.
     [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
         ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
-    # sbatch passes on the step variables of its shell, although a batch script is in no step.
+    # If sbatch was called in a job step, it passed the step's variables on. Remove them, because a
+    # batch script is in no step.
     unset SLURM_STEPID "${!SLURM_STEP_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
-    export HARNESS_OFFLINE=1 # a download would only time out on compute nodes without a network
+    export HARNESS_OFFLINE=1 # on nodes without internet access, a download would only time out
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
     export HARNESS_NODES
@@ -81,7 +84,7 @@ prepare_batch() {
 # JOB`, `tune`, `resume run|sweep FOLDER`, `compare`, `tensorboard` or `doctor`.
 supervise() {
     local plan job=''
-    ! is_batch || listen # before any installation: an untrapped signal would end the job for good
+    ! is_batch || listen # before an installation: an untrapped signal would prevent the requeue
     prepare
     ! is_batch || { prepare_batch; job=--job; }
     if plan=$(show_job | harness job-begin ${job:+"$job"} -- "$@"); then
@@ -99,12 +102,12 @@ inside_venv() {
         "$VENV/bin/$1" "${@:2}"
 }
 
-# Runs a command, and sets RC to its exit code. The command runs in the background, because bash
-# runs no trap until a command in the foreground has ended.
+# Runs a command, and sets RC to the exit code. The command runs in the background, because during a
+# command in the foreground bash runs no trap.
 run_child() {
     local status
     RC=127
-    [[ $1 != srun ]] || STOPPING=USR2 # after TERM srun would kill its step at once
+    [[ $1 != srun ]] || STOPPING=USR2 # after TERM, srun would kill its job step at once
     listen
     "$@" &
     CHILD=$!
@@ -112,7 +115,8 @@ run_child() {
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
-        # A signal ends `wait` early. The next `wait` returns 127 if RC already is CHILD's status.
+        # A signal ends `wait` early, so wait again. That `wait` returns 127 if the first `wait`
+        # already returned CHILD's exit code.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done
@@ -122,7 +126,7 @@ run_child() {
 SIGNALS=''    # names of the received signals
 HEARD=''      # yes after a signal
 CHILD=''      # id of the process that receives the signals
-STOPPING=TERM # the signal that stops CHILD, which ignores INT in the background
+STOPPING=TERM # the signal that stops CHILD; a process in the background ignores INT
 
 listen() {
     local name
@@ -130,7 +134,7 @@ listen() {
     for name in INT TERM USR1 USR2; do trap "hear $name" $name; done
 }
 
-# Forwards only the first signal of each kind, since Slurm and users repeat signals.
+# Handles a signal: forwards only the first of each kind, because Slurm and users repeat signals.
 hear() {
     local number=$1
     HEARD=yes
@@ -147,7 +151,7 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     prepare
     harness data fetch || warn "the full dataset is missing; without it, runs use a SAMPLE"
     ready=$VENV
-    if [[ -x $VENV/bin/python && -e $VENV/bin/activate ]]; then # unless of conda or a container
+    if [[ -x $VENV/bin/python && -e $VENV/bin/activate ]]; then # false for conda and containers
         ready="source $(printf %q "$VENV/bin/activate")"
     fi
     say "ready: $ready"

@@ -5,7 +5,7 @@
 #SBATCH --time=00:30:00
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
-# Slurm runs a copy of this file from its spool folder; squeue shows the path of the original.
+# In a job, this script is a copy in Slurm's spool folder; squeue shows the original path.
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$(unset "${!SQUEUE_@}" &&
     timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o | sed -n 's|/slurm/[^/]*\.sh.*||p' | tail -n 1)}

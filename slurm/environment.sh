@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The Python environment of the job scripts: complete or absent, and shared by all jobs.
-# Sourced by common.sh; uses its PROJECT, VENV, say, warn, complain and inside.
+# Creates and checks the Python environment that all jobs share. common.sh sources this file, and
+# defines PROJECT, VENV, say, warn, complain and inside.
 
 # Sets PYTHON to the first interpreter that can create the environment.
 find_python() {
@@ -34,7 +34,8 @@ choose_locks() {
     [[ ${HARNESS_EXTRA:-} == gpu ]] || LOCKS=(requirements.lock requirements-gpu.lock)
 }
 
-# Whether this machine has a GPU, or before an installation outside of a job, its cluster has one.
+# True if this machine has a GPU. Before an installation outside of a job, also true if the cluster
+# has a GPU.
 has_gpus() {
     nvidia-smi -L >/dev/null 2>&1 || [[ -e /proc/driver/nvidia ]] ||
         { [[ -z ${SLURM_JOB_ID:-} && (-n ${SETS_UP:-} || ! -e $VENV/harness-lock.sha256) ]] &&
@@ -48,10 +49,11 @@ stamp_of() {
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
-# Whether the environment's interpreter exists; true with a container, whose image may contain it.
+# True if the environment's interpreter exists. With a container always true, because the image of
+# the container may contain the interpreter.
 has_interpreter() { [[ ${#HARNESS_CONTAINER[@]} -gt 0 || -x $VENV/bin/python ]]; }
 
-# Whether the environment is complete and was installed from one of these lock files.
+# True if the environment is complete and was installed from one of the lock files in the arguments.
 is_ready() {
     local lock stamp
     stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) && has_interpreter || return 1
@@ -61,8 +63,8 @@ is_ready() {
     return 1
 }
 
-# Installs the first lock file, unless the environment was installed from one of these files. Only
-# `--setup` changes a complete environment, since other jobs may be using it.
+# Installs the first of the lock files in the arguments, if the environment was installed from none
+# of them. Only `--setup` changes a complete environment, because other jobs may be using it.
 ensure_venv() {
     local remedy=''
     ! is_ready "$@" || return 0
@@ -72,7 +74,7 @@ ensure_venv() {
             warn "$VENV/bin/python links to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
         else
-            # Without setup.log the user made the environment, and `--setup` does not change it.
+            # If setup.log is missing, the user made the environment; `--setup` does not change it.
             [[ ! -e $VENV/setup.log ]] || remedy=", which \`bash slurm/common.sh --setup\` installs"
             say "using $VENV unchanged; it was not installed from this project's lock files$remedy"
         fi
@@ -82,8 +84,9 @@ ensure_venv() {
     with_lock install "$@"
 }
 
-# Runs a command under a lock that is valid on all nodes. Without flock (macOS) or on a disk without
-# locks (some Lustre), the lock is a folder, which counts as abandoned after half an hour.
+# Runs a command under a lock that is valid on all nodes. If flock is missing (macOS) or the disk
+# does not support locks (some Lustre), the lock is a folder. After half an hour any process may
+# remove this folder.
 with_lock() (
     lock=$PROJECT/.setup.lock
     exec 9>"$lock"
@@ -99,8 +102,8 @@ with_lock() (
     "$@"
 )
 
-# First removes an incomplete environment, which could look complete to pip. A complete environment
-# is changed in place, so running jobs keep the unchanged packages.
+# Installs lock file $1. First removes an incomplete environment, which could look complete to pip.
+# Changes a complete environment in place, so running jobs keep the packages that do not change.
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
@@ -109,7 +112,7 @@ install() {
             "(pip install -e $PROJECT), or set HARNESS_VENV to a new folder"
         return 2
     fi
-    # The log stays: it shows that this script made the folder.
+    # Keep the log, because it shows that this script made the folder.
     [[ ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
     mkdir -p "$VENV"
@@ -126,28 +129,29 @@ install() {
     mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
 }
 
-# The steps are chained by &&, since `set -e` is off inside a condition.
+# && joins the steps, because bash ignores `set -e` inside a condition.
 install_steps() {
     local again=()
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
-    # An sdist would fetch its build requirements without checking hashes.
+    # Install only wheels: for an sdist, pip would fetch build tools without checking hashes.
     local -a locked=(--require-hashes --only-binary :all:)
-    # The build needs setuptools, which the lock file contains.
+    # Build with the installed setuptools, which the lock file contains.
     local -a editable=(--no-index --no-deps --no-build-isolation -e "$PROJECT")
-    # Modules of many sites export these variables for their own interpreters.
+    # Unset these variables, because many sites' modules export them for other interpreters.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&
-        # uv and pip would also compile the packages' tests, and pip one file at a time.
+        # Compile here, because uv and pip would also compile the packages' tests, and pip would
+        # compile one file at a time.
         { inside "$VENV/bin/python" -m compileall -qq -j 4 -x 'site-packages/.*/tests?/' \
             "$VENV/lib" || true; } # some files of packages are not Python 3
 }
 
-# uv takes a third of pip's time. It ignores pip's settings, so pip is used if these set an index or
-# a proxy of the site.
+# uv takes a third of pip's time, but ignores pip's settings. So this function fails if pip's
+# settings name an index or a proxy of the site, and pip then installs the packages.
 install_by_uv() {
-    local status=0 cache=$VENV/uv-cache # on the environment's disk, for hard links
+    local status=0 cache=$VENV/uv-cache # uv makes hard links, which need one disk
     local -a uv=("$VENV/bin/uv" pip install --no-progress --cache-dir "$cache"
         --python "$VENV/bin/python")
     ! inside "${pip[@]}" config list |

@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# Ends a job: requeues or stops it, or submits another job that continues its run. `harness job-end`
-# decides; this script calls Slurm, outside of any container. Sourced by common.sh; uses its
-# SIGNALS, RC, harness, say, warn and complain.
+# Ends a job: requeues or stops the job, or submits another job that continues the run. `harness
+# job-end` decides; this file's functions call Slurm, outside of any container. common.sh sources
+# this file, and defines SIGNALS, RC, harness, say, warn and complain.
 
 BEGUN=''    # yes after job-begin succeeded
 RUN=''      # the folder of the job's run or sweep, if known
 VERDICT=''  # requeue or stop
-CHANGES=()  # changes of a requeued job, or the exit code of a stopped job
+CHANGES=()  # settings to change in a requeued job, or the exit code of a stopped job
 REQUEUED='' # yes if the job is back in the queue
-# The id to pass to Slurm's programs. One array task has the array's id as its SLURM_JOB_ID, with
-# which the programs would act on all tasks.
+# The job id for Slurm's programs. In one task of an array, SLURM_JOB_ID is the id of the whole
+# array; with this id the programs would act on all tasks.
 JOB=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# Prints Slurm's fields of the job, with standard times whatever the user's SLURM_TIME_FORMAT is.
+# Prints the fields of the job in Slurm. Overrides the user's SLURM_TIME_FORMAT.
 show_job() {
     ! is_batch || SLURM_TIME_FORMAT=standard timeout 20 scontrol --oneliner show job "$JOB" \
         2>/dev/null || true
@@ -27,18 +27,18 @@ decide() {
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
-    # There is no verdict if Python does not start on this node.
+    # If Python does not start on this node, `job-end` prints no verdict. Then decide here.
     VERDICT=stop
     [[ $SIGNALS != *TERM* && $SIGNALS != *INT* ]] || return 0
     if [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
-        VERDICT=requeue # the run saved
+        VERDICT=requeue # the run was interrupted, or one of its nodes lost a process
     elif [[ (-z $BEGUN || -n $SIGNALS) && ${SLURM_RESTART_COUNT:-0} -lt 2 ]]; then
-        VERDICT=requeue # the run did not begin; the third start is the last
+        VERDICT=requeue # the run did not begin, or received a signal; the third start is the last
     fi
 }
 
-# If Slurm has cancelled this job to run another job, requeues it while its run still saves, because
-# Slurm may kill this script soon.
+# If Slurm preempts this job, requeues the job while the run still saves a checkpoint, because Slurm
+# may soon kill this script.
 requeue_if_preempted() {
     [[ -z $REQUEUED && $(show_job) == *PreemptTime=[0-9]* ]] || return 0
     decide 75
@@ -47,14 +47,15 @@ requeue_if_preempted() {
     warn "preempted; job $JOB is back in the queue"
 }
 
-# Executes the decision after the command has ended with RC; ends the script.
+# Requeues or stops the job after the command has ended with RC; ends the script.
 finish() {
     local code=$RC heard=$SIGNALS
-    # A signal ended the harness before signals were handled.
+    # These exit codes mean that a signal ended the harness before it could handle signals.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
     if is_batch && [[ $RC == 75 || $RC -ge 126 || (-z $BEGUN && $RC != 2) ]]; then
         [[ -n $REQUEUED ]] || decide "$code"
-        # A user may have cancelled the job meanwhile; Slurm would requeue even a cancelled job.
+        # After a new signal decide again: the user may have cancelled the job, and Slurm would
+        # requeue even a cancelled job.
         [[ -n $REQUEUED || $SIGNALS == "$heard" ]] || decide "$code"
         if [[ -n $REQUEUED ]]; then
             say "job $JOB is back in the queue and will continue its run"
@@ -70,7 +71,7 @@ finish() {
 }
 
 requeue() {
-    trap '' TERM # the requeue sends TERM to this script too
+    trap '' TERM # because the requeue sends TERM to this script too
     local try error=''
     for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
         [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
@@ -85,8 +86,8 @@ requeue() {
     submit_successor
 }
 
-# Changes the job after its requeue, before Slurm ends this script: Slurm refuses most changes of a
-# running job.
+# Changes the job after its requeue, before Slurm ends this script. Before the requeue, Slurm would
+# refuse most changes, because the job was running.
 change_job() {
     [[ ${#CHANGES[@]} -gt 0 ]] || return 0
     for _ in 1 2 3 4 5; do
@@ -103,13 +104,13 @@ submit_successor() {
         -- ${CHANGES[@]+"${CHANGES[@]}"}); then
         eval "$answer" # sets SUCCESSOR and RECORD
         answer=$("${SUCCESSOR[@]}") || answer=''
-        # A site's lines may precede the id, and the cluster's name may follow it.
+        # In sbatch's output, lines of the site may precede the id; a cluster's name may follow it.
         id=$(sed -nE 's/^[[:space:]]*([0-9]+)(;.*)?$/\1/p' <<<"$answer" | tail -n 1)
     fi
     if [[ -z $id ]]; then
         complain "no job continues the run"
-        SIGNALS+=' TERM' # as after scancel, job-end logs the command that continues the run
-        show_job() { :; } # even if Slurm preempts the job
+        SIGNALS+=' TERM' # as after scancel, job-end then logs the command that continues the run
+        show_job() { :; } # hides a preemption, which would change what job-end logs
         decide "$RC"
         return
     fi

@@ -24,14 +24,14 @@
 # export NCCL_DEBUG=INFO
 
 # export HARNESS_JOBS_ONLY=1                      # refuses training outside of jobs
-# export HARNESS_MAX_REQUEUES=2                   # successive requeues without a new step
+# export HARNESS_MAX_REQUEUES=2                   # most successive requeues without a new step
 # export HARNESS_STALL_MIN=10                     # minutes without progress until a run ends
 # export HARNESS_STOP_S=60                        # seconds from a signal until a stuck run ends
 # export HARNESS_LOGIN=$USER@login.cluster.edu    # login node for TensorBoard's tunnel
 
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)  # runs Python
 
-# Options of sbatch; SBATCH_GRES=none removes the --gres of the scripts.
+# Options of sbatch; SBATCH_GRES=none removes the option --gres of the scripts.
 # export SBATCH_ACCOUNT=my-account
 # export SBATCH_PARTITION=my-partition
 # export SBATCH_GRES=gpu:a100:1

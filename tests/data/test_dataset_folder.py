@@ -10,7 +10,7 @@ from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder
 from harness.data.locations import fetched_folder
 from harness.data.sources import fetch, make_dataset
 from harness.errors import DiskError, RunError
-from tests.data.small_imdb import small
+from tests.data.small_imdb import WORDS, small
 
 OTHER = make_dataset(small().test, small().train, small().vocab)
 
@@ -58,19 +58,20 @@ def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.Monke
     assert open_folder(cache / "texts").checksum == small().checksum
 
 
-def test_a_flipped_byte_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file has the right size, but the checksum is wrong."""
-    folder = fetched_folder()
+@pytest.mark.parametrize("end", [b"", b"\x07\x00\x00\x00"])
+def test_a_broken_copy_is_fetched_anew(monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+    """A copy that lacks a word or has another word is refused. A whole copy is not replaced."""
     monkeypatch.setattr("harness.data.sources._download", small)
-    save_folder(small(), folder)
-    assert fetch().folder == folder
+    folder = fetch().folder
+    assert folder == fetched_folder()
     tokens = folder / "train_tokens.npy"
-    content = bytearray(tokens.read_bytes())
-    content[-4] ^= 1
-    tokens.write_bytes(content)
-    with pytest.raises(RunError, match="checksum"):
+    tokens.write_bytes(tokens.read_bytes()[:-4] + end)
+    with pytest.raises(RunError, match="is broken .*checksum" if end else "is broken"):
         open_folder(folder)
-    assert fetch().checksum == small().checksum
+    again = fetch()
+    assert (again.checksum, list(again.vocab)) == (small().checksum, WORDS)
     inode = folder.stat().st_ino
+    save_folder(small(), folder)
     assert fetch().checksum == small().checksum
     assert folder.stat().st_ino == inode
+    assert not list(folder.parent.glob("*.tmp"))

@@ -83,10 +83,7 @@ def test_every_batch_has_one_shape_and_the_true_count() -> None:
 @pytest.mark.parametrize("bucket", [0, 1])
 def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
     """The dataset may begin at any step of the first epoch."""
-    num = len(LENGTHS)
-    permutations = permutations_ahead(7, range(2, 5), np.array(LENGTHS), shape=BatchShape(4, 5))
-    expected = [epoch_permutation(7, epoch, num) for epoch in (2, 3, 4)]
-    np.testing.assert_array_equal(permutations, expected)
+    permutations = np.stack([epoch_permutation(7, epoch, len(LENGTHS)) for epoch in (2, 3, 4)])
     single = [
         batch
         for index, order in enumerate(permutations)

@@ -4,12 +4,13 @@ import json
 import os
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.data.dataset import Dataset, content_checksum
+from harness.data.dataset import content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.locations import NPZ
 from harness.data.own_texts import open_source
@@ -26,17 +27,10 @@ pytestmark = pytest.mark.usefixtures("genuine")
 
 
 @pytest.fixture
-def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """A small dataset that counts as the official one in this test."""
-    made = small()
-    monkeypatch.setattr("harness.data.dataset.OFFICIAL", made.checksum)
-    return made
-
-
-@pytest.fixture
-def shared(official: Dataset, tmp_path: Path) -> Path:
-    """The official data in a folder from which several users read."""
-    save_folder(official, tmp_path / "shared")
+def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder from which several users read; its small dataset counts as the official one."""
+    monkeypatch.setattr("harness.data.dataset.OFFICIAL", small().checksum)
+    save_folder(small(), tmp_path / "shared")
     assert open_folder(tmp_path / "shared").official
     return tmp_path / "shared"
 
@@ -50,13 +44,11 @@ def flip_labels(folder: Path) -> None:
 def test_changed_data_with_a_new_checksum_are_not_official(shared: Path) -> None:
     """The harness computes the checksum and does not trust the recorded one."""
     flip_labels(shared)
-    record = json.loads((shared / "dataset.json").read_text())
-    labels = np.load(shared / "train_labels.npy")
-    split = np.load(shared / "train_tokens.npy"), np.load(shared / "train_offsets.npy"), labels
     genuine = small()
-    flipped = type(genuine.train)(*split)
-    record["checksum"] = content_checksum(flipped, genuine.test, genuine.vocab)
-    (shared / "dataset.json").write_text(json.dumps(record))
+    flipped = replace(genuine.train, labels=1 - genuine.train.labels)
+    checksum = content_checksum(flipped, genuine.test, genuine.vocab)
+    record = json.loads((shared / "dataset.json").read_text())
+    (shared / "dataset.json").write_text(json.dumps(record | {"checksum": checksum}))
     assert not open_folder(shared).official
     assert open_dataset(shared).title == "a dataset other than the official IMDB"
 

@@ -102,22 +102,14 @@ def test_every_format_gives_the_dataset_of_the_csv(
 
 def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
     """The checksum of a source depends on which columns the job names."""
-    rows = [(f"{text} é", "y", label) for text, label in ROWS]
-    lines = [
-        f'{i};"{t.replace(chr(34), chr(34) * 2)}";{y};{lb}' for i, (t, y, lb) in enumerate(rows)
-    ]
     path = tmp_path / "a.csv"
-    path.write_bytes("\r\n".join(["Nr;Review;x;Stars", *lines]).encode("latin-1"))
+    path.write_bytes('Nr;Review;x;Stars\r\n1;"é; ""so""";y;pos\r\n'.encode("latin-1"))
     form = DataConfig(text_column="review", label_column="Stars", delimiter=";", encoding="latin-1")
-    assert found(path, form) == [(text, label) for text, _, label in rows]
-    assert source_checksum(path, form) != source_checksum(
-        path, form.model_copy(update={"label_column": "x"})
-    )
+    assert found(path, form) == [('é; "so"', "pos")]
+    other = form.model_copy(update={"label_column": "x"})
+    assert source_checksum(path, form) != source_checksum(path, other)
     with pytest.raises(InputError, match=r"no columns named text, .* are 'Nr', 'Review', 'x'"):
         found(path, DataConfig(delimiter=";", encoding="latin-1"))
-    utf16 = tmp_path / "b.tsv"
-    utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
-    assert found(utf16, DataConfig(encoding="utf-16")) == [("für", "pos")]
 
 
 def test_a_stray_quote_must_not_join_rows(tmp_path: Path) -> None:
@@ -197,13 +189,8 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield sources that are refused, each with a part of the message."""
     lines = {
         "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not a JSON object; write"),
-        "printed.json": ('[\n  {"text": "a", "label": 1}\n]\n', "line 1 is not JSON .* each line"),
-        "word.jsonl": ('"a"\n', "line 1 is not a JSON object"),
-        "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
-        "lacks.jsonl": (
-            '{"text": "a", "label": 1}\n{"text": "b"}\n',
-            "line 2: has no columns named label",
-        ),
+        "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON .* each line"),
+        "lacks.jsonl": ('{"text": "b"}\n', "line 1: has no columns named label"),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),
         "empty.jsonl": ("", "has no rows"),
@@ -213,16 +200,16 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     for name, (content, said) in lines.items():
         (folder / name).write_text(content)
         yield folder / name, said
-    write_gzip(folder / "cut.csv.gz")
-    (folder / "cut.csv.gz").write_bytes((folder / "cut.csv.gz").read_bytes()[:-200])
-    yield folder / "cut.csv.gz", "can't be read"
+    cut = write_gzip(folder / "cut.csv.gz")
+    cut.write_bytes(cut.read_bytes()[:-200])
+    yield cut, "can't be read"
     for name, table, said in (
         (
             "lists",
             {"text": ["a"], "label": [[1]]},
-            r"row 1: the text 'a' should be a string, and the label \[1\]",
+            r"row 1: the text 'a' .* the label \[1\] should",
         ),
-        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: the text b'a'"),
+        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: the text b'a' should be a string"),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said

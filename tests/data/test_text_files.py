@@ -28,10 +28,9 @@ def refusal(source: Path) -> str:
     [
         (["Train.csv", "TEST.csv"], ["train", "test"]),
         (["train1.tsv", "test 1.tsv", "notes.json"], ["train", "test"]),
-        (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
+        (["imdb_Train.csv", "imdb.test-2.csv", "Validation2.csv"], ["train", "test", "validation"]),
         (["train.csv", "test.csv", "all.tsv"], "all.tsv should contain the name of one split"),
         (["train.csv", "train-test.csv"], "train-test.csv should contain the name of one split"),
-        (["imdb_Train.csv", "imdb.test-2.csv"], ["train", "test"]),
         (["my-train-test.csv", "testé.csv", "contest.csv"], ["", "", ""]),
         (["testing.csv", "Trainset.csv"], ["train", "test"]),
     ],

@@ -54,12 +54,20 @@ def call(job: Job) -> Any:
 
 
 def test_a_job_keeps_a_source_and_its_imports_from_the_same_folder(tmp_path: Path) -> None:
-    """The job keeps no other file, and the name of its function contains no folder."""
-    write(tmp_path, mynet="import parts, json\ndef build(): return parts.NUMBER, json.dumps(1)\n")
-    write(tmp_path, parts="NUMBER = 7", unused="", json="BROKEN")
+    """The job keeps no other file, not even a copy of the harness or a module named like Python's.
+
+    The name of its function contains no folder.
+    """
+    imports = "import parts, json\nfrom harness.errors import InputError\n"
+    write(
+        tmp_path,
+        mynet=f"{imports}def build(): return parts.NUMBER, json.dumps(1), InputError\n",
+        parts="NUMBER = 7",
+        **dict.fromkeys(("unused", "json", "harness_in___init__", "harness_in_errors"), "BROKEN"),
+    )
     job = load(tmp_path)
     assert job.code.keys() == {"mynet.py", "parts.py"}
-    assert call(job) == (7, "1")
+    assert call(job) == (7, "1", InputError)
     (tmp_path / "jobs").mkdir()
     again = load(tmp_path / "jobs", "../mynet.py:build")
     assert (again.model.architecture, again.code) == ("mynet.py:build", job.code)
@@ -72,15 +80,6 @@ def test_a_job_with_as_much_code_as_allowed_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, mynet="import a, b, c, d\ndef build(): return 3\n", **parts)
     job = load(tmp_path)
     assert load_job(kept(job, tmp_path / "run")) == job
-
-
-def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
-    """The source imports the running harness instead."""
-    write(tmp_path, harness_in___init__="", harness_in_errors="BROKEN")
-    write(tmp_path, mynet="from harness.errors import InputError\ndef build(): return InputError\n")
-    job = load(tmp_path)
-    assert job.code.keys() == {"mynet.py"}
-    assert call(job) is InputError
 
 
 def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
@@ -118,13 +117,13 @@ def test_modules_of_a_package_import_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative and late imports use the kept modules, even if the package is gone."""
-    write(
-        tmp_path, pkg_in___init__="", pkg_in_parts="X = 1", pkg_in_late="from pkg import parts as p"
-    )
+    late = "    import pkg.late\n    return parts.X, same is parts is pkg.late.p\n"
     write(
         tmp_path,
-        pkg_in_nets="from . import parts\nimport pkg.parts as same\ndef build():\n"
-        "    import pkg.late\n    return parts.X, same is parts is pkg.late.p\n",
+        pkg_in___init__="",
+        pkg_in_parts="X = 1",
+        pkg_in_late="from pkg import parts as p",
+        pkg_in_nets=f"from . import parts\nimport pkg.parts as same\ndef build():\n{late}",
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     job = load(tmp_path, "pkg.nets:build")
@@ -146,20 +145,18 @@ def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> N
         __import__("mynet")
 
 
-def options_of(command: Any) -> Iterator[Any]:
-    """Yield the options of a command and of all its subcommands."""
-    for each in getattr(command, "commands", {}).values():
-        yield from options_of(each)
-    yield from command.params
+def defaults(command: Any) -> list[object]:
+    """Return the defaults of --trust-code in a command and all its subcommands."""
+    inner = [defaults(each) for each in getattr(command, "commands", {}).values()]
+    own = [each.default for each in command.params if "--trust-code" in each.opts]
+    return sum(inner, own)
 
 
 def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
     """`--trust-code` is off in every command that has the option."""
-    found = [
-        each for each in options_of(typer.main.get_command(app)) if "--trust-code" in each.opts
-    ]
+    found = defaults(typer.main.get_command(app))
     assert len(found) > 10
-    assert {each.default for each in found} == {False}
+    assert {*found} == {False}
 
 
 @pytest.mark.parametrize(
@@ -171,21 +168,18 @@ def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
         (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: is not Python: invalid syntax"),
         (b"def bild(): pass\n", "mynet.py:build", "has no function build; did you mean bild?"),
         (b"x = 1\n" + b"#" * MAX_CHARACTERS, "mynet.py:x", "it has over 400,000 bytes"),
-        (b"def build(): pass\n", "other.py:build", "other.py: can't be read: No such file"),
-        (b"def build(): pass\n", "my-net.py:build", "my-net should consist of letters"),
-        (b"def build(): pass\n", "json.py:build", "not be the name of a standard module"),
-        (b"def build(): pass\n", "json:loads", "not be the name of a standard module"),
-        (b"def build(): pass\n", "missing_package.nets:build", "no Python source of"),
+        (b"", "other.py:build", "other.py: can't be read: No such file"),
+        (b"", "my-net.py:build", "my-net should consist of letters"),
+        (b"", "json.py:build", "not be the name of a standard module"),
+        (b"", "json:loads", "not be the name of a standard module"),
+        (b"", "missing_package.nets:build", "no Python source of"),
     ],
 )
 def test_a_bad_source_is_refused(tmp_path: Path, content: bytes, reference: str, says: str) -> None:
     """The line names the key, the value, the file and the rule."""
     (tmp_path / "mynet.py").write_bytes(content)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError, match=f"^.*model.architecture = .*{re.escape(says)}.*$"):
         load(tmp_path, reference)
-    assert says in str(refused.value)
-    assert "architecture" in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_code_that_others_can_change_needs_trust(
@@ -213,10 +207,8 @@ def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
     write(tmp_path, mynet="import parts\n\ndef build():\n    return parts.inner()\n")
     write(tmp_path, parts="def inner():\n    return int('x')\n")
     job = load(tmp_path)
-    with (
-        pytest.raises(InputError, match=r"^here: parts\.py, line 2: ValueError: invalid literal"),
-        own_errors("here"),
-    ):
+    said = r"^here: parts\.py, line 2: ValueError: invalid literal"
+    with pytest.raises(InputError, match=said), own_errors("here"):
         call(job)
     write(tmp_path, mynet="import sys\nsys.exit(3)\ndef build(): pass\n")
     with pytest.raises(InputError, match=r"mynet\.py, line 2: SystemExit: 3"):
@@ -230,12 +222,11 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
     assert job.model.options == {"width": 3, "kind": "a"}
     assert job.settings()["model.options.width"] == 3
     path = tmp_path / "search.toml"
+    search_of = JOB.format("mynet.py:build") + "[search]\ntrials = 4\n[search.space]\n"
     path.write_text(
-        JOB.format("mynet.py:build")
-        + '[search]\ntrials = 4\n[search.space]\nmodel.architecture = ["gru", "./other.py:net"]\n'
+        f'{search_of}model.architecture = ["gru", "./other.py:net"]\n'
         'model.options.width = { values = [3, 5], when = { model.architecture = ["./other.py:net"] '
-        "} }\nmodel.units = [4]\n"
-        "train.batch_size = [8, 16]\n"
+        "} }\n"
     )
     search = load_search(path)
     assert {"mynet.py", "other.py"} == search.job.code.keys()
@@ -248,8 +239,8 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
     (change,) = search.changes(load_search(path))
     assert re.fullmatch(digests, change)
     path.write_text(
-        JOB.format("mynet.py:build") + "[search]\ntrials = 4\n[search.space]\n"
-        "model.options.rate = { min = 0, max = 0.5 }\nmodel.options.width = { min = 1, max = 9 }\n"
+        f"{search_of}model.options.rate = {{ min = 0, max = 0.5 }}\n"
+        "model.options.width = { min = 1, max = 9 }\n"
     )
     assert [each.is_whole for each in load_search(path).space] == [False, True]
 
@@ -270,7 +261,5 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
 def test_bad_options_are_refused(tmp_path: Path, setting: str, says: str) -> None:
     """Values of options must be plain; the five networks take no options."""
     write(tmp_path, mynet="def build(): return 1\n")
-    load(tmp_path)
-    with pytest.raises(InputError) as refused:
-        load_job(tmp_path / "mine.toml", setting.split())
-    assert says in str(refused.value)
+    with pytest.raises(InputError, match=re.escape(says)):
+        load(tmp_path, "mynet.py:build", *setting.split())

@@ -44,20 +44,25 @@ def test_the_import_is_cheap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "options", "message"),
     [
-        ("train.epochs=1", "settings = 'train.epochs=1': should be a dictionary, such as"),
-        ({"train": {"epoch": 1}}, "no key train.epoch; did you mean train.epochs"),
-        ({"train.epochs": "many"}, '--set train.epochs="many": should be an integer'),
-        ({"train.epochs": None}, "train.epochs"),
-        ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be an integer"),
+        ("train.epochs=1", {}, "settings = 'train.epochs=1': should be a dictionary, such as"),
+        ({"train": {"epoch": 1}}, {}, "no key train.epoch; did you mean train.epochs"),
+        ({"train.epochs": "many"}, {}, '--set train.epochs="many": should be an integer'),
+        ({"train.epochs": None}, {}, "train.epochs"),
+        ({"model.units": [1, 2]}, {}, "--set model.units=[1, 2]: should be an integer"),
+        ({}, {"colour": "red"}, "No such option: --colour"),
+        ({}, {"data": "/nowhere"}, "--data /nowhere: contains neither"),
     ],
 )
-def test_settings_are_refused(here: Path, settings: Any, message: str) -> None:
-    """The message is that of `--set`, and nothing is written."""
+def test_bad_arguments_are_refused(
+    here: Path, capfd: pytest.CaptureFixture[str], settings: Any, options: Any, message: str
+) -> None:
+    """The message is that of the command; it is raised and not printed, and nothing is written."""
     with pytest.raises(InputError, match=re.escape(message)):
-        package.train(LSTM, settings)
-    assert list(here.iterdir()) == []
+        package.train(LSTM, settings, **options)
+    assert message not in "".join(capfd.readouterr())
+    assert list(here.glob("*/*")) == []
 
 
 def test_code_of_others_is_trusted_for_one_call(
@@ -73,17 +78,6 @@ def test_code_of_others_is_trusted_for_one_call(
     assert ["--trust-code" in words for words in said] == [True]
     with pytest.raises(InputError, match="others can write to it"):
         package.train("job.toml")
-
-
-def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command checks the options. Its error is raised and not printed."""
-    with pytest.raises(InputError, match="No such option: --colour"):
-        package.train(LSTM, colour="red")
-    with pytest.raises(InputError, match="--data /nowhere: contains neither"):
-        package.train(LSTM, data="/nowhere")
-    shown = capsys.readouterr()
-    assert "--data /nowhere: contains neither" not in shown.out + shown.err
-    assert list(here.glob("runs/*")) == []
 
 
 def test_an_unfinished_run_has_no_result(here: Path) -> None:
@@ -150,8 +144,8 @@ def test_a_comparison(here: Path, harness: Harness) -> None:
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
     found = package.compare("runs", baseline="none")
-    means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
-    assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
+    means = found.to_frame().set_index("job")["accuracy"].to_dict()
+    assert means == pytest.approx({"lstm": 0.8, "gru": 0.9})
     assert harness.run_here("compare", "runs", "--baseline", "none").stdout == f"{found}\n"
     assert found.write("report").is_file()
     dataset = small_data(here / "data")

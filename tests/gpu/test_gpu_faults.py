@@ -16,7 +16,7 @@ from signal import SIGINT, SIGTERM
 import pytest
 
 from tests import preloaded
-from tests.conftest import JOBS
+from tests.conftest import JOBS, wait_for
 from tests.gpu.conftest import TIMEOUT_S, Rig, last_line, server_of
 
 pytestmark = pytest.mark.full
@@ -248,15 +248,6 @@ def test_commands_that_do_not_train_leave_the_gpu_alone_if_asked(
     assert audit.returncode != 2, audit.stderr
 
 
-def wait_until_it_hangs(forks: Forks, name: str, seconds: float = TIMEOUT_S) -> None:
-    """Wait until the first step has ended and the run hangs in a later step."""
-    deadline = time.monotonic() + seconds
-    while "first_step_s" not in forks.state(name):
-        assert time.monotonic() < deadline, forks.state(name)
-        time.sleep(0.1)
-    time.sleep(1)
-
-
 def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> None:
     """The line names the device and the node, and says how to resume the run."""
     done = ends[STALL]
@@ -284,7 +275,8 @@ def test_a_signal_is_obeyed_while_a_device_does_not_answer(
     """The run is interrupted within HARNESS_STOP_S; a second Ctrl-C ends it at once."""
     name = f"signals-{len(numbers)}"
     command = forks.train(name, env={**HANG, "HARNESS_STOP_S": "2"})
-    wait_until_it_hangs(forks, name)
+    wait_for(lambda: "first_step_s" in forks.state(name), TIMEOUT_S)
+    time.sleep(1)  # now a later step hangs
     began = time.monotonic()
     for number in numbers:
         command.send_signal(number)

@@ -64,6 +64,7 @@ def test_a_large_set_is_padded_batch_by_batch(
         return [Batch(*map(np.asarray, one)) for parts in local for one in parts]
 
     usual = all_batches()
+    assert [*usual[0].positions, *usual[1].positions] == [0, 1, 2, 3]
     monkeypatch.setattr(pipeline, "LARGEST_PADDED", 100)
     for one, other in zip(usual, all_batches(), strict=True):
         for field, wanted in zip(one, other, strict=True):

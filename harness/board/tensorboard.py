@@ -40,7 +40,7 @@ from harness.tracking.status import select_runs
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
 MAX_LISTED = 10  # largest number of paths in a line about paths that are not shown
 
-POLL_S = 0.2
+POLL_S = 0.2  # seconds between two checks whether TensorBoard should end
 IDLE_MIN = 60  # TensorBoard ends after so many minutes without a request that has the secret
 SEARCH_SHARE = 20  # ratio of the pause after a search to the duration of the search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"

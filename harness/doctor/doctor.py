@@ -64,8 +64,8 @@ Level = Literal["green", "yellow", "red", "not run"]
 class Finding:
     """The result of a check, and a remedy.
 
-    Green: the checked part works; yellow: it works with a drawback; red: it does not work. `not
-    run`: this machine can't run the check; only the checks of `tests.gpu` use this level.
+    Green: the checked part works; yellow: it works with a drawback; red: it does not work.
+    `not run`: this machine can't run the check; only the checks of `tests.gpu` use this level.
     """
 
     level: Level

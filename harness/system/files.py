@@ -173,7 +173,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
 
 
 def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str) -> None:
-    """Check that a command with `--out` would replace nothing but its earlier output.
+    """Check that a command with `--out` would replace only the output of an earlier command.
 
     Args:
         folder: the folder, which may be missing or empty.

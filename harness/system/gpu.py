@@ -1,4 +1,4 @@
-"""Asks NVIDIA's driver, its libraries and NVML about this machine's GPUs, without TensorFlow.
+"""Asks NVIDIA's driver, NVML and the CUDA libraries about this machine's GPUs, without TensorFlow.
 
 Every function works on any machine, because a library can be loaded without a GPU or a driver. If
 the driver or the package nvidia-ml-py is missing, the functions that need it return empty values.

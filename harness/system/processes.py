@@ -21,8 +21,8 @@ from harness.system.console import log_last_error
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-# Schedulers send SIGTERM, Ctrl-C sends SIGINT, and sites send SIGUSR1 or SIGUSR2 before a time
-# limit. The job scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
+# Schedulers send SIGTERM, Ctrl-C sends SIGINT, and some sites' schedulers send SIGUSR1 or SIGUSR2
+# before a time limit. The job scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SHOW_CURSOR = b"\x1b[?25h\n"
 
@@ -37,7 +37,7 @@ class StopRequest:
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Make a request that has no signal yet. `alone`: whether this is the run's only worker."""
+        """Make a request without a signal. `alone`: whether this is the run's only worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -231,10 +231,10 @@ def is_alive(process: int, seen_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return an id of this boot, PID namespace and user; it is empty if it is unknown.
+    """Return an id of this boot, PID namespace and user; return "" if the id is unknown.
 
-    Inside of them, a process id names one process. The processes of other users may be invisible,
-    because clusters often mount `/proc` with `hidepid`.
+    Process ids are valid only within a PID namespace, until the next boot. The processes of other
+    users may be invisible, because clusters often mount `/proc` with `hidepid`.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -18,7 +18,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.system.processes import STOPPING, StopRequest, end_at_once
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
-LARGEST = 1440.0  # the largest value of HARNESS_STALL_MIN and HARNESS_STOP_S, in its unit
+LARGEST = 1440.0  # the largest HARNESS_STALL_MIN, in minutes, and HARNESS_STOP_S, in seconds
 NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
 # The limit before the first step is this many times longer if the driver compiles the kernels.

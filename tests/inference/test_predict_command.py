@@ -1,5 +1,6 @@
 """`harness predict`: texts from arguments, files and standard input, classified as they arrive."""
 
+import errno
 import io
 import json
 import os
@@ -9,11 +10,23 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from harness.errors import InputError
+from harness.data.sources import open_sample
+from harness.errors import DiskError, InputError
+from harness.inference.predict import (
+    Line,
+    Prediction,
+    Remarks,
+    read_lines,
+    read_ratios,
+    read_vocabulary,
+)
+from harness.report.ensemble import Ensemble, EnsembleClassifier
+from harness.system.files import MAX_RECORD_BYTES
+from harness.tracking.run_dir import RATIOS_FILE, RunDirectory
 from tests.conftest import Harness, run_here
 
 
@@ -99,8 +112,6 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
 )
 def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
     """Lines are returned while the pipe is open, even if the next line is not valid text."""
-    from harness.inference.predict import Line, Remarks, read_lines
-
     end, beginning = os.pipe()
     with os.fdopen(end, "rb") as file, os.fdopen(beginning, "wb", 0) as pipe:
         lines = read_lines(file, "a pipe", Remarks(), is_json=False)
@@ -117,8 +128,6 @@ def test_lines_are_answered_before_the_next_lines_are_read(
     finished: tuple[Harness, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fake model classifies the lines."""
-    from harness.inference.predict import Line, Prediction
-
     num_answers: list[int] = []
 
     def lines(*_: object, **__: object) -> Iterator[list[Line]]:
@@ -139,12 +148,62 @@ def test_lines_are_answered_before_the_next_lines_are_read(
 
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:
     """One word of the vocabulary is a character at which Python splits lines."""
-    from harness.data.sources import open_sample
-    from harness.inference.predict import read_vocabulary
-    from harness.tracking.run_dir import RunDirectory
-
     _, run = finished
     words = read_vocabulary(RunDirectory(run))
     assert words == list(open_sample().vocab[: len(words)])
     assert len(words) == 8000 - 4
     assert "\x85" in words
+
+
+@pytest.mark.parametrize(
+    ("predicted", "probabilities", "said"),
+    [
+        # With two classes a line has the probability of label 1, so that lines can be sorted.
+        ("negative", {"negative": 0.827, "positive": 0.173}, "negative, P(positive) = 0.173"),
+        ("positive", {"negative": 0.1, "positive": 0.9}, "positive, P(positive) = 0.900"),
+        ("sport", {"food": 0.1, "sport": 0.7, "travel": 0.2}, "sport, P(sport) = 0.700"),
+    ],
+)
+def test_a_line_names_the_class_of_its_probability(
+    predicted: str, probabilities: dict[str, float], said: str
+) -> None:
+    """The named class need not be the predicted class."""
+    prediction = Prediction("a text", predicted, probabilities, num_words=2, num_unknown=1)
+    assert prediction.summary == said
+
+
+def test_a_failing_disk_does_not_ask_for_a_new_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error only advises another try, because the files may be readable later."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
+    run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
+    rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
+    members = {"runs": (), "ngrams_weight": 1.0}
+    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | members)
+    for name in ("harness.inference.predict", "harness.report.ensemble"):
+        monkeypatch.setattr(f"{name}.read_plain_file", fail)
+    monkeypatch.setattr("harness.system.files.open_plain_file", fail)
+    for read in (
+        lambda: read_vocabulary(run),
+        lambda: read_ratios(run),
+        lambda: EnsembleClassifier(ensemble),
+    ):
+        with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
+            read()
+
+
+def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:
+    """The size is accepted; the error is about the checksum, which is wrong here."""
+    (tmp_path / RATIOS_FILE).touch()
+    os.truncate(tmp_path / RATIOS_FILE, MAX_RECORD_BYTES + 1)
+    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
+    run: Any = SimpleNamespace(
+        folder=tmp_path, path=tmp_path.joinpath, job=lambda: job, result=dict
+    )
+    with pytest.raises(InputError, match="has changed since the training"):
+        read_ratios(run)

@@ -1,6 +1,7 @@
 """The report of a comparison: its page, its pictures, its other files, and its folder."""
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_run
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import epochs_of, read_predictions
-from harness.report.summary import Part, first_lines, to_csv
+from harness.report.summary import SEVERAL_CLASSES, Part, first_lines, to_csv
+from harness.training.metrics import test_scores as scores_of
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
@@ -254,6 +256,23 @@ def test_odd_names_of_jobs(tmp_path: Path) -> None:
         write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
         (part,) = parts_of(tmp_path / name)
         assert len(pictures_of(part.group, (), read_predictions(part.group))) > 3
+
+
+def test_the_report_draws_every_class(tmp_path: Path) -> None:
+    """With three classes, the report contains a confusion matrix per job, and mean ROC curves."""
+    labels, classes = np.arange(120) % 3, ("one", "<b>two</b>", "$three$")
+    for job, seed in itertools.product(("gru", "lstm"), (1, 2)):
+        found = np.random.default_rng(seed).dirichlet([1, 1, 1], len(labels))
+        folder = tmp_path / "runs" / job / str(seed)
+        scores = scores_of(labels, found) | {"classes": classes}
+        write_run(folder, job=job, seed=seed, num_test=len(labels), **scores)
+        np.savez(folder / "predictions.npz", labels=labels, probabilities=found)
+    page = Page(write(tmp_path / "runs", tmp_path / "out"))
+    assert page.open == []
+    assert page.text.count("Confusion matrix of") == 2
+    assert "each against the rest" in page.text
+    assert SEVERAL_CLASSES in page.text
+    assert "ROC curves" in page.text
 
 
 # More jobs than a picture can show

@@ -1,6 +1,7 @@
-"""Differences between jobs: sentences agree with the intervals, and intervals with textbooks."""
+"""Differences between jobs, whose intervals are those of textbooks; predictions in files."""
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from harness.report.collect import DatasetGroup, ScoredRun
-from harness.report.statistics import differences, explanations
+from harness.report.statistics import differences, explanations, read_arrays
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
 BILSTM = {1: 88.30, 2: 88.42, 3: 88.36, 4: 88.31, 5: 88.52}
@@ -129,3 +130,44 @@ def test_several_seeds_are_advised() -> None:
     groups = [group_of(a={1: 88.0}), group_of(a={1: 87.9, 2: 88.1})]
     lines = [explanations(group, differences(group)) for group in groups]
     assert lines == [["No job has two seeds, so there is no interval: train with --seeds 1-5."], []]
+
+
+# Predictions of reviews
+
+LABELS = np.arange(120) % 3
+
+
+def write_predictions(folder: Path, labels: np.ndarray, found: np.ndarray) -> Path:
+    np.savez(folder / "predictions.npz", labels=labels, probabilities=found)
+    return folder / "predictions.npz"
+
+
+def test_two_classes_are_read_in_any_shape(tmp_path: Path) -> None:
+    """A file may contain the probabilities of label 1, flat or as a column, or of both classes."""
+    labels, found = LABELS % 2, np.random.default_rng(1).dirichlet([1, 1], len(LABELS))
+    for given in (found[:, 1], found[:, 1:], found):
+        truth, read = read_arrays(write_predictions(tmp_path, labels, given), 2)
+        np.testing.assert_array_equal(truth, labels)
+        np.testing.assert_allclose(read, found, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_reviews", "num_classes"), [(120, 2), (119, 3), (120, 4), (0, 3)], ids=str
+)
+def test_predictions_of_another_shape_are_refused(
+    tmp_path: Path, num_reviews: int, num_classes: int
+) -> None:
+    """The error names the difference."""
+    labels = LABELS if num_reviews else LABELS[:0]
+    path = write_predictions(tmp_path, labels, np.full((num_reviews, num_classes), 0.25))
+    said = f"has the shape {(num_reviews, num_classes)}, but should have ({max(len(labels), 1)}, 3)"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_arrays(path, 3)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 cut", b"\x93NUMPY\x01\x00\x02\x00{("])
+def test_broken_predictions(tmp_path: Path, content: bytes) -> None:
+    """NumPy raises many kinds of errors; a broken run must not end a comparison."""
+    (tmp_path / "predictions.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="is broken"):
+        read_arrays(tmp_path / "predictions.npz", 2)

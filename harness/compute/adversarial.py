@@ -1,8 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
-Adversarial training changes the vectors before the network receives them. With XLA on a
-GPU, a look-up outside of the network makes steps faster even without adversarial training, see
-`OuterLookupStep`.
+Adversarial training changes the vectors before the network receives them. If XLA compiles the steps
+on a GPU, a look-up outside of the network also makes steps without adversarial training faster (see
+`OuterLookupStep`).
 """
 
 import functools
@@ -42,7 +42,7 @@ class OuterLookupStep(TrainStep):
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """Return the embedding layer; the network has exactly one, which is trainable."""
+        """Return the network's only embedding layer, which is trainable."""
         (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
         return embedding
 
@@ -75,7 +75,7 @@ class OuterLookupStep(TrainStep):
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
         """Compute `Gradients` for a part of a batch whose word vectors are already looked up.
 
-        The result contains the gradient of `vectors` in place of the gradient of the embedding.
+        In the result, the gradient of `vectors` replaces the gradient of the embedding's table.
 
         Args:
             batch: the part of a batch.
@@ -107,7 +107,7 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
     Classification" (2017). The paper scales the word vectors to variance 1, because large vectors
-    would make a change of fixed length harmless. This function does not scale the vectors: the norm
+    would make a change of fixed length harmless. This function scales the change instead: the norm
     of an example's change is the root mean square of all numbers in the example's word vectors.
 
     Args:

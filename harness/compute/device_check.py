@@ -1,9 +1,9 @@
 """Checks that a run gets the GPUs it expects, and that each GPU computes correctly.
 
-So no run silently trains on the CPU, or on a broken GPU. A broken GPU may compute wrong numbers, or
-run no kernels, without an error. The check compares each GPU's results with the CPU's: those of an
+Without these checks, a run could train on the CPU or on a broken GPU unnoticed. A broken GPU can
+compute wrong numbers, or run no kernels, without an error. Each GPU and the CPU compute an
 elementwise operation, a matrix product, an XLA kernel, and the outputs and gradients of cuDNN's
-recurrent layers.
+recurrent layers; the check compares their results.
 """
 
 import functools
@@ -36,9 +36,9 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests that replace CUDA with a stub
-TOLERANCE = 1e-3  # largest accepted relative difference; float32 stays below 1e-5 without TF32
+TOLERANCE = 1e-3  # largest accepted relative difference; float32 without TF32 stays below 1e-5
 FIRST_BYTES = 1 << 20  # bytes that `take_memory` allocates on each GPU
-SHAPE = (4, 6, 8)  # rows, words, channels
+SHAPE = (4, 6, 8)  # shape of the layers' input: examples, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
     "gru": keras.layers.GRU,
@@ -87,19 +87,20 @@ def check_gpus(
 ) -> None:
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
-    GPUs are promised by `requested`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
-    TensorFlow sees none, the run trains on the CPU. If the node has NVIDIA's driver, a warning
-    then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs; GPUs that
-    Slurm promised then count as missing.
+    The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
+    Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU. If the node
+    has NVIDIA's driver, a warning then says why TensorFlow sees no GPU. If CUDA_VISIBLE_DEVICES
+    hides all GPUs, there is no warning, but an error if Slurm promised GPUs.
 
     Args:
-        requested: the devices of `--devices`, HARNESS_DEVICES or the run's record, if any.
-        allocation: the Slurm job, if there is one.
-        warn: called with the text of a warning.
+        requested: the devices that `--devices`, HARNESS_DEVICES or the run's record requests; None
+            if none of them does.
+        allocation: the Slurm job; None outside of Slurm.
+        warn: a function that receives the text of a warning.
 
     Raises:
-        InputError: if the installation or the command is at fault.
-        NodeFault: if the node is at fault; the job is requeued without the node.
+        InputError: if the installation, the command or CUDA_VISIBLE_DEVICES is at fault.
+        NodeFault: if the node is at fault; the job script then requeues the job without the node.
     """
     if requested and requested.kind == "cpu":
         return
@@ -142,13 +143,16 @@ def _find_reason(
     """Find the reason why TensorFlow sees fewer GPUs than promised.
 
     Args:
-        given: the number of GPUs that Slurm allocated; None outside of Slurm.
+        num_seen: the number of GPUs that TensorFlow sees.
+        promised: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm promised.
+        given: the number of GPUs that Slurm allocated; None outside of Slurm, or if Slurm's
+            variables do not contain the number.
         listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES contains
-            other names, the function checks whether the driver knows the names.
+            other names, the function checks whether the driver knows these names.
 
     Returns:
         A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if
-        the reason is neither the installation nor the request.
+        neither the installation nor the request is the reason.
     """
     if hidden := gpu.hidden_by():
         return hidden, "unset it", False
@@ -212,7 +216,8 @@ def check_devices(warn: Callable[[str], object]) -> None:
     """Raise an error if the results of a visible GPU differ from the CPU's.
 
     Raises:
-        NodeFault: if a GPU computes wrong results; the job is then requeued without the node.
+        NodeFault: if a GPU computes wrong results; the job script then requeues the job without the
+            node.
         RunError: if the GPU's kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
@@ -223,7 +228,7 @@ def check_devices(warn: Callable[[str], object]) -> None:
     for index, device in enumerate(gpus):
         if problem := find_difference(f"GPU:{index}", ("lstm", "gru")):
             # If a kernel could not be loaded, for example because the driver is too old,
-            # `check_results` raises an error that says so.
+            # `check_results` raises an error that names this cause.
             check_results()
             text = (
                 f"GPU {index} ({card_of(device).name}) computes wrong results: {problem}; use "
@@ -233,10 +238,10 @@ def check_devices(warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the plan, without cuDNN if cuDNN's results for a plain RNN differ from the CPU's.
+    """Return the plan, or one without cuDNN if a plain RNN's results differ from the CPU's.
 
-    Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The difference between
-    cuDNN and the CPU is not reported as a fault of the node.
+    Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The function does not
+    report the difference between cuDNN and the CPU as a fault of the node.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -247,7 +252,7 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 
 
 def take_memory(gpus: Sequence[Any]) -> None:
-    """Allocate FIRST_BYTES on each GPU, as the first request for the GPU's memory.
+    """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a
     loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If the
@@ -259,17 +264,17 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """
     for index in range(len(gpus)):
         with tf.device(f"GPU:{index}"):
-            # Not tf.zeros, which would first request a single byte.
+            # tf.zeros is not used, because it would first request a single byte.
             tf.constant(np.zeros(FIRST_BYTES, np.uint8))
 
 
 @functools.cache
 def find_difference(device: str, layers: tuple[str, ...]) -> str:
-    """Describe the first computation whose results differ between GPU and CPU; "" if none do.
+    """Describe the first computation whose results differ between GPU and CPU; "" if all agree.
 
     Args:
         device: TensorFlow's name of the GPU, such as `GPU:0`.
-        layers: the keys of LAYERS to compare.
+        layers: the recurrent layers to compare, as keys of LAYERS.
     """
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -334,7 +339,7 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> list[tf.Tenso
 
 
 def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:
-    """Return the largest difference divided by the largest expected number; `inf` for NaN."""
+    """Return the largest difference divided by the largest expected number; `inf` if it is NaN."""
     a, b = results.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf

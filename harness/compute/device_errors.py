@@ -1,7 +1,7 @@
 """Explains GPU errors from TensorFlow's messages: the cause, a remedy, and who is at fault.
 
-The module imports TensorFlow late: if the training process died, its parent process (the guard)
-explains the death from the messages alone.
+Only `explained_device_errors` imports TensorFlow: if the training process dies, its parent process
+(the guard) explains the death, and the guard never imports TensorFlow.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from harness.system.console import log
 from harness.system.gpu import lasting_error, memory_of_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
-LATEST = 40  # how many of the latest messages are searched for the cause of a failure
+LATEST = 40  # number of latest messages in which `_telling` searches the cause of a failure
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
@@ -26,28 +26,28 @@ OUT_OF_MEMORY = re.compile(
     r"|[Oo]ut of memory|the resource allocation failed"  # "the resource …" is from cuBLAS
     r"|Dst tensor is not initialized"  # the GPU had no memory for a copied tensor
 )
-# If TensorFlow can't load or launch a kernel, only this message reports it. The operation reports
-# success but leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
+# If TensorFlow can't load or launch a kernel, only this message reports the failure. The operation
+# reports success but leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
-ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a function call in a message; its arguments are removed
+ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a function call; `_shortened` removes its arguments
 
 
 class DeviceError(NamedTuple):
     """An error of CUDA and its remedy."""
 
     pattern: str  # a regular expression for TensorFlow's message
-    what: str
+    what: str  # what has happened, for the message
     remedy: str
 
 
 LIBRARY_REFUSED = "a CUDA library refused"
 ANOTHER_NODE = (
-    "use another node, and report this node to your site; if it happens there too, CUDA or "
-    "TensorFlow is at fault"
+    "use another node, and report this node to your site; if the error recurs on the other node, "
+    "CUDA or TensorFlow is at fault"
 )
-# The first pattern that matches counts. The tests in tests/gpu provoke these errors. After a fault
-# of the node, the job is requeued without the node.
+# `explained` uses the first pattern that matches. The tests in tests/gpu provoke these errors.
+# After a fault of the node, the job script requeues the job without the node.
 NODE_FAULTS = (
     DeviceError(
         "(?i)ECC_UNCORRECTABLE|uncorrectable ECC", "the GPU's memory is broken", ANOTHER_NODE
@@ -69,12 +69,14 @@ OTHER_ERRORS = (
         "(?i)driver version is insufficient|INSUFFICIENT_DRIVER|UNSUPPORTED_PTX_VERSION|"
         "unsupported toolchain",
         "the driver is too old for this CUDA",
-        "harness doctor says which driver this card needs; ask your site, or use another node",
+        "run harness doctor to see which driver this card needs; ask your site for this driver, or "
+        "use another node",
     ),
     DeviceError(
         "(?i)NO_BINARY_FOR_GPU|no kernel image is available",
         "TensorFlow has no code for this card",
-        "harness doctor says which cards TensorFlow supports; use another node, or --devices cpu",
+        "run harness doctor to see which cards TensorFlow supports; use another node, or --devices "
+        "cpu",
     ),
     DeviceError(
         "(?i)busy or unavailable|DEVICE_UNAVAILABLE",
@@ -95,8 +97,8 @@ OTHER_ERRORS = (
         "the (library was not initialized|function failed to launch on the GPU)|"
         "an internal operation failed|the functionality requested is not supported",
         LIBRARY_REFUSED,
-        "harness doctor --probe tests the libraries; also look at nvidia-smi, since full GPU "
-        "memory may be the cause",
+        "test the libraries with harness doctor --probe; also look at nvidia-smi, because the "
+        "GPU's memory may be full",
     ),
     DeviceError(
         "(?i)determinis(m|tic)",
@@ -105,7 +107,7 @@ OTHER_ERRORS = (
     ),
     DeviceError(
         UNWRITTEN.pattern,
-        "the GPU could not run a kernel, and TensorFlow continued without its result",
+        "the GPU could not run a kernel, and TensorFlow continued without the kernel's result",
         "check the driver with nvidia-smi and the versions with harness doctor",
     ),
 )
@@ -163,7 +165,7 @@ def _out_of_memory(*, sees_memory: bool) -> RunError:
 
 
 def _telling(found: Sequence[str]) -> list[str]:
-    """Select TensorFlow's messages that may explain a failure, the latest first."""
+    """Return those of TensorFlow's messages that can explain a failure, the latest first."""
     begins = [(stderr_filter.BEGIN.match(line), line) for line in found[-LATEST:]]
     lines = [
         line
@@ -176,7 +178,7 @@ def _telling(found: Sequence[str]) -> list[str]:
 def check_results() -> None:
     """Print TensorFlow's new messages; if a message says that a kernel did not run, raise an error.
 
-    Call this when results have arrived from a GPU, before they are used.
+    Call this function after results have arrived from a GPU, and before the results are used.
 
     Raises:
         NodeFault: if a broken GPU is the reason why a kernel did not run.
@@ -191,7 +193,7 @@ def check_results() -> None:
 
 
 def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
-    """Log which signal killed a process that could use GPUs, with its last error message.
+    """Log which signal killed a process that could use GPUs, and the process's last error message.
 
     Args:
         text: what the process wrote to standard error.
@@ -213,7 +215,8 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
 def explained_device_errors() -> Iterator[None]:
     """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
 
-    Standard error is read too, because TensorFlow may have written more there than in the error.
+    The function also reads standard error, where TensorFlow may have explained more than in its
+    error.
 
     Raises:
         NodeFault: if the node is broken, so the job should continue on another node.

@@ -18,9 +18,9 @@ from harness.layers import look_up_by_gather
 from harness.system import watchdog
 from harness.system.processes import StopRequest
 
-# The number of reviews per replica in a batch, which affects only speed and memory: on a CPU a
-# larger batch exceeds the caches and takes up to twice the time per review; a GPU needs a large
-# batch.
+# The number of reviews per replica in a batch, which affects only speed and memory. On a CPU, a
+# larger batch would exceed the caches, and take up to twice the time per review. A GPU is fast only
+# with a large batch.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
 COMPILED_PARTS = 2  # number of parts of a batch that XLA computes in parallel
 
@@ -37,10 +37,10 @@ class Evaluator:
         *,
         num_rows: int = 0,
     ) -> None:
-        """Prepare a model for evaluation; `plan` may replace the kernels of recurrent layers.
+        """Prepare a model for evaluation; depending on `plan`, replace its layers' kernels.
 
         Args:
-            num_rows: the number of reviews per replica in a batch; by default EVALUATION_BATCH.
+            num_rows: the number of reviews per replica in a batch; 0 stands for EVALUATION_BATCH.
         """
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
@@ -55,8 +55,8 @@ class Evaluator:
         self.num_rows = num_rows or EVALUATION_BATCH["gpu" if on_gpu else "cpu"]
         num_replicas = strategy.num_replicas_in_sync
         self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
-        # With `data.bucket` batches differ in length. TensorFlow then traces the function twice:
-        # for the first length, and for any length.
+        # With `data.bucket`, batches differ in length. TensorFlow then traces the function twice:
+        # once for the first length, and once for all other lengths.
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
@@ -67,7 +67,8 @@ class Evaluator:
         """Compute the probability of label 1 for each review, `[num_reviews]`.
 
         With more than two classes, the result contains the probability of each class,
-        `[num_reviews, num_classes]`. The type is float64 if `train.precision` is, else float32.
+        `[num_reviews, num_classes]`. The numbers are float64 if `train.precision` is float64, else
+        float32.
 
         Raises:
             Interrupted: if `stop` requests a stop; `stop` is checked before each batch.
@@ -80,7 +81,7 @@ class Evaluator:
         else:
             orders = order.astype(np.int32)[None]
             opened = iter(batches(self.strategy, reviews, orders, shape=self.shape))
-        self._opened = None  # a dataset interrupted in the middle is not used again
+        self._opened = None  # after an interruption, the next evaluation opens a new dataset
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()
             of_replicas, votes = self._run_forward(next(opened), tf.constant(stop.vote))
@@ -98,10 +99,10 @@ class Evaluator:
     def _forward(
         self, batch: Batch, vote: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-        """Return the probabilities of a batch, in order, and the votes of all replicas.
+        """Return the probabilities of a batch, in the batch's order, and the votes of all replicas.
 
-        A vote is 1 if the replica's process was asked to stop, else 0. In a single process, the
-        votes are None.
+        A replica's vote is 1 if a signal has asked its process to stop, else 0. In a single
+        process, None replaces the votes.
         """
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:

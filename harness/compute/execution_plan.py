@@ -1,8 +1,8 @@
 """Chooses how a job's steps are computed, and estimates the memory that a run needs on its node.
 
-The plan is the fastest way with reproducible results. It depends on the device, the kind of network
-and its sizes, but not on measured times, so that two runs of the same job get the same plan. A
-resumed run keeps the plan of its first start.
+The plan is the fastest way to compute the steps with reproducible results. The plan depends on the
+device, and on the kind and size of the network, but not on measured times, so that two runs of the
+same job get the same plan. A resumed run keeps the plan of its first start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ from harness.slurm.environment import visible_gpus
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
-# For networks with a recurrent layer that returns an output for every word, not only for the last
-# word: the largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words.
+# The largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words. This
+# limit applies only to networks with a recurrent layer that returns an output for every word.
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
 BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
@@ -36,10 +36,10 @@ FEWEST_COMPILED = 5000
 # run on a GPU the estimate is too high, because the activations are in the GPU's memory.
 BASE_GB = 1.15  # memory of TensorFlow, this package, IMDB as words, and XLA while it compiles
 GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459)
-# Number of copies of all weights: in two models, the optimizer, the moving average, the best epoch
-# and a checkpoint's arrays.
+# Number of copies of all weights in memory. Two models, the optimizer, the moving average, the
+# weights of the best epoch and a checkpoint's arrays contain the copies.
 COPIES = 11
-# How many values each word of a batch needs in memory: PER_UNIT for each recurrent unit, and
+# Number of values that each word of a batch needs in memory: PER_UNIT for each recurrent unit, and
 # PER_CHANNEL for each dimension of the embedding.
 PER_UNIT, PER_CHANNEL = 11, 2
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # IMDB's number of reviews and mean length
@@ -47,8 +47,8 @@ RATIO_COPIES = 3  # copies of the n-grams' log-count ratios: two NumPy arrays an
 FLOAT = 4  # size of a float32 in bytes
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
 
-# keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
-# operation computes an LSTM layer, see `block_lstm`; cudnn: cuDNN computes recurrent layers.
+# keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: a
+# single operation computes an LSTM layer (`block_lstm`); cudnn: cuDNN computes recurrent layers.
 Way = Literal["keras", "xla", "block", "cudnn"]
 
 
@@ -63,7 +63,7 @@ class ExecutionPlan:
     threads: Annotated[int, Field(ge=1, le=1024)]
     # A global batch is split into this number of parts, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
-    compiles_evaluation: bool = False  # with XLA
+    compiles_evaluation: bool = False  # whether XLA compiles validation and test
 
 
 def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> ExecutionPlan:
@@ -92,10 +92,11 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
 def _way(job: Job, kind: str) -> Way:
     """Choose how training steps are computed.
 
-    On a GPU, XLA compiles the built-in GRU without `reset_after`, which cuDNN does not support. On
-    a CPU, TensorFlow's loop over the words spends more time on starting small operations than on
-    computing them. For LSTM layers, a single operation, TensorFlow's BlockLSTM, processes all
-    words. For other layers XLA is faster than the loop, except in 3 cases:
+    On a GPU, cuDNN computes the recurrent layers. cuDNN does not support the built-in GRU without
+    `reset_after`, so XLA compiles this GRU. On a CPU, TensorFlow's loop over the words spends more
+    time on starting small operations than on computing them. So a single operation, TensorFlow's
+    BlockLSTM, processes all words of an LSTM layer. For other layers XLA is faster than the loop,
+    except in 3 cases:
 
     - XLA does not help if the operations are large.
     - XLA is slower if the reviews are long and a layer returns an output for every word, because
@@ -143,7 +144,10 @@ def _num_parts(job: Job, kind: str, way: Way) -> int:
 
 
 def _size(job: Job) -> int:
-    """Return the batch size times the units of all recurrent layers; 0 for a custom network."""
+    """Return the batch size times the units of all recurrent layers; 0 for a custom network.
+
+    A network without recurrent layers has size 0 too.
+    """
     if not job.model.recurrent or job.model.is_own:
         return 0
     return job.train.batch_size * _recurrent_units(job.model)
@@ -172,7 +176,8 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
     reviews = 2 * data.limit or MAX_REVIEWS
     if not data.source:
         reviews = min(reviews, MAX_REVIEWS)
-    # The user's own texts are not read yet, so their sizes are assumed to be those of IMDB.
+    # The user's texts are not read yet, so assume that they are as long as IMDB's reviews and,
+    # without `data.limit`, as many.
     values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
     padded = min(FLOAT * reviews * data.maxlen, LARGEST_PADDED)
     if data.source and not data.limit:
@@ -184,8 +189,8 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
     """Estimate the memory of a search's largest trial, in GB.
 
-    The largest trial has the largest value of each numeric key in the search space, and the
-    architecture that needs the most memory.
+    The largest trial is assumed to have the largest value of each numeric key in the search space,
+    and the architecture that needs the most memory.
 
     Args:
         kind: the kind of device, as for `reckoned_gb`.

@@ -11,7 +11,8 @@ from harness.errors import InputError
 from harness.job.keys import Job, TrainConfig
 from harness.job.own_code import load_function, own_errors
 
-# Takes labels and probabilities like `cross_entropy`; returns the loss of each example.
+# A function that takes labels and probabilities like those of `cross_entropy`, and returns the loss
+# of each example.
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -19,10 +20,11 @@ def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: flo
     """Compute the cross-entropy of each example in nats, `[examples]`.
 
     Args:
-        labels: whole numbers, `[examples] float32`.
+        labels: the examples' labels, which are whole numbers from 0, `[examples] float32`.
         probabilities: the probability of label 1 if there is one output, else the probability of
             each class, `[examples, num_outputs]`.
-        smoothing: the share of each label's probability that is spread evenly over all classes.
+        smoothing: the share of each label's probability that is spread evenly over all classes; 0
+            for none.
     """
     if probabilities.shape[1] == 1:
         return keras.losses.binary_crossentropy(
@@ -63,7 +65,7 @@ def loss_of(job: Job) -> Loss:
 
 
 def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
-    """Call a custom loss in a graph, as a training step does, before the run writes anything.
+    """Check a custom loss before the run writes anything: call it in a graph, as a step does.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.

@@ -56,11 +56,12 @@ def dtype_policy(job: Job) -> Iterator[None]:
 def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     """Build the job's network.
 
-    The network maps word numbers, `[rows, maxlen] int32`, to probabilities, `[rows, num_outputs]`.
+    The network maps word indices, `[rows, maxlen] int32`, to probabilities, `[rows, num_outputs]`.
+    With `model.ngram_ratios`, the network has a second input, the n-grams' log-count ratios.
 
     Raises:
         InputError: if a custom function fails (the message contains its error, file and line), or
-            if its network does not return probabilities, `[rows, num_outputs]`.
+            if the shape of its network's output is not `[rows, num_outputs]`.
     """
     if not job.model.is_own:
         return sentiment(job.data.vocab_size, job.network(), num_outputs=num_outputs)
@@ -95,7 +96,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
     """Build the network to train: a copy of `export` with dropout masks for the global batch.
 
-    A mask has a row for each example of the global batch, and a replica uses the rows of its own
+    A mask has a row for each example of the global batch, and each replica uses the rows of its
     examples. So the results of dropout do not depend on the number of replicas.
 
     Raises:
@@ -118,7 +119,10 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
 
 
 def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
-    """Overwrite the embedding's vectors of all words for which there are pretrained vectors.
+    """Copy pretrained word vectors into the embedding layer, and set the layer's `trainable`.
+
+    Args:
+        vectors: the pretrained vectors; None leaves the layer's vectors unchanged.
 
     Raises:
         InputError: if no embedding of the network has the shape of the vectors.
@@ -134,7 +138,7 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 
 
 def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
-    """Return the embedding layer into which the vectors of `model.embeddings` are loaded.
+    """Return the embedding layer that receives the vectors of `model.embeddings`.
 
     Raises:
         InputError: if no embedding of the network has the shape of the vectors.
@@ -160,8 +164,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         num_replicas: the number of replicas of the run.
 
     Returns:
-        A warning that names the layers whose results depend on the number of replicas; "" if there
-        are none.
+        A warning with the names of all layers whose results depend on the number of replicas; "" if
+        the network has no such layer.
 
     Raises:
         InputError: if the network can't be built or run with the job's settings, or its outputs are
@@ -189,7 +193,7 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         with own_errors(f"{where}: with train.xla = 'on', should compile with XLA"):
             tf.function(model, autograph=False, jit_compile=True)(tokens, training=False)
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
-    # Half-precision probabilities add up to 1 within a hundredth.
+    # The sum of half-precision probabilities may differ from 1 by up to 0.01.
     adds_up = num_outputs == 1 or bool(np.all(np.abs(outputs.sum(axis=1) - 1) < 0.01))
     if not (adds_up and np.all((outputs >= 0) & (outputs <= 1))):
         activation = "sigmoid" if num_outputs == 1 else "softmax"
@@ -215,7 +219,7 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
 
 @contextlib.contextmanager
 def own_training(job: Job, model: keras.Model) -> Iterator[None]:
-    """Explain an error of a custom network in a training step, while the step is traced.
+    """Explain an error that a custom network raises while TensorFlow traces a training step.
 
     Raises:
         InputError: instead of an error that the `with` block raises, or if the network adds losses.
@@ -248,7 +252,7 @@ def check_gradients(job: Job, model: keras.Model, gradients: Sequence[tf.Tensor 
 
 
 def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
-    """Build the job's network and load its weights from a file; no code of the file is run.
+    """Build the job's network, and load its weights from a file; no code in the file is run.
 
     Raises:
         InputError: if the network can't be built, or the file's weights don't fit the network.
@@ -257,7 +261,7 @@ def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
         model = build_network(job, num_outputs)
     try:
         model.load_weights(path)
-    except (MemoryError, tf.errors.ResourceExhaustedError):  # the file may be intact
+    except (MemoryError, tf.errors.ResourceExhaustedError):  # the file may still be intact
         raise
     except Exception as error:  # Keras and h5py raise errors of any type for a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Builds a job's optimizer, including the moving average of the weights and the learning rates."""
+"""Builds a job's optimizer, with the learning-rate schedule and the weights' moving average."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +13,8 @@ from harness.errors import InputError
 from harness.job.keys import OPTIMIZERS, TrainConfig
 from harness.job.own_code import OptionReader, load_function, own_errors
 
-# Settings that a custom optimizer must not contain, and the keys of the job to use instead. The
-# keys work on any number of replicas.
+# Settings that a custom optimizer must not contain, and the job's keys to use instead. Unlike the
+# settings, the keys work on any number of replicas.
 JOB_KEYS = {
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), "train.clipnorm"),
     "use_ema": "train.ema_momentum",
@@ -28,8 +28,8 @@ class RampedAverage:
 
     The momentum is min(m, (1 + n) / (10 + n)): m is `train.ema_momentum`, and n is the optimizer's
     number of steps, which is equal on all replicas and part of every checkpoint. Keras's average
-    has the momentum m at all steps: in a short run the average would still contain much of the
-    initial weights.
+    has the momentum m at all steps, so in a short run it would still contain much of the initial
+    weights.
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
     average covers about the last n / 9 steps, but at most 1 / (1 - m) steps. A bias correction like
@@ -45,7 +45,7 @@ class RampedAverage:
     _get_variable_index: Callable[[keras.Variable], int]
 
     def _update_model_variables_moving_average(self, variables: list[keras.Variable]) -> None:
-        # Keras calls this after each update of the weights, before it counts the step.
+        # Keras calls this method after each update of the weights, before it counts the step.
         for variable in variables:
             average = self._model_variables_moving_average[self._get_variable_index(variable)]
             n = ops.cast(self.iterations, variable.dtype)
@@ -59,7 +59,8 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
     every checkpoint contains. All replicas therefore use the same rate, and a resumed run continues
-    the schedule where the run stopped. A callback lowers `cut` when the score stops improving.
+    the schedule where the run stopped. Keras's ReduceLROnPlateau lowers `cut` when the score of
+    `train.monitor` stops improving.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
@@ -70,9 +71,9 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut = keras.Variable(1.0, trainable=False, dtype="float32", name="rate_cut")
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """Return the rate after `step` steps, `[] float32`."""
+        """Return the learning rate after `step` steps, `[] float32`."""
         done = tf.cast(step, tf.float64)
-        # The second factor is the warm-up; its first rate is above 0.
+        # The second factor is the warm-up, which is above 0 even in the first step.
         share = self._share(done) * tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
         return self.cut.value * tf.cast(self.train.learning_rate * share, tf.float32)
 
@@ -103,14 +104,16 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         return train.schedule_floor + (1 - train.schedule_floor) * fall
 
     def get_config(self) -> dict[str, Any]:
-        """Return an empty dictionary: the schedule is rebuilt from the job, not from a file."""
+        """Return an empty dictionary, because each start of a run rebuilds the schedule."""
         return {}
 
 
 def build_optimizer(
     train: TrainConfig, steps_per_epoch: int = 1, *, code: Mapping[str, str] = {}
 ) -> keras.optimizers.Optimizer:
-    """Build the optimizer with its moving average; for float16 wrap it in LossScaleOptimizer.
+    """Build the optimizer, with moving average and learning-rate schedule if the job sets them.
+
+    For float16, the optimizer is wrapped in a LossScaleOptimizer.
 
     Args:
         train: the job's `[train]` table.
@@ -125,7 +128,7 @@ def build_optimizer(
     else:
         optimizer = _custom_optimizer(train, code)
     if train.ema_momentum > 0:
-        # Replace the object's class, because a user's function may have built the object.
+        # Change the class of the finished optimizer, because a user's function may have built it.
         optimizer.use_ema, optimizer.ema_momentum = True, train.ema_momentum
         kind: Any = type(optimizer)
         optimizer.__class__ = type(kind.__name__, (RampedAverage, kind), {})

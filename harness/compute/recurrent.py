@@ -12,14 +12,14 @@ from keras.layers import LSTM, RNN, Bidirectional, SimpleRNN
 
 from harness.layers import all_layers
 
-# Takes a layer, the layer's input, `[time, batch, features]`, and its initial states; returns the
-# outputs, `[time, batch, units]`, and the last states.
+# A function that takes a layer, the layer's input, `[time, batch, features]`, and the layer's
+# initial states; it returns the outputs, `[time, batch, units]`, and the last states.
 Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
 FUSED = {"cudnn": "CudnnRNN", "block": "BlockLSTM"}  # kernel -> prefix of its operation types
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the model's own recurrent layers, in order, without those in nested models."""
+    """Return the model's recurrent layers, in order, without the layers of nested models."""
     return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
 
 
@@ -36,8 +36,8 @@ def turn_cudnn_off(model: keras.Model) -> None:
 def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU process all words in one operation of cuDNN.
 
-    Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word. If XLA
-    compiles the loop, the backward pass also waits for the host at each word.
+    Keras uses cuDNN only for LSTM and GRU. For a plain RNN, Keras uses a loop, which starts kernels
+    for each word. If XLA compiles the loop, the backward pass also waits for the host at each word.
 
     Args:
         model: a model or a plain RNN layer.
@@ -103,7 +103,7 @@ def compute_in_float32(model: keras.Model) -> list[str]:
     names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
-            # The layer itself, its cells, and the two layers inside a bidirectional layer.
+            # The parts are the layer itself, its cells, and a bidirectional layer's two layers.
             for part in layer._flatten_layers():
                 part.dtype_policy = "float32"
             names.append(layer.name)
@@ -113,9 +113,9 @@ def compute_in_float32(model: keras.Model) -> list[str]:
 def replace_loops(model: keras.Model, compute: Compute) -> None:
     """Let LSTM layers compute their outputs with `block_lstm` or `turns_of_two`.
 
-    Keras's loop starts dozens of operations per word. Call this function only for the five built-in
-    networks: the replacements support only default activations, and neither a mask nor the
-    arguments `dropout` and `recurrent_dropout`.
+    The replacements are faster, because Keras's loop starts dozens of operations per word. Call
+    this function only for the five built-in networks: the replacements support no masks, no
+    activations other than the defaults, and no `dropout` or `recurrent_dropout`.
     """
     for layer in all_layers(model):
         if isinstance(layer, LSTM):
@@ -142,11 +142,11 @@ def turns_of_two(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Compute an LSTM layer; process two words per iteration of the loop.
 
-    A loop that is compiled with XLA then takes a sixth less time; the loops of other layers gain
-    nothing.
+    If XLA compiles this loop, it takes a sixth less time than a loop with one word per iteration.
+    Loops of other recurrent layers would not be faster with two words per iteration.
 
-    A backward layer reads its input from the end. With a reversed copy of the input, a
-    bidirectional layer would take a third longer.
+    A layer with `go_backwards` reads its input from the end, because with a reversed copy of the
+    input a bidirectional layer would take a third longer.
     """
     num_words = tf.shape(words)[0]
     num_kept = num_words if layer.return_sequences else 1
@@ -173,7 +173,7 @@ def turns_of_two(
 def block_lstm(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Process all words in one operation, TensorFlow's BlockLSTM.
+    """Compute an LSTM layer; process all words in one operation, TensorFlow's BlockLSTM.
 
     BlockLSTM orders the gates differently from Keras. BlockLSTMV2 is not used, because its
     gradient is wrong: TensorFlow computes the gradient of BlockLSTMV2 with BlockLSTM's gradient
@@ -218,13 +218,13 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     loop; `loop`: a loop of TensorFlow operations.
 
     A node of the graph is named `model/scope/…`. The scope is the layer's name, but TensorFlow adds
-    numbers to repeated scopes. So scopes and layers with the same base name, such as `lstm`, are
-    matched by their order.
+    numbers to repeated scopes. So if scopes and layers have the same base name, such as `lstm`,
+    the n-th scope belongs to the n-th layer.
     """
     layers = recurrent_layers(model)
     kernels = dict.fromkeys((layer.name for layer in layers), "xla" if way == "xla" else "loop")
     for function in graph.as_graph_def().library.function:
-        operations = defaultdict[str, list[str]](list)  # of the forward pass, by scope
+        operations = defaultdict[str, list[str]](list)  # scope -> operations of the forward pass
         for node in function.node_def:
             path = node.name.split("/")
             if path[1:] and path[0] != "gradient_tape":
@@ -250,7 +250,7 @@ def _base(name: str) -> str:
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:
-    """Return a warning with a remedy if cuDNN does not compute every layer; else "".
+    """Return a warning with a remedy if there is a layer that cuDNN does not compute; else "".
 
     Args:
         kernels: the kernel of each layer, as `kernels_of` returns it.

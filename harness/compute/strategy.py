@@ -1,6 +1,6 @@
 """Reads `--devices`, and makes a strategy of `tf.distribute` for these devices.
 
-TensorFlow is imported inside the functions, because `--devices` is checked before this import.
+The functions import TensorFlow late, because a command checks `--devices` before this slow import.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
 UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # see `quick_imports`
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# Prefixes of the environment variables that select NCCL's network and CUDA's kernels.
+# Prefixes of the environment variables that select NCCL's network and CUDA's kernels. A run's
+# record contains these variables (`describe_numerics`).
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
 device_messages: list[str] = []  # messages that TensorFlow printed when it listed the GPUs
@@ -84,10 +85,10 @@ def site_devices() -> str | None:
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
-    """Return the kind of the one device that each process uses, `gpu` or `cpu`; None if not given.
+    """Return the kind of each process's device, `gpu` or `cpu`; None if no devices are requested.
 
     Args:
-        text: the value of `--devices`.
+        text: the value of `--devices`; without a value, HARNESS_DEVICES is used.
         what: "run" or "trial", for error messages.
 
     Raises:
@@ -112,7 +113,7 @@ def import_tensorflow(
     """Import and configure TensorFlow; hide its log messages.
 
     Args:
-        allocation: the Slurm job, if there is one.
+        allocation: the Slurm job; None outside of Slurm.
         threads: the number of threads, by default the number of this process's CPUs.
         job: the job, whose keys turn TF32 and deterministic operations on or off. Without a job,
             TF32 is off, and operations are deterministic.
@@ -122,13 +123,13 @@ def import_tensorflow(
     """
     tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
     ask_for_messages()
-    # oneDNN's rounding depends on the CPU, but a run may be resumed on another node.
+    # Turn oneDNN off: its rounding depends on the CPU, and a run can be resumed on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Number the GPUs as the driver does. By default CUDA puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if deterministic:
-        # Without this variable cuDNN's recurrent layers are not reproducible, since cuBLAS may use
-        # a different workspace on each stream (cuDNN's manual, "Reproducibility").
+        # Without this variable, cuDNN's recurrent layers are not reproducible, because cuBLAS may
+        # use a different workspace on each stream (cuDNN's manual, "Reproducibility").
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if gpu.has_driver():
         gpu.keep_compiled_kernels()
@@ -145,7 +146,8 @@ def import_tensorflow(
 
         gpus = tf.config.list_physical_devices("GPU")
     device_messages.extend(lines)
-    for each in gpus:  # by default TensorFlow takes all memory of a GPU, which may be shared
+    # Processes can share a GPU, but by default TensorFlow takes all memory of a GPU.
+    for each in gpus:
         tf.config.experimental.set_memory_growth(each, True)
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -184,11 +186,12 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    Without GPUs the default is the CPU. `check_gpus` has refused a request for more GPUs.
+    Without GPUs the default is the CPU. Call `check_gpus` first, which refuses a request for more
+    GPUs than this process sees.
 
-    With several workers, the requested devices are used on every node. In a single process,
-    the strategy for one device is TensorFlow's default, which allows XLA and cuDNN; for several
-    devices it is a MirroredStrategy. Call this once per process, before any tensor is created.
+    With several workers, every node uses the requested devices. In a single process, the strategy
+    for one device is TensorFlow's default, which allows XLA and cuDNN; the strategy for several
+    devices is a MirroredStrategy. Call this function once per process, before any tensor exists.
 
     Raises:
         InputError: if several CPU devices per node are requested.
@@ -223,7 +226,8 @@ def make_strategy(
 def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    # SlurmClusterResolver sorts n10 before n9, needs GPUs, and uses the same port for all jobs.
+    # TensorFlow's SlurmClusterResolver is not used, because it sorts n10 before n9, needs GPUs, and
+    # uses the same port for all jobs.
     os.environ["TF_CONFIG"] = json.dumps(
         {
             "cluster": {"worker": worker_group.addresses},
@@ -231,7 +235,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
         }
     )
     _expect_heartbeats(len(worker_group.addresses))
-    # By default TensorFlow waits an hour for the other workers, even if one of them has died.
+    # Limit the time: TensorFlow waits an hour for the other workers, even if one of them has died.
     with worker_group.limited(START_S):
         # CommunicationOptions(timeout_seconds=…) is not used: it needs a thread per operation.
         return tf.distribute.MultiWorkerMirroredStrategy()

@@ -36,8 +36,8 @@ from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
-# The gradients of the trained weights; the sum of the losses and the number of correct predictions,
-# `[2] float64`.
+# A tuple: the gradients of the trained weights; and a tensor `[2] float64` with the sum of the
+# losses and the number of correct predictions.
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
@@ -66,9 +66,10 @@ class TrainStep:
             strategy: the strategy of the run.
             plan: how the step is computed.
             num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
-            vectors: pretrained word vectors.
+            vectors: pretrained word vectors, if the job has any.
             steps_per_epoch: the number of steps of an epoch, for a learning-rate schedule.
-            class_weights: the weight of each label, as `loss.class_weights` returns it.
+            class_weights: the weight of each class, as `loss.class_weights` returns it; empty if
+                the loss has no class weights.
         """
         self.job, self.strategy, self.is_compiled = job, strategy, plan.way == "xla"
         self.class_weights, self.losses = class_weights, loss_of(job)
@@ -182,15 +183,15 @@ class TrainStep:
         loss = tf.reduce_sum(losses * weights)
         correct = tf.cast(is_correct(batch.labels, probabilities), losses.dtype)
         sums = tf.stack([loss, tf.reduce_sum(correct * weights)])
-        # Divide by the number of reviews in the global batch, not in this replica's part: the
-        # replicas' gradients are added up, and parts of the last batch may differ in size.
+        # Divide by the number of reviews in the global batch, not in this replica's part, because
+        # the replicas' gradients are added up, and parts of the last batch may differ in size.
         target = self.optimizer.scale_loss(loss / tf.cast(batch.count, losses.dtype))
         return target, tf.cast(sums, tf.float64)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras clips each replica's gradients, and checks them for overflow of float16, before it
         # adds up the replicas' gradients. So add the gradients up here first, and clip the sum.
-        # Finally divide the sum by the number of replicas, since Keras will add up the equal
+        # Finally divide the sum by the number of replicas, because Keras will add up the equal
         # results of all replicas.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
@@ -203,7 +204,7 @@ class TrainStep:
     def _over_replicas(self, sums: tf.Tensor) -> tf.Tensor:
         if spans_processes(self.strategy):
             return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
-        # `reduce` would copy the sums to the host in each step.
+        # `reduce` is not used here, because it would copy the sums to the host in each step.
         of_replicas = self.strategy.experimental_local_results(sums)
         with tf.device(of_replicas[0].device):
             return tf.add_n(of_replicas)

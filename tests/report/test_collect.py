@@ -175,18 +175,6 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
     assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
 
 
-@pytest.mark.parametrize("name", ["job.toml", "result.json"])
-def test_a_failing_disk_leaves_a_run_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """The reason does not call the file broken."""
-    write_run(tmp_path / "a")
-    monkeypatch.setattr("os.open", failing(os.open, tmp_path / "a" / name, errno.ESTALE))
-    runs, (left,) = scored_runs([tmp_path])
-    assert (runs, left.kind) == ([], "unreadable")
-    assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
-
-
 def test_a_folder_that_can_not_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,9 +189,20 @@ def test_a_folder_that_can_not_be_read_is_named(
         assert ([run.job for run in runs], left_out) == (jobs, [left])
 
 
-def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
-    """A run may be failed, unfinished, broken or untested; a pattern may match no run."""
+def test_runs_that_are_left_out_have_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run may be failed, unfinished, broken, unreadable or untested; a pattern may match no run.
+
+    The trials of a search are only counted; its retrained winner is a run.
+    """
     write_run(tmp_path / "good")
+    for name in ("trials/0", "trials/1", "winner/tune_best/seed1"):
+        write_run(tmp_path / "sweep" / name, seed=7)
+    (tmp_path / "sweep/search.toml").touch()
+    write_run(tmp_path / "stale")
+    stale = tmp_path / "stale/result.json"
+    monkeypatch.setattr("os.open", failing(os.open, stale, errno.ESTALE))
     for name, state in (
         ("failed", {"phase": "failed", "error": "RunError: two\nlines, the \x1b[31mlast"}),
         ("training", {"phase": "training", "epoch": 3}),
@@ -216,7 +215,7 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
     (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
     write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
     runs, left_out = scored_runs([tmp_path, tmp_path / "none*"])
-    assert [run.folder.name for run in runs] == ["good"]
+    assert [run.folder.name for run in runs] == ["good", "seed1"]
     assert {each.folder.name: (each.kind, each.why) for each in left_out} == {
         "failed": ("failed", "lines, the [31mlast"),
         "training": ("unfinished", "training in epoch 3"),
@@ -224,6 +223,11 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches this pattern"),
+        "sweep": ("search", "its 2 trials are not tested"),
+        "stale": (
+            "unreadable",
+            f"{stale}: can't be read: {os.strerror(errno.ESTALE)}; try again later",
+        ),
     }
 
 
@@ -236,19 +240,6 @@ def test_a_run_that_ends_while_it_is_read_is_not_broken(
     end = "harness.report.collect.RunDirectory.certain_json"
     monkeypatch.setattr(end, lambda run, name: later.rename(run.path(name)) and {"accuracy": 1})
     assert [each.kind for each in scored_runs([tmp_path])[1]] == ["unfinished"]
-
-
-def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
-    """The trials are only counted; the retrained winner is a run."""
-    sweep = tmp_path / "tune" / "s"
-    for number in ("0", "1"):
-        write_run(sweep / "trials" / number, "[data]\ntest = false")
-    for name in ("search.toml", "lease.json"):
-        (sweep / name).write_text("")
-    write_run(sweep / "winner" / "tune_best" / "seed1", "[train]\nseed = 1\n")
-    runs, left_out = scored_runs([tmp_path])
-    assert [run.folder.name for run in runs] == ["seed1"]
-    assert left_out == [LeftOut(sweep, "search", "its 2 trials are not tested")]
 
 
 def test_of_repeated_runs_the_first_counts(tmp_path: Path) -> None:

@@ -168,8 +168,10 @@ def test_other_commands_know_an_ensemble(
     assert (harness.runs / "lstm/s1/model.keras").exists()
 
 
-def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: Path) -> None:
-    """The error is one line, the exit code is 2, and no file is written."""
+def test_bad_members_are_refused(
+    harness: Harness, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is one line, the exit code is 2, and no file is written, also on a full disk."""
     runs = harness.runs / "lstm"
     first, second = (write_finished(runs / f"s{n}", dataset, n) for n in (1, 2))
     whole = write_finished(runs / "all", dataset, 3, *ALL)
@@ -218,6 +220,14 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     save_folder(make_dataset(other_data.train, other_data.test, other_data.vocab), tmp_path / "no")
     words = (second, "--with", "ngrams", "--run-id", "x", "--data", tmp_path / "no")
     assert "by --data" in harness.refuse("ensemble", *words)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.report.ensemble.content_of", full)
+    done = harness.run_here("ensemble", first, second, "--run-id", "full")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No space left on device" in done.stderr
     assert sorted(harness.runs.rglob("*")) == before
 
 
@@ -254,20 +264,3 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
         said = done.stdout + done.stderr
         assert "result.json is broken; make the ensemble again with harness ensemble" in said
         assert "resume" not in said
-
-
-def test_a_full_disk_leaves_nothing(
-    harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The folder of an ensemble is complete or absent."""
-    runs = [write_finished(harness.runs / "lstm" / f"s{n}", dataset, n) for n in (1, 2)]
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("harness.report.ensemble.content_of", full)
-    done = harness.run_here("ensemble", *runs, "--run-id", "x")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "No space left on device" in done.stderr
-    assert not list((harness.runs / "ensemble_lstm").glob("*"))
-    assert not list((harness.runs / "ensemble_lstm").glob(".*"))

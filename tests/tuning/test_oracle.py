@@ -61,11 +61,16 @@ def test_random_and_grid_propose_the_trials_of_keras_tuner(
 
 
 def test_a_grid_without_a_limit_proposes_every_combination_once(tmp_path: Path) -> None:
-    """An inactive key adds no combinations."""
+    """An inactive key adds no combinations. A condition may mix integers and floats."""
     schedule = schedule_of(tmp_path, text("grid", 0))
     values = [json.dumps(each.values, sort_keys=True) for each in all_of(schedule)]
     assert len(values) == len(set(values)) == 3 + 3 * 3
     assert schedule.is_over
+    toml = f"""{text("grid", 0).partition("model.architecture = [")[0]}
+model.dropout = [0, 0.5]
+model.spatial_dropout = {{ values = [0, 0.5], when = {{ model.dropout = [0, 0.5] }} }}
+"""
+    assert len(all_of(schedule_of(tmp_path, toml))) == 2 * 2
 
 
 @pytest.mark.parametrize(
@@ -88,15 +93,6 @@ def test_a_range_with_a_step_has_all_its_values(
     proposed = [each.values[key] for each in all_of(schedule_of(tmp_path, toml))]
     assert [float(f"{value:.6g}") for value in sorted(proposed)] == values
     assert {type(value) for value in proposed} == {type(value) for value in values}
-
-
-def test_a_condition_may_mix_integers_and_floats(tmp_path: Path) -> None:
-    """The key is varied for each of the condition's values."""
-    toml = f"""{text("grid", 0).partition("model.architecture = [")[0]}
-model.dropout = [0, 0.5]
-model.spatial_dropout = {{ values = [0, 0.5], when = {{ model.dropout = [0, 0.5] }} }}
-"""
-    assert len(all_of(schedule_of(tmp_path, toml))) == 2 * 2
 
 
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])

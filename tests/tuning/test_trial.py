@@ -214,29 +214,6 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
-def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """A failing disk raises OSError, so that the trial is repeated; other errors fail it."""
-    trials = trials_of(tmp_path / "sweep")
-
-    def fail(path: Path) -> None:
-        raise error
-
-    monkeypatch.setattr(checkpoint, "open_plain_file", fail)
-    path = trials.sweep.trial_run(0, 1, 1).path("checkpoints", "step-000000003.npz")
-    path.parent.mkdir(parents=True)
-    path.touch()
-    accept(trials.sweep, dropout(0, attempt=1, scores={"val_accuracy": 0.5}))
-    child = dropout(1, limit=3, parent=0)
-    if isinstance(error, OSError):
-        with pytest.raises(OSError, match="no disk"):
-            trials.run(child, 1)
-    else:
-        assert trials.run(child, 1).error == "MemoryError:"
-
-
 def test_a_score_that_a_run_lacks_has_no_mean() -> None:
     """A trial without a score for the objective fails, with one line and a remedy."""
     results: list[dict[str, float | None]] = [
@@ -249,17 +226,30 @@ def test_a_score_that_a_run_lacks_has_no_mean() -> None:
 
 
 def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failing disk raises OSError; any other error becomes one short, printable line."""
-    trials = trials_of(tmp_path / "sweep")
-    error: Exception = DiskError("stale")
+    """A failing disk raises OSError, so that the trial is repeated.
 
-    def fail(trial: Trial, k: int) -> None:
+    Any other error fails the trial, with one short, printable line. An unreadable checkpoint of the
+    parent does not count as missing.
+    """
+    trials = trials_of(tmp_path / "sweep")
+    path = trials.sweep.trial_run(0, 1, 1).path("checkpoints", "step-000000003.npz")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    accept(trials.sweep, dropout(0, attempt=1, scores={"val_accuracy": 0.5}))
+    child = dropout(1, limit=3, parent=0)
+    error: Exception = OSError(errno.EIO, "no disk")
+
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(trials, "_run", fail)
-    with pytest.raises(OSError, match="stale"):
-        trials.run(dropout(0), 1)
-    error = ValueError("unknown \udcff\n" + "row " * 100_000)
-    failed = trials.run(dropout(0), 1)
-    assert failed.error.startswith("ValueError: unknown \\udcff row row")
+    monkeypatch.setattr(checkpoint, "open_plain_file", fail)
+    with pytest.raises(OSError, match="no disk"):
+        trials.run(child, 1)
+    error = MemoryError("unknown \udcff\n" + "row " * 100_000)
+    failed = trials.run(child, 1)
+    assert failed.error.startswith("MemoryError: unknown \\udcff row row")
     assert len(failed.model_dump_json()) < 3000
+    monkeypatch.setattr(trials, "_run", fail)
+    error = DiskError("stale")
+    with pytest.raises(OSError, match="stale"):
+        trials.run(child, 1)

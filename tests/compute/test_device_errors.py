@@ -44,7 +44,7 @@ REFUSED = "Failed to call DoRnnForward with model config: [rnn_mode]: 2, 0, 0"
         (
             f"{E}dnn.cc:933] CUDNN_STATUS_EXECUTION_FAILED in cuda_dnn.cc(2026): "
             "'cudnnRNNForward( cudnn.handle(), rnn_desc.handle())'",
-            "refused: CUDNN_STATUS_EXECUTION_FAILED in cuda_dnn.cc(2026): cudnnRNNForward; h",
+            "refused: CUDNN_STATUS_EXECUTION_FAILED in cuda_dnn.cc(2026): cudnnRNNForward; t",
         ),
         ("A deterministic GPU implementation of X is not", "train.deterministic = false"),
         (f"CUDA error: : {FULL}: out of memory", "the device is out of memory; lower train."),

@@ -2,8 +2,8 @@
 
 A start is one execution of the job script; a requeue leads to the next start. In each start,
 `plan` first chooses the harness command to run. When the command has ended, `decide` chooses
-between requeue and stop. `plan` and `decide` may run in the site's container, but
-`slurm/common.sh` calls Slurm's programs outside of the container.
+between requeue and stop. If the site sets HARNESS_CONTAINER, `plan` and `decide` run in a
+container, but the job script calls Slurm's programs outside of the container.
 """
 
 import itertools
@@ -28,10 +28,10 @@ from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
 KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs out
-ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process ended by USR1, USR2 or TERM
+ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process that USR1, USR2 or TERM ended
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # number of a sweep's newest trials whose training steps count as progress
+NUM_OPEN = 64  # `_reached` adds up the steps of a sweep's newest NUM_OPEN trials
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 
 # ---- The command of a start
@@ -41,9 +41,9 @@ STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 class Plan:
     """The command that one execution of the job script (a start) runs."""
 
-    words: tuple[str, ...]  # a program of the Python environment and its arguments
+    words: tuple[str, ...]  # a program in the Python environment, and its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown
-    runs: str = ""
+    runs: str = ""  # the folder of all runs
     step: tuple[str, ...] = ()  # srun and its options; empty if the command runs on one node
 
     def shell(self) -> str:
@@ -82,15 +82,15 @@ def plan(
     """Choose the command that a script in `slurm/` runs.
 
     Args:
-        kind: train, tune, resume, compare, tensorboard or doctor.
-        words: the script's own arguments, followed by the user's arguments. For train, the script's
+        kind: the purpose of the script: train, tune, resume, compare, tensorboard or doctor.
+        words: the script's arguments, followed by the user's arguments. For train, the script's
             argument is the path of a job file; for resume, `run FOLDER` or `sweep FOLDER`.
-        runs: the default of the user's option --runs.
-        allocation: the batch job; None for a local run.
+        runs: the folder of all runs; the option --runs in `words` overrides it.
+        allocation: the batch job that runs the script; None if the script runs in another way.
         seed: the seed of this array task; None outside of an array.
 
     Raises:
-        InputError: if an array task is to train several seeds.
+        InputError: if an array task has the option --seeds.
     """
     runs = value_of("--runs", words) or runs
     if kind == "train":
@@ -99,7 +99,7 @@ def plan(
         return _search(words, runs, allocation)
     if kind == "resume":
         of, folder, *rest = words
-        # A sweep starts the job steps of its workers itself.
+        # For a sweep, `harness resume` itself calls srun to start the workers.
         step = _step(allocation) if of == "run" else ()
         return Plan(("harness", "resume", folder, *rest), folder, runs, step)
     if kind == "compare":
@@ -118,7 +118,7 @@ def _training(
     if seed is not None and seeds is not None:
         raise InputError(
             f"--seeds {seeds}: can't be combined with --array, because each task of an array "
-            "trains one seed; leave out one of them"
+            "trains one seed; leave out --seeds or --array"
         )
     if seed is not None and value_of("--seed", rest) is None:
         options += ["--seed", seed]
@@ -129,14 +129,15 @@ def _training(
         ("harness", "train", job, *options, *rest),
         run=f"{runs}/{_name_of(job)}/{run_id}" if run_id else "",
         runs=runs,
-        step=_step(allocation) if seeds is None else (),  # each seed uses one node
+        step=_step(allocation) if seeds is None else (),  # with --seeds, each run uses one node
     )
 
 
 def _search(words: Sequence[str], runs: str, allocation: SlurmEnvironment | None) -> Plan:
     """Return a search's command, which is the same for all tasks of an array.
 
-    If `words` contain `--join X`, the command is `harness sweep join X`.
+    If `words` contain `--join X`, the command is `harness sweep join X`. The options `--retrain`,
+    `--show` and `--best` become commands of `harness sweep` too.
     """
     command, arguments = ["tune"], []
     for word in words:
@@ -162,7 +163,12 @@ def _name_of(job: str) -> str:
 
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """Return an option's last value, from `--name value` or `--name=value`; None if not given."""
+    """Return the last value of an option, or None if the option is missing.
+
+    Args:
+        option: the name, such as `--seeds`.
+        words: arguments with options in the form `--name value` or `--name=value`.
+    """
     value = None
     for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
         name, equals, joined = word.partition("=")
@@ -181,11 +187,11 @@ class Counters(BaseModel, frozen=True):
     reached: int = 0  # the largest progress so far, as `_reached` returns it
     idle: int = 0  # number of successive starts without a new step
     faulty: tuple[str, ...] = ()  # nodes that reported a fault since the last new step
-    memory_retries: int = 0
+    memory_retries: int = 0  # number of requeues with more memory
 
     @classmethod
     def read(cls, path: Path) -> "Counters":
-        """Read the counters from a file; all are zero if the file is missing or broken."""
+        """Read the counters from a file; return new counters if the file is missing or broken."""
         try:
             return cls.model_validate(read_json(path))
         except ValidationError:
@@ -211,16 +217,16 @@ class Ending:
     reached: int | None = None  # the progress, as `_reached` returns it; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
     excluded: str = ""  # nodes that the job already excludes, as Slurm lists them
-    asked_gb: float | None = None  # requested memory per node; None for all memory of the node
-    used_gb: float | None = None
+    asked_gb: float | None = None  # requested GB per node; None for all memory of the node
+    used_gb: float | None = None  # largest measured use of memory; None if unknown
     retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
-    is_submitted: bool = True  # whether `harness submit` was used
+    is_submitted: bool = True  # whether `harness submit` submitted the job
     why: str = ""  # why the run stopped, from its heartbeat; empty if unknown
 
     @property
     def was_starting(self) -> bool:
-        """Whether a signal ended the harness before there was anything to save."""
+        """Whether a signal ended the harness during its start, with nothing to save yet."""
         return bool(self.signals) and self.code in ENDED_BY_WARNING
 
     @property
@@ -247,7 +253,7 @@ class Decision:
     counters: Counters
     exclude: tuple[str, ...] = ()  # nodes that the job avoids from now on
     memory_mb: int | None = None  # memory per node for the next start; None if unchanged
-    code: int | None = None  # exit code of the job; if None, it is the harness's exit code
+    code: int | None = None  # exit code of a stopped job; None for the harness's exit code
 
     def line(self) -> str:
         """Return one line: `requeue` and the job's new settings, or `stop` and its exit code."""
@@ -259,7 +265,7 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """Decide whether a job is requeued. If Python can't start, `slurm/requeue.sh` decides."""
+    """Decide whether to requeue a job. If Python can't start, `slurm/requeue.sh` decides."""
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:
@@ -271,7 +277,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
         has_run = ending.run and Path(ending.run).is_dir()
         if not (ending.reached or has_run):
             return stop("interrupted; submit the job again")
-        # A job with several seeds has no folder of this name: each seed's run has its own folder.
+        # In a job with several seeds, the folder `ending.run` does not exist: each run's folder has
+        # the seed in its name too.
         job, _, _ = ending.start.rpartition(".")
         named = shlex.quote(ending.run) if has_run else job
         again = f"harness submit --resume {named}"
@@ -282,7 +289,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
         return _out_of_memory(ending, counters, is_new=ending.start != before.start)
     if not ending.can_go_on:
         return stop(
-            f"harness ended with exit code {ending.code} for the reason above; not requeued"
+            f"harness ended with exit code {ending.code} for the reason above; the job is not "
+            "requeued"
         )
     if counters.idle > ending.max_requeues:
         why = ending.why or "see above"
@@ -290,8 +298,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
             why = f"nodes {', '.join(counters.faulty)} were faulty"
         return stop(
             f"gave up after {counters.idle} starts in succession without a new step or finished "
-            f"trial (HARNESS_MAX_REQUEUES is {ending.max_requeues})"
-            f"{'; give more --time' if ending.signals and not ending.preempted else ''}: {why}",
+            f"trial (HARNESS_MAX_REQUEUES is {ending.max_requeues}): {why}"
+            f"{'; give more --time' if ending.signals and not ending.preempted else ''}",
             1,
         )
     if not ending.faulty:
@@ -299,18 +307,19 @@ def decide(ending: Ending, before: Counters) -> Decision:
     return Decision(
         requeue=True,
         reason=f"{', '.join(ending.faulty)}: faulty, see above; the job avoids this node from now "
-        "on; report it to your site",
+        "on; report the fault to your site",
         counters=counters,
         exclude=tuple(filter(None, (ending.excluded, *counters.faulty))),
     )
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Return the counters including this start; a second call does not count it again."""
+    """Return the counters including this start; a second call does not count this start again."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
-        # The progress is unknown, for example in a job of `tune.sh --retrain`.
+        # The progress is unknown, for example in a job of `tune.sh --retrain`. Assume a new step,
+        # except if a signal ended the harness during its start, or if a node was faulty.
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
@@ -329,11 +338,11 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
     With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
 
     Args:
-        is_new: whether this start has not been counted yet.
+        is_new: whether `counters` count this start for the first time.
     """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
-    # Where Slurm makes no cgroup for the job, the value may be the peak of all jobs of the node. A
-    # job's own peak may be a little above the job's limit.
+    # Ignore a peak far above the job's limit: if Slurm made no cgroup for the job, the value is the
+    # peak of all jobs on the node. The peak of one job may be a little above the job's limit.
     is_own = 0 < (ending.used_gb or 0) <= 1.1 * (ending.asked_gb or math.inf)
     used = f" and used up to {ending.used_gb:.1f} GB" if is_own else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
@@ -354,7 +363,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
-    """Return the path of a run's counters, which later jobs that continue the run also use.
+    """Return the path of a run's counters; later jobs of the same run use the same file.
 
     Each run has its own file, because the steps of different runs can't be compared.
     """
@@ -363,7 +372,7 @@ def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of a start's file of faults: each line names a faulty node and the reason."""
+    """Return the path of the file in which a start records each faulty node and the reason."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 
@@ -376,10 +385,11 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect what is known about how a start of the job ended.
+    """Collect the facts about the end of a start of the job.
 
     Args:
         code: the exit code of the harness.
+        signals: the names of the signals that the job script received, such as USR2.
         run: the folder of the run or sweep, empty if unknown.
         shown: the output of `scontrol --oneliner show job`, empty if Slurm does not answer.
     """
@@ -430,7 +440,7 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
 
     Each training step adds 1 to the number. Each finished trial adds STEPS_OF_A_TRIAL, which is
     more than the number of steps of any trial. So the number grows when a trial finishes, even if
-    the trial's run is then removed and its steps no longer count.
+    the folder of the trial's run is then removed and the run's steps no longer count.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
@@ -446,8 +456,12 @@ def shown_values(shown: str) -> dict[str, str]:
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
     """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another job.
 
-    The result is False if EndTime differs from PreemptTime: the user then cancelled the job during
-    the grace time.
+    The result is False if EndTime differs from PreemptTime, because in that case the user cancelled
+    the job during the grace time.
+
+    Args:
+        known: the fields of `scontrol show job`.
+        restarts: how often the job was requeued before this start.
     """
     time = known.get("PreemptTime", "None")
     is_own = known.get("EndTime") == time and known.get("Restarts") == str(restarts)

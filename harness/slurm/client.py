@@ -20,7 +20,7 @@ NO_CONTROLLER = "Unable to contact"
 
 
 class NoAnswerError(RunError):
-    """A program did not answer in time, although Slurm may have executed the request."""
+    """A program of Slurm did not answer in time; Slurm may still have executed the request."""
 
 
 class NoNodesError(RunError):
@@ -43,8 +43,8 @@ def call(
     """
     if not has_client(args[0]):
         raise InputError(
-            f"{args[0]}: is not on the PATH; run this on a node with Slurm's clients, such as a "
-            "login node, or load the site's module"
+            f"{args[0]}: is not on the PATH; run harness on a node with Slurm's programs, such as "
+            "a login node, or load the site's module for Slurm"
         )
     timeout_s = timeout_s or TIMEOUT_S
     hidden = OF_CALLERS if "sbatch" in args else OF_USERS
@@ -61,14 +61,16 @@ def call(
         )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
-            f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; is Slurm up?"
+            f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; try again, or check Slurm: "
+            "scontrol ping"
         ) from None
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
     """Return all messages of a failed program in one line, without `Try … --help`.
 
-    The last message may be only `Unspecified error`, preceded by the reason from a site's plugin.
+    All messages matter: the last one may be only `Unspecified error`, after a message in which a
+    site's plugin states the reason.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
@@ -100,7 +102,7 @@ def read_settings() -> dict[str, str]:
 def node_names(allocation: SlurmEnvironment) -> list[str]:
     """Return the names of the nodes of the job step or job, in the order of the step's tasks.
 
-    If the job has one node, its name may be empty.
+    The name of a job's only node may be empty.
 
     Raises:
         InputError: if no job script exported the names and scontrol is not on the PATH.
@@ -115,14 +117,14 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """Return the command `sbatch`, preceded by an `env` that removes the variables in `unset`."""
+    """Return the command `sbatch`, after an `env` that removes the variables in `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
 def would_start(
     script: str, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:
-    """Return sbatch's sentence on when and where a job would start; submit nothing.
+    """Ask sbatch when and where a job would start, and return its answer; submit nothing.
 
     Args:
         script: the text of the job script.
@@ -150,7 +152,7 @@ def would_start(
 
 ASK_EVERY_S = 30.0  # seconds between two calls of squeue; some sites forbid more frequent calls
 QUEUE_TIMEOUT_S = 5.0
-BATCH_SCHED_DELAY_S = 3  # Slurm's default
+BATCH_SCHED_DELAY_S = 3  # Slurm's default for batch_sched_delay
 
 # `--states=all` also lists the jobs that ended in the last minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
@@ -166,7 +168,7 @@ class QueuedJob:
     """A job or an array task in the queue."""
 
     id: str  # the job's id as Slurm shows it: 12, or 12_3 for an array task
-    raw_id: str  # the job's own id; for an array task it differs from `id`
+    raw_id: str  # Slurm's number for the job or array task, such as 15
     state: str  # such as RUNNING
     reason: str  # the reason for the state, such as Priority
     elapsed_s: float  # seconds since the last start
@@ -190,15 +192,15 @@ class QueuedJob:
 
 
 class Queue:
-    """The user's jobs in the queue; squeue is called at most once in `every_s` seconds."""
+    """The user's jobs in the queue. The class calls squeue at most once in `every_s` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # why squeue does not answer; None if it does or is missing
+        self.problem: str | None = None  # why squeue did not answer; None without a failed call
         self._jobs: list[QueuedJob] | None = None
-        self._lock = threading.Lock()  # other threads wait for a call of squeue
+        self._lock = threading.Lock()  # while one thread calls squeue, other threads wait
 
     def jobs(self) -> list[QueuedJob] | None:
         """Return all jobs of the user; None if squeue is missing or does not answer."""
@@ -227,7 +229,7 @@ def first_look_s(settings: Mapping[str, str]) -> float:
 
 
 def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
-    """Return the jobs with these ids, by one call of squeue; none if squeue does not answer."""
+    """Return the jobs with these ids, from one call of squeue; empty if squeue does not answer."""
     try:
         return parse_jobs(ask(*SQUEUE, f"--jobs={','.join(job_ids)}", timeout_s=QUEUE_TIMEOUT_S))
     except (InputError, RunError, OSError):
@@ -261,20 +263,24 @@ def find_job(
 
     Args:
         jobs: the user's jobs.
-        raw_id: the job's id in the run's heartbeat; None if the heartbeat contains none.
-        shown_id: the job's id as Slurm shows it, from the heartbeat or the run's folder name.
+        raw_id: Slurm's number for the job, from the run's heartbeat; None if there is none.
+        shown_id: the job's id as Slurm shows it, from the heartbeat or the name of the folder.
     """
     by_name = [job for job in jobs if job.id == shown_id]
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Waiting tasks of an array share a raw id, so for array tasks `shown_id` must match too. For
-    # other jobs `shown_id` need not match, because such a job may continue an array task's run.
+    # For an array task, `shown_id` must match too, because waiting tasks of an array share a raw
+    # id. For a job without an array, `shown_id` need not match: the job may continue a run that an
+    # array task began.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 
 
 def training_script(job: QueuedJob) -> tuple[str, str, list[str]] | None:
-    """Return the project's folder, <name> and the arguments if the job runs `slurm/<name>.sh`."""
+    """Return the project's folder, <name> and the arguments of a job that runs `slurm/<name>.sh`.
+
+    For any other job, return None.
+    """
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2], (found[3] or "").split()) if found else None

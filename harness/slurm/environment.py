@@ -24,25 +24,26 @@ OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUN
 # Variables that users set for interactive use. With these variables, Slurm's programs may hide
 # jobs, ask for confirmation, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
-# Variables of the job that calls sbatch; the new job would inherit them.
+# Variables of a job that calls sbatch. They are hidden from sbatch, because otherwise the new job
+# would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
-# These variables contain the job's requests for GPUs. While they are set, srun makes the same
-# requests for each job step.
+# These variables contain the job's requests for GPUs. While they are set, srun repeats the requests
+# for each job step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the job's sbatch options, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
-BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
+BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job; the job script exports this variable
 SITE = "slurm/site.sh"  # ignored by git
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
-# Fields of `scontrol show job` with requests for GPUs (TresPerNode, …), and the options that set
-# them. Examples of values: gres/gpu:a100:2,gres/disk:9 and cpu=4,gres/gpu=2. A value without a
-# number requests one GPU.
+# Fields of `scontrol show job` with requests for GPUs (TresPerNode, …), and the sbatch options that
+# set these fields. A field has a value such as `gres/gpu:a100:2,gres/disk:9` or
+# `cpu=4,gres/gpu=2`. If the value states no number of GPUs, the job requests one GPU.
 TRES = {"Node": "--gpus-per-node", "Task": "--gpus-per-task", "Socket": "--gpus-per-socket",
         "Job": "--gpus"}  # fmt: skip
 GPUS_OF_TRES = re.compile(r"\bgpu(?:[:=](?!\d+(?:,|$))([^:=,]+))?(?:[:=](\d+))?(?=,|$)")
 
-# Unless this variable is 1, no model trains on several nodes: TensorFlow's servers listen on every
-# network interface, do not authenticate their clients, and are made for private networks
+# A model trains on several nodes only if this variable is 1, because TensorFlow's servers listen on
+# every network interface, do not authenticate their clients, and are made for private networks
 # (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 NETWORK_RISK = (
@@ -66,7 +67,7 @@ class SlurmEnvironment:
     step: str  # number of the job step, empty outside of a step
     num_tasks: int  # number of tasks in the job step, 1 outside of a step
     rank: int  # rank of this process in the job step, from 0
-    node: str  # this node's name in Slurm; a test cluster's nodes share one host name
+    node: str  # this node's name in Slurm, which may differ from its host name
     node_list: str  # the nodes of the job step or else of the job, such as n[08-10]
     nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
     submit_host: str  # the host on which sbatch or salloc ran, often a login node
@@ -74,7 +75,7 @@ class SlurmEnvironment:
     is_batch: bool  # whether a job script of the harness runs this process; False under salloc
     max_requeues: int  # largest number of successive requeues without a new step
     retries_memory: bool  # whether to request more memory after the job ran out of memory
-    is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
+    is_submitted: bool  # whether `harness submit` submitted the job; it removes conflicting options
     log: str | None  # the job's log file, if a job script exported its path
     flags: str  # the job's sbatch options, quoted for a shell
     first_job_id: str  # id of the job that began the run
@@ -117,7 +118,7 @@ class SlurmEnvironment:
             variables={
                 name: value
                 for name, value in sorted(environment.items())
-                # With the job's token, a reader of the record could control the job.
+                # Leave out the job's token: a reader of the run's record could control the job.
                 if name.startswith("SLURM_") and "JWT" not in name
             },
         )
@@ -133,10 +134,14 @@ class SlurmEnvironment:
 
 
 def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the seed of this array task: a listed seed, else its index; None outside of arrays."""
+    """Return the seed of this array task; None outside of an array.
+
+    The seed comes from the list HARNESS_ARRAY_SEEDS. If the list has no seed for the task, the seed
+    is the task's index.
+    """
     task = environment.get(OF_ARRAYS[1])
     listed = dict(enumerate(environment.get(ARRAY_SEEDS, "").split(), 1))
-    # The list may belong to another, shorter array, if a shell exported it.
+    # The list may be too short: a user's shell may have exported the list of another array.
     return listed.get(int(task), task) if task else None
 
 
@@ -154,7 +159,8 @@ def _whole(variables: Mapping[str, str], name: str) -> int | None:
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
     """Return the number of CPUs that this process may use.
 
-    The number is the smallest of the CPU affinity, the job's CPUs per task and HARNESS_CPUS.
+    The number is the smallest of the number of CPUs in the affinity mask, the job's CPUs per task
+    and HARNESS_CPUS.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
@@ -212,7 +218,7 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
     tasks = variables.get("SLURM_NTASKS")  # set only for --ntasks and --ntasks-per-…
     memory = {"mem-per-cpu": known.get("MinMemoryCPU"), "mem": known.get("MinMemoryNode")}
     if per_gpu := re.search(r"gpu:(\d+)$", known.get("MemPerTres", "")):
-        memory = {"mem-per-gpu": f"{per_gpu[1]}M"}  # Slurm also shows MinMemoryNode=0
+        memory = {"mem-per-gpu": f"{per_gpu[1]}M"}  # drops MinMemoryNode=0, which Slurm adds
     requested = {
         "partition": known.get("Partition"),
         "account": known.get("Account"),
@@ -252,7 +258,7 @@ def _gres_of(known: Mapping[str, str], variables: Mapping[str, str]) -> dict[str
 
 
 def gpu_requests(known: Mapping[str, str]) -> list[tuple[str, str, int]]:
-    """Return a job's requests for GPUs: the sbatch option, the GPUs' type or "", their number.
+    """Return the requests for GPUs as tuples: sbatch option, GPU type or "", number of GPUs.
 
     Args:
         known: the fields of `scontrol show job`.
@@ -261,7 +267,7 @@ def gpu_requests(known: Mapping[str, str]) -> list[tuple[str, str, int]]:
         (option, kind, int(num or 1))
         for of, option in TRES.items()
         for kind, num in GPUS_OF_TRES.findall(known.get(f"TresPer{of}", ""))
-        if num != "0"  # as for --gres=gpu:0
+        if num != "0"  # --gres=gpu:0 requests no GPU
     ]
 
 
@@ -280,7 +286,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """Return the command that continues a run or sweep; in a batch job it submits a new job."""
+    """Return the command that continues a run or sweep, in a batch job by submitting a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.is_batch
     return f"harness {'submit --resume' if as_job else 'resume'} {quoted(folder)}"
@@ -352,10 +358,10 @@ def not_sourced(
 ) -> str:
     """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
 
-    The file is a bash script, so this function reads no values, but searches the file for names.
+    The file is a bash script, so this function reads no values, but only names of variables.
 
     Args:
-        names: the names of the settings that are needed; by default all that the file exports.
+        names: the names of the settings to look for; by default those that the file exports.
     """
     try:
         text = (project / SITE).read_text(errors="replace")
@@ -374,7 +380,7 @@ def check_trusted_network(num_nodes: int) -> None:
     """Refuse to train one model on several nodes of a network that is not trusted.
 
     Raises:
-        InputError: for several nodes, unless HARNESS_TRUSTED_NETWORK is 1.
+        InputError: if there are several nodes and HARNESS_TRUSTED_NETWORK is not 1.
     """
     if num_nodes > 1 and os.environ.get(TRUSTED_NETWORK) != "1":
         hint = not_sourced([TRUSTED_NETWORK])

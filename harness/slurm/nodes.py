@@ -2,10 +2,10 @@
 
 The workers communicate through a private folder beside the run's folder; each start of a job step
 creates a new folder. TensorFlow waits an hour for a missing worker, so each worker first writes its
-address into the folder and waits until all addresses are there. The first worker, the chief, also
+address into the folder and waits until it finds all addresses. The first worker, the chief, also
 writes its execution plan (how steps are computed) and its newest checkpoint into the folder; the
 other workers read these files. A worker that ends writes a report. TensorFlow's heartbeats detect a
-worker that died; a training process's watchdog detects a worker that hangs.
+worker that died. The watchdog of each training process detects a worker that hangs.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ class WorkerGroup:
     def join(
         cls, allocation: SlurmEnvironment, parent: Path, purpose: str, join_s: float = JOIN_S
     ) -> "WorkerGroup":
-        """Wait for the other workers of this job step.
+        """Wait for the other workers of this job step, and return the group of workers.
 
         Args:
             allocation: a job step with one task on each of several nodes.
@@ -85,7 +85,7 @@ class WorkerGroup:
             join_s: the seconds to wait for the other workers.
 
         Raises:
-            RunError: if workers do not arrive, or if their `purpose` differs.
+            RunError: if a worker does not arrive within `join_s`, or has another `purpose`.
             InputError: if two workers share a node, HARNESS_INTERFACE does not exist, or the folder
                 belongs to another user.
         """
@@ -125,15 +125,15 @@ class WorkerGroup:
                 return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.node}: no worker arrived from {', '.join(missing)}; check that a "
-                    f"task started there, and that it sees {self.folder.parent}"
+                    f"{self.node}: no worker arrived from {', '.join(missing)}; check that srun "
+                    f"started a task on each node, and that all nodes see {self.folder.parent}"
                 )
             time.sleep(POLL_S)
 
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """Send the chief's `content` to every worker, and return the chief's content.
+        """Send the chief's `content` to all workers; return this content on every worker.
 
         The other workers call this method without `content`, and wait for the chief.
 
@@ -166,7 +166,7 @@ class WorkerGroup:
                 raise RunError(f"the worker on {self.nodes[rank]} failed: {report.get('text')}")
 
     def explain(self) -> None:
-        """Wait `REPORT_S` for another worker's report, which may explain TensorFlow's error.
+        """Wait REPORT_S seconds for a worker's report, which may explain TensorFlow's error.
 
         Raises:
             RunError: if a worker has failed; the error contains the worker's reason.
@@ -189,7 +189,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def limited(self, limit_s: float) -> Iterator[None]:
-        """End this process if a worker fails, or if the `with` block takes more than `limit_s`."""
+        """End this process if a worker fails, or if the `with` block lasts over `limit_s` s."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -229,8 +229,8 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
-            # srun kills the job step soon after the first of its tasks has ended. So this worker
-            # waits while the chief still writes.
+            # This worker waits while the chief still writes, because srun kills the job step soon
+            # after the first of its tasks has ended.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
@@ -278,22 +278,22 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            # An earlier start that lost a node did not remove its folder.
+            # If an earlier start of the job lost a node, the folder of that start still exists.
             for old in parent.iterdir():
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise RunError(f"{folder}: can't be created: {error.strerror}; check its disk") from None
+        raise RunError(f"{folder}: can't be created: {error.strerror}; check the disk") from None
     if status.st_uid != os.getuid():
-        raise InputError(f"{folder}: belongs to {owner_name(status.st_uid)}; remove it")
+        raise InputError(f"{folder}: belongs to {owner_name(status.st_uid)}; remove this folder")
     return folder
 
 
 def free_port(ports: Sequence[int]) -> int:
-    """Return a random port that is free on all addresses; another process may still take it.
+    """Return a random port that is free on all addresses; another process may take it later.
 
     Raises:
-        RunError: if no port is free.
+        RunError: if none of NUM_TRIES random ports is free.
     """
     is_dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if is_dual else socket.AF_INET
@@ -318,5 +318,6 @@ def interface_address(name: str) -> str:
             return each.address
     known = ", ".join(sorted(interfaces))
     raise InputError(
-        f"{INTERFACE} {name}: no such interface with an IPv4 address; this node has {known}"
+        f"{INTERFACE} {name}: this node has no such interface with an IPv4 address; use one of: "
+        f"{known}"
     )

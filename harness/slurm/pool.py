@@ -89,15 +89,17 @@ def allocate_slots(
     a recurrent network are too small to be divided among threads.
 
     Args:
+        allocation: the Slurm job; None to use this machine.
         num_workers: the number of workers; by default `workers_per_gpu` per GPU, or one per CPU.
         workers_per_gpu: the number of workers that share a GPU.
         option: the name of the command-line option for `workers_per_gpu`, for error messages.
-        devices: `cpu` places all workers on CPUs.
+        devices: `cpu` to place all workers on CPUs; None to use GPUs if there are any.
         at_most: the largest number of slots.
-        process_gb: the memory that a worker needs; it limits the default of `num_workers`.
+        process_gb: the host memory in GB that a worker needs; limits the default of
+            `num_workers`.
 
     Raises:
-        InputError: if there are more workers than room for them, or no GPU to share.
+        InputError: if the nodes have no room for all workers, or if there is no GPU to share.
         RunError: if scontrol does not list the names of the nodes.
     """
     nodes: Sequence[str | None] = client.node_names(allocation) if allocation else [None]
@@ -113,10 +115,11 @@ def allocate_slots(
     wanted = num_workers or room
     if (allocation or gpus) and wanted > room:
         what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
+        what += " each" if len(nodes) > 1 else ""
         more = f", or raise {option}" if gpus else ""
         raise InputError(
             f"--workers {wanted}: there is room for {room} on {len(nodes)} "
-            f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer"
+            f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer workers"
             f"{' or for a larger allocation' if allocation else ''}{more}"
         )
     if process_gb and not num_workers:
@@ -131,10 +134,11 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """Return the srun command of a task on a slot's node; steps share the job's CPUs and GPUs.
+    """Return the srun command that runs a task on a slot's node, beside the job's other steps.
 
-    With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun fails if
-    two of Slurm's memory variables are set, and the shell that called sbatch may have set one.
+    The command turns CPU binding off, because otherwise all steps would use the job's first CPUs.
+    The command sets --mem, because otherwise srun fails if two of Slurm's memory variables are set,
+    and the shell that called sbatch may have set one of them.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in refused_options() else ["--mem=0"]
@@ -167,9 +171,9 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 
 POLL_S = 0.2
 LOOK_S = 2.0  # seconds between two checks for cancelled tasks
-# Seconds to wait until a process has saved after a signal. Less than 90, because Slurm's warning
-# comes 90 s before the time limit; more than the default of HARNESS_STOP_S, after which a process
-# ends unsaved.
+# Seconds to wait until a process has saved after a signal. SAVE_S is less than 90, because Slurm
+# warns a job 90 s before the time limit. SAVE_S is more than the default of HARNESS_STOP_S: a run
+# that can't save ends HARNESS_STOP_S seconds after the signal.
 SAVE_S = 75.0
 KILL_S = 10.0  # seconds to wait until srun has killed its step
 
@@ -188,7 +192,7 @@ def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[by
 
 @dataclass(eq=False)
 class ManagedProcess:
-    """A named process with a log; it may be restarted."""
+    """A named process with a log; the process can be restarted."""
 
     name: str  # unique in its pool
     slot: Slot | None  # None for a process that is never a job step
@@ -246,7 +250,7 @@ class ProcessPool:
                 process.popen.wait()
 
     def start(self, process: ManagedProcess, args: Sequence[str]) -> None:
-        """Start or restart a process; under Slurm, it is a job step on its slot's node."""
+        """Start or restart a process; under Slurm, the process is a job step on the slot's node."""
         if process not in self.processes:
             self.processes.append(process)
         if self._in_steps and process.slot:
@@ -362,7 +366,7 @@ def run_tasks(
         finally:
             pool.ask_to_save(pool.processes, stop.signal or signal.SIGTERM)
     if failures:
-        raise RunError(f"{len(failures)} of {len(tasks)}: {'; '.join(failures)}")
+        raise RunError(f"{len(failures)} of {len(tasks)} failed: {'; '.join(failures)}")
 
 
 def _failure(process: ManagedProcess) -> str:
@@ -396,7 +400,7 @@ def run_printed(*args: str) -> None:
         InputError, Interrupted, RunError: if the command fails. The command's exit code determines
             which error is raised. The message is the command's last line, or names the signal that
             ended the command.
-        KeyboardInterrupt: after Ctrl-C, once the command has saved and ended.
+        KeyboardInterrupt: after Ctrl-C, when the command has saved and ended.
     """
     process = _start(child_args(*args), subprocess.PIPE)
     with process:

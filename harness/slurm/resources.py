@@ -20,8 +20,8 @@ NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"  # settings of t
 # Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# A job that continues a run does not repeat these options: three of them apply once, and the number
-# of nodes comes from the record of the run.
+# A job that continues a run does not repeat these options of the run's previous job: three of them
+# apply once, and the number of nodes comes from the run's record.
 ONCE = ("dependency", "hold", "begin", "nodes")
 LETTERS = {
     "-G": "gpus",
@@ -104,11 +104,12 @@ def compose(
         header: the options in the script's `#SBATCH` lines.
         args: the user's options, apart from `--gpus`.
         gpus: the value of `--gpus`, per node; if None, the site's or the script's request remains.
-        environment: the site's variables for sbatch, and the options that it refuses or demands.
+        environment: the site's variables: those for sbatch, HARNESS_SBATCH_NEVER and
+            HARNESS_SBATCH_ALWAYS.
 
     Raises:
         InputError: if the user's request for GPUs needs an option that the site refuses, or if
-            HARNESS_SBATCH_NEVER is wrong.
+            HARNESS_SBATCH_NEVER is invalid.
     """
     site, never = site_options(environment), refused_options(environment)
     args = [_gpu_arg(gpus, site), *args] if gpus else args
@@ -127,7 +128,7 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     """Return the sbatch option that requests `gpus` on each node.
 
     The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If `gpus`
-    contains no GPU type, the GPU type in the site's variables is added.
+    contains no GPU type, the option requests the GPU type in the site's variables, if there is one.
     """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
@@ -145,9 +146,10 @@ def names_of(args: Iterable[str]) -> set[str]:
 
 
 def override(options: Iterable[str], by: Sequence[str]) -> list[str]:
-    """Return sbatch options, followed by those in `by`, which replace others for the same resource.
+    """Return `options` without those that `by` replaces, followed by the options in `by`.
 
-    For example, `--gpus-per-node` replaces `--gres`: Slurm would obey both.
+    An option replaces all options for the same resource. For example, `--gpus-per-node` replaces
+    `--gres`, because Slurm would obey both.
     """
     names = names_of(by)
     replaced = {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
@@ -182,7 +184,7 @@ MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 WARNING_S = 90  # seconds from Slurm's warning to the time limit; set by --signal in the scripts
-SHORT_S = 300  # seconds; a shorter time limit of a job causes a warning
+SHORT_S = 300  # a time limit of a job below SHORT_S seconds causes a warning
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def array_spec(seeds: Sequence[int]) -> str:
-    """Write sorted seeds as a value of `--array`, such as `1-3,7`."""
+    """Return sorted seeds as a value of `--array`, such as `1-3,7`."""
     spans: list[list[int]] = []
     for seed in seeds:
         if spans and seed == spans[-1][1] + 1:

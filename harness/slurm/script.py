@@ -57,9 +57,9 @@ class Request:
 
     project: Path
     runs: Path  # the absolute path of the folder of runs
-    home: Path  # the code that the jobs run: a snapshot, or the project before its snapshot exists
+    home: Path  # folder of the jobs' code: a snapshot, or the project until the snapshot exists
     jobs: tuple[Wanted, ...] = ()
-    compares: bool = False  # whether another job compares the runs
+    compares: bool = False  # whether one more job compares the runs at the end
     array_size: int = DEFAULT_ARRAY_SIZE  # MaxArraySize; each array index must be smaller
     first_look_s: float = 0.0  # seconds until Slurm first tries to start a new job
 
@@ -83,7 +83,7 @@ class SbatchJob:
     @property
     def command(self) -> list[str]:
         """The sbatch command."""
-        # The arguments already contain the options that the site's variables set.
+        # Hide the site's variables from sbatch, because `self.args` already contain their options.
         sbatch = client.sbatch_args([*site_options()])
         logs = str(self.request.runs / "logs").replace("%", "%%")
         log = f"{logs}/%x-{'%A_%a' if self.indices else '%j'}.out"
@@ -130,7 +130,7 @@ def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], 
 
 
 def read_header(code: Path, name: str) -> list[str]:
-    """Return the options in the `#SBATCH` lines of a script; a site may have changed them.
+    """Return the options in the `#SBATCH` lines of a script; a site may have changed the lines.
 
     Raises:
         InputError: if the script is missing, or a quote in one of the lines is not closed.
@@ -147,7 +147,7 @@ def read_header(code: Path, name: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: can't be read ({getattr(error, 'strerror', error)}), but the job needs its "
-            "#SBATCH lines; restore it from git, or set HARNESS_HOME to the project"
+            "#SBATCH lines; restore the file from git, or set HARNESS_HOME to the project"
         ) from None
     return drop(options, ("job-name", "output"))  # `harness submit` sets these itself
 
@@ -158,9 +158,10 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: the request; its paths are exported.
+        request: the request; the script exports the paths in it.
         variables: other environment variables to export.
-        call: the call of `supervise`, a function in slurm/common.sh that runs and requeues the job.
+        call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
+            and requeues the job.
     """
     exports = {"HARNESS_RUNS": str(request.runs)}
     for name in (*FOLDERS, *OTHERS):
@@ -187,7 +188,7 @@ def render_script(
 
 
 def job_environment(project: Path) -> Path:
-    """Return the Python environment of a job: HARNESS_VENV, the active environment, or .venv."""
+    """Return a job's Python environment: HARNESS_VENV, the active environment, or .venv."""
     if named := os.environ.get("HARNESS_VENV"):
         return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
@@ -205,7 +206,7 @@ def script_of(job: Job | SearchSpec) -> str:
 
 
 def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
-    """Compose a job for sbatch: a run, an array with a seed per task, or a search.
+    """Compose a job for sbatch: a run, runs with several seeds, or a search.
 
     Raises:
         InputError: if there are too many seeds for one array at this site.
@@ -247,13 +248,14 @@ def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
 def comparison_submission(trainings: Mapping[str, SbatchJob], request: Request) -> SbatchJob:
     """Compose the comparison job, which starts when all training jobs have ended.
 
-    The comparison has the sbatch flags of the first training job, but requests no GPUs or memory.
+    The comparison job has the user's sbatch options for the first training job, except the requests
+    for GPUs and memory: it requests the memory in the header of slurm/compare.sh.
 
     Args:
         trainings: the training jobs, with their job ids as keys.
         request: the request with the training jobs.
     """
-    # The comparison job expands these patterns of run folders, because no folder exists yet.
+    # The comparison job expands these patterns, because the runs' folders do not exist yet.
     patterns = [
         f"{escape(str(request.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()

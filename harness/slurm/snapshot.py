@@ -52,16 +52,18 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         return project
     names, _ = code_files(project, runs)
     version = code_version(project, runs)
-    copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
+    copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed when its hash is known
     try:
         copy.mkdir(parents=True)
         if (status := copy.parent.stat()).st_uid == os.getuid():
-            # Others may add submissions, but may not replace the code of a waiting job.
+            # With the sticky bit, other users may add submissions, but may not replace the code of
+            # a waiting job.
             copy.parent.chmod(status.st_mode | stat.S_ISVTX)
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # slurm/site.sh may be a relative symbolic link, which is valid only in the project.
+            # Copy the content of slurm/site.sh even if it is a symbolic link, because a relative
+            # link is valid only in the project.
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
@@ -89,7 +91,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
 
 def left_out(project: Path, runs: Path) -> Iterator[str]:
-    """Yield one line with the files that look like secrets, if there are any.
+    """Yield one line that lists the files that look like secrets, or nothing if there are none.
 
     Raises:
         InputError: as for `code_files`.
@@ -147,7 +149,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
     """Return a checksum of the kinds and contents of files.
 
-    A file may be missing, since a scratch disk may delete old files of a snapshot.
+    A missing file is no error, because a scratch disk may delete old files of a snapshot.
     """
     # The hash depends on the user's id, because users trust only their own snapshots.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())

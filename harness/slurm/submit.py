@@ -1,7 +1,7 @@
 """Submit jobs to sbatch with a snapshot of the code.
 
-`<runs>/.submissions/<time>-<job>/` contains the script and a job file with every key, so later
-edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists runs and logs of a job.
+`<runs>/.submissions/<time>-<job>/` contains a job's script and a job file with every key, so later
+edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists a job's runs and logs.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def make_request(
 
 
 def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False) -> Request:
-    """Return the request for these jobs after checking each of them.
+    """Check each job, and return a request to submit the jobs.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -96,7 +96,7 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
         # TensorFlow server to the network, so HARNESS_TRUSTED_NETWORK need not be set.
         if isinstance(each.job, Job) and not each.pack:
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # if one of several runs is killed, the job may continue
+        elif each.resources.retry_memory:  # a job with several runs may survive the kill of one run
             raise InputError(
                 "--retry-memory: works only for jobs with one run; omit this option, and request "
                 "more memory with --mem"
@@ -146,10 +146,10 @@ def doubts(request: Request) -> Iterator[str]:
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         fate = "train on the packaged SAMPLE; to get the dataset, run: harness data fetch"
         if named_folder():
-            fate = "end with an error; put the dataset there, or unset HARNESS_DATA"
+            fate = "end with an error; put the dataset into this folder, or unset HARNESS_DATA"
         yield (
-            f"found no full dataset in {' or '.join(map(str, folders))}; unless the job's node has "
-            f"the dataset, the job will {fate}"
+            f"found no full dataset in {' or '.join(map(str, folders))}; if the job's node has no "
+            f"dataset either, the job will {fate}"
         )
     yield from left_out(request.project, request.runs)
     if request.runs.is_dir() and others_can_write(request.runs.stat()):
@@ -191,9 +191,10 @@ def _each(request: Request, send: Callable[[SbatchJob], str]) -> Iterator[tuple[
 
 
 def _check_start(planned: SbatchJob) -> None:
-    """Ask sbatch whether it accepts a job, before anything is written to the folder of runs."""
+    """Ask sbatch whether it accepts a job, before `submit` writes into the folder of runs."""
     try:
-        # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
+        # Ignore this error: if all suitable nodes are down, sbatch accepts the job, although
+        # `sbatch --test-only` refuses the job.
         with contextlib.suppress(client.NoNodesError):
             client.would_start(planned.script, *planned.args, unset=[*site_options()])
     except (InputError, RunError) as error:
@@ -217,7 +218,8 @@ def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
     The script of the running job runs the sbatch command outside of the site's container, because
-    the container may lack sbatch. It may lack git too, so the new job runs the code of this job.
+    the container may lack sbatch. The container may lack git too, so the new job runs the code of
+    the running job, without a new snapshot.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
@@ -285,15 +287,15 @@ def _submit(submission: SbatchJob) -> str:
         atomic_write(record, to_json(_record_of(submission, job_id)))
     except (OSError, RunError) as error:
         raise RunError(
-            f"{error}; job {job_id} is in the queue, but harness can't find it without this file; "
-            f"cancel it: scancel {job_id}"
+            f"{error}; job {job_id} is in the queue, but without this file harness can't find the "
+            f"job; cancel the job: scancel {job_id}"
         ) from None
     return job_id
 
 
 def _write(submission: SbatchJob) -> None:
     """Write the script and the job file into the folder of a submission."""
-    # Without the folder `logs`, Slurm drops the log silently.
+    # Create the folder `logs`, because without it Slurm drops the log silently.
     (submission.request.runs / "logs").mkdir(parents=True, exist_ok=True)
     # Other users get no write permission: the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)

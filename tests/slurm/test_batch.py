@@ -14,7 +14,7 @@ WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
 TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts made no step after step 10
 OUT_OF_MEMORY = Ending(137, reached=20, asked_gb=17.2, used_gb=17.1)
-LEAVES = "the job avoids this node from now on; report it to your site"
+LEAVES = "the job avoids this node from now on; report the fault to your site"
 
 # Each case: a start's end, the counters before it, the line for the script, the message's end.
 TABLE = {
@@ -24,7 +24,7 @@ TABLE = {
         Ending(75, signals=WARNED, reached=10),
         TWICE,
         "stop 1",
-        "HARNESS_MAX_REQUEUES is 2); give more --time: see above",
+        "HARNESS_MAX_REQUEUES is 2): see above; give more --time",
     ),
     "preempted, third start without a step": (
         Ending(75, signals=TERMED, preempted=True, reached=10),
@@ -39,7 +39,7 @@ TABLE = {
         "",
     ),
     "time limit at the start": (Ending(140, signals=WARNED, reached=0), NEW, "requeue", ""),
-    "the same, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "see above"),
+    "the same, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "give more --time"),
     "unknown runs": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
     "preempted by CANCEL": (
         Ending(75, signals=TERMED, preempted=True, reached=20),
@@ -118,7 +118,7 @@ TABLE = {
         Ending(134, reached=20),
         NEW,
         "stop",
-        "exit code 134 for the reason above; not requeued",
+        "exit code 134 for the reason above; the job is not requeued",
     ),
     "out of memory": (
         OUT_OF_MEMORY,

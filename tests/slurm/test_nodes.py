@@ -117,7 +117,7 @@ def test_interface_between_the_nodes(runs: Path, monkeypatch: pytest.MonkeyPatch
     assert chief.addresses == worker.addresses
     assert all(address.startswith("127.0.0.1:") for address in chief.addresses)
     monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
-    with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
+    with pytest.raises(InputError, match=r"ib7: this node has no such interface .* lo"):
         join(0, runs)()
 
 

@@ -120,7 +120,7 @@ def test_a_failed_task_stops_no_other(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
         run_tasks(tasks_of(tmp_path, script, "abcd"), TWO, allocation=None, console=Console())
     said = str(error.value)
-    assert said.startswith("3 of 4: ")
+    assert said.startswith("3 of 4 failed: ")
     assert "a: was ended by signal 9" in said
     assert "d: was ended by signal 9" in said
     assert "b: the disk is full" in said
@@ -140,7 +140,7 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
     assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
     monkeypatch.setattr(pool, "visible_gpus", lambda: 2)
-    with pytest.raises(InputError, match="with 2 GPUs; ask for fewer, or raise"):
+    with pytest.raises(InputError, match="with 2 GPUs; ask for fewer workers, or raise"):
         allocate_slots(None, 3)
     for num, options, message in (
         (3, {}, "--workers 3: there is room for 2 on 1 node with 2 GPUs; .* larger alloc"),

@@ -77,7 +77,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     site.unlink()
     harness.environment["HARNESS_DATA"] = str(harness.folder)
     done = harness.run_here(*words)
-    assert "the job will end with an error; put the dataset there, or unset" in done.stderr
+    assert "job will end with an error; put the dataset into this folder, or unset" in done.stderr
     for name in ("imdb.npz", "bin/harness"):
         (harness.folder / name).parent.mkdir(exist_ok=True)
         (harness.folder / name).touch()
@@ -184,7 +184,7 @@ def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.Monk
     done = site.run_here("submit", LSTM)
     assert done.returncode == 1
     assert "No space left on device; job 77 is in the queue" in done.stderr
-    assert done.stderr.endswith("cancel it: scancel 77\n")
+    assert done.stderr.endswith("cancel the job: scancel 77\n")
 
 
 def test_a_later_refusal_leaves_the_earlier_jobs(site: Harness) -> None:

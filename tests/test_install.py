@@ -16,24 +16,15 @@ from tests.slurm.stand_in import TWO_NODES, Project
 
 # A build backend that needs no setuptools, so the tests can use pip itself.
 BACKEND = """
-import zipfile
+import shutil
 def build_editable(folder, config_settings=None, metadata_directory=None):
-    name = "harness-0-py3-none-any.whl"
-    files = {
-        "harness_stand_in.py": (
-            "import sys\\ndef main():"
-            " print('inside_venv harness x' if sys.argv[1] == 'job-begin' else 'trained')"
-        ),
-        "harness-0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: harness\\nVersion: 0\\n",
-        "harness-0.dist-info/WHEEL": "Wheel-Version: 1.0\\nTag: py3-none-any\\n",
-        "harness-0.dist-info/entry_points.txt": "[console_scripts]\\nharness=harness_stand_in:main",
-        "harness-0.dist-info/RECORD": "",
-    }
-    with zipfile.ZipFile(folder + "/" + name, "w") as wheel:
-        for path, text in files.items():
-            wheel.writestr(path, text)
-    return name
+    return shutil.copy("harness-1-py3-none-any.whl", folder).rpartition("/")[2]
 """
+STAND_IN = {
+    "harness_stand_in.py": "import sys\ndef main():"
+    " print('inside_venv harness x' if sys.argv[1] == 'job-begin' else 'trained')",
+    "harness-1.dist-info/entry_points.txt": "[console_scripts]\nharness=harness_stand_in:main",
+}
 
 UV = """#!/bin/sh
 echo "$@" >>"$UV_CALLS"
@@ -50,19 +41,17 @@ def project(tmp_path: Path) -> Project:
 def locked_wheel(wheels: Path, name: str, files: dict[str, str], mode: int = 0o644) -> str:
     """Write a wheel into a folder; return its line of a lock file."""
     wheels.mkdir(exist_ok=True)
-    wheel = wheels / f"{name}-1-py3-none-any.whl"
-    info = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
-        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": "",
+    wheel, info = wheels / f"{name}-1-py3-none-any.whl", f"{name}-1.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
     }
     with zipfile.ZipFile(wheel, "w") as file:
         for path, text in files.items():
             entry = zipfile.ZipInfo(path)
             entry.external_attr = (stat.S_IFREG | mode) << 16
             file.writestr(entry, text)
-        for path, text in info.items():
-            file.writestr(f"{name}-1.dist-info/{path}", text)
     return f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
@@ -88,7 +77,10 @@ def test_without_a_suitable_python_the_line_has_the_remedy(
 
 
 def test_a_users_environment_is_never_changed(project: Project) -> None:
-    """An environment without the harness is refused each time, one with the harness is used."""
+    """An environment without the harness is refused each time, one with the harness is used.
+
+    The script has no argument except `--setup`.
+    """
     own = project.outside / "own"
     project.executable(own / "bin/python", "#!/bin/sh\n")
     (own / "pyvenv.cfg").touch()
@@ -101,6 +93,9 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
         assert f"{own}: was not made by this script" in line
         assert sorted(own.rglob("*")) == before
     project.executable(own / "bin/harness", "#!/bin/sh\n")
+    result = project.run(project.path / "slurm/common.sh", "--step", env=env)
+    usage = "harness: usage: bash slurm/common.sh --setup\n"
+    assert (result.returncode, result.stderr) == (2, usage)
     program, activate = own / "bin/python", own / "bin/activate"
     source = f"source {activate}"
     for change, ready in ((None, own), (activate.touch, source), (program.unlink, own)):
@@ -125,6 +120,7 @@ def test_a_failed_installation_is_repeated(project: Project) -> None:
     lock = locked_wheel(with_uv, "uv", {"uv-1.data/scripts/uv": UV}, mode=0o755)
     (project.path / "requirements-uv.lock").write_text(lock)
     (project.path / "backend.py").write_text(BACKEND)
+    locked_wheel(project.path, "harness", STAND_IN)
     env = {**project.environment, "HARNESS_VENV": "", "PIP_CONFIG_FILE": os.devnull}
     env |= {"PIP_FIND_LINKS": str(with_uv), "UV_CALLS": str(calls)}
     script = project.path / "slurm/bilstm.sh"
@@ -170,13 +166,6 @@ def test_lock_files_agree() -> None:
     assert any(pin.startswith("setuptools==") for pin in runtime), "the editable install needs it"
     assert runtime < pins("requirements-gpu.lock")
     assert runtime < pins("requirements-test.lock")
-
-
-def test_setup_has_no_other_arguments(project: Project) -> None:
-    """The line shows the usage."""
-    result = project.run(project.path / "slurm/common.sh", "--step")
-    line = "harness: usage: bash slurm/common.sh --setup\n"
-    assert (result.returncode, result.stderr) == (2, line)
 
 
 ENSURE = """source "$1/slurm/common.sh"; VENV=${HARNESS_VENV:-$PROJECT/.venv}

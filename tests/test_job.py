@@ -1,5 +1,6 @@
 """Job files are read, or refused in one line."""
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -87,11 +88,9 @@ def test_a_bad_job_file_is_refused_in_one_line(
 ) -> None:
     """The line names the file, the key, the value, the rule and the nearest valid name."""
     path = write(tmp_path, text)
-    with pytest.raises(InputError) as refusal:
+    pattern = ".*".join(map(re.escape, ("", f"job {path}: ", *said, "")))
+    with pytest.raises(InputError, match=f"^{pattern}$"):
         load_job(path)
-    for part in (str(path), *said):
-        assert part in str(refusal.value)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -12,26 +12,13 @@ from harness.system.files import cache_folder
 from tests.conftest import JOBS
 from tests.report.small_data import small_data
 
-VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a home folder without a dataset, and unset the variables that name other folders."""
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
-
 
 def test_missing_in_names_the_folders_that_a_run_would_search(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folders are the cache and Keras's folder, or only HARNESS_DATA, or none if data exist."""
-    for name in VARIABLES[1:]:
-        monkeypatch.setenv(name, str(home / name.lower()))
-    assert cache_folder() == home / "xdg_cache_home/harness"
-    searched = [home / "xdg_cache_home/harness/imdb", home / "keras_home/datasets"]
+    assert cache_folder() == cache
+    searched = [cache / "imdb", tmp_path / "keras/datasets"]
     assert missing_in() == searched
     for folder, name in zip(searched, ("dataset.json", "imdb.npz"), strict=True):
         folder.mkdir(parents=True)
@@ -39,14 +26,16 @@ def test_missing_in_names_the_folders_that_a_run_would_search(
         assert missing_in() == []
         (folder / name).unlink()
     (searched[1] / "imdb.npz").touch()
-    monkeypatch.setenv("HARNESS_DATA", str(home / "named"))
-    assert missing_in() == [home / "named"]
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "named"))
+    assert missing_in() == [tmp_path / "named"]
 
 
-def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a folder that the user names must be readable."""
-    dataset = small_data(home / ".keras/datasets")
-    closed = home / ("x" * 300)
+def test_an_unreadable_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a folder that the user names must be readable. Keras's folder is in the home folder."""
+    dataset = small_data(tmp_path / ".keras/datasets")
+    closed = tmp_path / ("x" * 300)
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
     assert missing_in() == []
     assert open_dataset(full=True).checksum == dataset.checksum

@@ -1,6 +1,7 @@
 """Sources of a user's texts are read unchanged, or refused in one line."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,10 @@ ROWS = make_rows(100)
 
 
 def refusal(source: Path) -> str:
-    """Return the message that refuses a source."""
-    with pytest.raises(InputError) as refused:
+    """Return the line that refuses a source."""
+    with pytest.raises(InputError, match=f"^data.source {re.escape(str(source))}: .*$") as refused:
         open_source(source)
-    said = str(refused.value)
-    assert said.startswith(f"data.source {source}: ")
-    assert "\n" not in said
-    return said
+    return str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -86,23 +84,21 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path: Path, content: bytes, said
     assert said in refusal(path)
 
 
-def test_a_column_beside_a_table_name_is_refused(tmp_path: Path) -> None:
-    """The column and the name of the table could state different splits."""
-    write_csv(tmp_path / "train.csv", [(*row, "test") for row in ROWS], ("text", "label", "split"))
-    assert "name of the file or of its folder states the split; remove the" in refusal(tmp_path)
-
-
 def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
-    """The line says what a source may be."""
-    write_csv(tmp_path / "reviews.csv", ROWS)
-    assert "no such file or folder; name a table (.csv, .tsv" in refusal(tmp_path / "films")
+    """The line says what a source may be. A column must not repeat the split of a table's name."""
     (tmp_path / "reviews.xlsx").write_bytes(b"PK")
-    assert "should end in .csv, .tsv, .jsonl" in refusal(tmp_path / "reviews.xlsx")
-    assert "can't be read" in refusal(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe.csv")
-    assert "pipe.csv can't be read (it is not a plain file)" in refusal(tmp_path / "pipe.csv")
     (tmp_path / "empty").mkdir()
-    assert "empty/ contains 0 folders" in refusal(tmp_path / "empty")
+    write_csv(tmp_path / "twice/train.csv", [("x", "1", "test")], ("text", "label", "split"))
+    for name, said in (
+        ("films", "no such file or folder; name a table (.csv, .tsv"),
+        ("reviews.xlsx", "should end in .csv, .tsv, .jsonl"),
+        ("x" * 300, "can't be read"),
+        ("pipe.csv", "pipe.csv can't be read (it is not a plain file)"),
+        ("empty", "empty/ contains 0 folders"),
+        ("twice", "name of the file or of its folder states the split; remove the"),
+    ):
+        assert said in refusal(tmp_path / name)
 
 
 def test_a_bad_folder_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pretrained word vectors are read, or refused in one line."""
 
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,8 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
         path = tmp_path / "vectors.txt.gz"
         path.write_bytes(gzip.compress(TEXT.encode()))
     found = open_vectors(path, WORDS, 3)
-    assert dict(zip(found.found.tolist(), found.vectors.tolist(), strict=True)) == {
-        1: [1, 2, 3],
-        0: [0.5, np.float32(-1e-3), 4],
-        2: [5, 6, 7],
-    }
+    vectors = dict(zip(found.found.tolist(), found.vectors.tolist(), strict=True))
+    assert vectors == {1: [1, 2, 3], 0: [0.5, np.float32(-1e-3), 4], 2: [5, 6, 7]}
     assert found.vectors.dtype == np.float32
     assert found.title == f"{path.name}: 3 of 4 words (75.0%)"
     path.write_bytes(gzip.compress(b"the 1 2 3") if form == "gzip" else b"the 1 2 3")
@@ -48,10 +46,8 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
     """The line names the file, the location, the rule and the remedy."""
     path = tmp_path / "vectors.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=f"^model.embeddings {re.escape(str(path))}: .*{said}.*$"):
         open_vectors(path, WORDS, 3)
-    assert str(refused.value).startswith(f"model.embeddings {path}: ")
-    assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

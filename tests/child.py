@@ -19,10 +19,6 @@ from harness.system.processes import own_code_first
 NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
-class ChildError(RunError):
-    """Raised if a child process died or took too long; the caller adds a subject to the message."""
-
-
 @dataclass(frozen=True)
 class Ended:
     """A child process that has ended."""
@@ -68,7 +64,7 @@ def run_process(
         variables: environment variables, in addition to those of this process.
 
     Raises:
-        ChildError: if the command takes longer than `timeout_s`.
+        RunError: if the command takes longer than `timeout_s`; the caller adds a subject.
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -91,7 +87,7 @@ def run_process(
         cpu_s = usage.ru_utime + usage.ru_stime
         ended = Ended(child.returncode, cpu_s, memory_gb, _text(output), _text(errors))
     if wall_s >= timeout_s:
-        raise ChildError(f"took over {timeout_s:.0f} s and was killed")
+        raise RunError(f"took over {timeout_s:.0f} s and was killed")
     return ended
 
 

@@ -4,10 +4,11 @@
 (`Sequential` and `fit` on padded arrays) or with `torch.nn`, and prints a line of JSON.
 """
 
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,6 @@ import numpy as np
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.system.processes import age_s
-from tests.asked_child import answer_request
 
 if TYPE_CHECKING:
     import keras
@@ -35,25 +35,15 @@ class Padded(NamedTuple):
 
 
 def main() -> None:
-    """Answer the request in the first command-line argument."""
-    answer_request(
-        {
-            "notebook": partial(_on_first_reviews, load, by_keras),
-            "torch": partial(_on_first_reviews, load_without_keras, by_torch),
-        }
-    )
-
-
-def _on_first_reviews(
-    read: Callable[..., Padded],
-    train: Callable[..., dict[str, float]],
-    architecture: str,
-    *,
-    data: str | None,
-    limit: int,
-    epochs: int,
-) -> dict[str, float]:
-    return train(architecture, read(data and Path(data), limit), epochs)
+    """Train as the JSON object in the first command-line argument says."""
+    request = json.loads(sys.argv[1])
+    data = request["data"] and Path(request["data"])
+    if request["way"] == "notebook":
+        reviews, train = load(data, request["limit"]), by_keras
+    else:
+        reviews, train = load_without_keras(data, request["limit"]), by_torch
+    found = train(request["architecture"], reviews, request["epochs"])
+    print(json.dumps(found))  # noqa: T201
 
 
 def load(keras_file: Path, limit: int) -> Padded:

@@ -4,6 +4,7 @@ Each process is started as a user starts it. The ways of a comparison take turns
 that other work on the machine affects all of them.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.job.job_file import load_job
 from harness.slurm.environment import visible_gpus
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from tests import asked_child, child
+from tests import child
 from tests.child import Ended
 
 Arg = str | Path
@@ -80,9 +81,8 @@ class Bench:
 
     def baseline(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:
         """Train with `tests.bench.baselines`; `way` is `notebook` or `torch`."""
-        module = "tests.bench.baselines"
         request = {
-            "do": way,
+            "way": way,
             "architecture": architecture,
             "limit": self.settings.reviews,
             "epochs": self.settings.epochs,
@@ -90,13 +90,13 @@ class Bench:
         }
         variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
         variables |= {"CUDA_VISIBLE_DEVICES": ""} if is_for_cpu() else {}
-        try:
-            answer, ended = asked_child.ask(
-                module, request, timeout_s=child.NO_LIMIT_S, **variables
-            )
-        except child.ChildError as error:
-            raise RunError(f"{way} {architecture} {error}") from None
-        return ended, answer
+        message = json.dumps(request, default=str)  # `str` converts paths
+        ended = child.run_module(
+            "tests.bench.baselines", message, timeout_s=child.NO_LIMIT_S, **variables
+        )
+        if ended.code != 0:
+            raise RunError(f"{way} {architecture} {ended}")
+        return ended, json.loads(ended.output.splitlines()[-1])
 
     def keras_file(self) -> Path:
         """Return the dataset as a file in the format of Keras's `imdb.npz`; write it if missing.

@@ -11,12 +11,12 @@ import pytest
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
-from harness.report.baseline import fit_ngrams
+from harness.report.baseline import NgramModel, fit_ngrams
 from harness.report.collect import group_runs, scored_runs
 from harness.report.ensemble import averaged, best_weights
 from tests.conftest import Harness
 from tests.report.finished_runs import noisy, write_finished
-from tests.report.small_data import small_data
+from tests.report.small_data import WORDS, small_data
 
 ALL = ("data.validation_split=0", "train.epochs=2", "train.keep=last")
 
@@ -118,6 +118,7 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
     assert (all_toml["weights_from"], toml["weights_from"]) == (str(part), "")
     assert (result["num_validation"], all_result["num_validation"]) == (10, 0)
     assert not (whole / "validation_predictions.npz").exists()
+    assert {*NgramModel.from_bytes((part / "ngrams.npz").read_bytes()).words} == {*WORDS}
     for folder, run, num in ((part, runs / "v1", 90), (whole, whole_run, 100)):
         linear = fit_ngrams(dataset.train.take(num)).probabilities(dataset.test)[:, 1]
         expected = np.average([arrays(run / "predictions.npz")[0], linear], 0, weights)

@@ -42,7 +42,9 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, the poolings explain 0.04 of the sum of squares of 0.05, and the units 0.01."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *FOUR, finished=True)
-    table = effects(scored_trials(sweep.trials(), sweep.search()), sweep.search())
+    found = scored_trials(sweep.trials(), sweep.search())
+    assert {*effects(found.assign(score=0.5), sweep.search())["explains"]} == {0}
+    table = effects(found, sweep.search())
     assert [*table["key"]] == ["model.pooling"] * 2 + ["model.units"] * 2
     assert [*table["explains"]] == pytest.approx([0.8, 0.8, 0.2, 0.2])
     assert [*table["by chance"]] == pytest.approx([1 / 3] * 4)

@@ -153,12 +153,14 @@ def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    """The folder remains unchanged."""
+    """The folder remains unchanged. A sweep's id is no path."""
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/notes.txt").touch()
     with pytest.raises(InputError, match=r"contains no search.toml, .* choose another --sweep-id"):
         begun(tmp_path / "runs/a")
     assert [path.name for path in (tmp_path / "runs/a").iterdir()] == ["notes.txt"]
+    with pytest.raises(InputError, match="--sweep-id 'a/b': should be letters"):
+        SweepDirectory.new(tmp_path, load_search(JOBS / "tune_lstm.toml"), "a/b")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOSYS, 0])

@@ -1,6 +1,5 @@
 """Real searches with commands, proposers and workers, which are killed, stopped and cancelled."""
 
-import contextlib
 import csv
 import json
 import os
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.system.lenient_json import read_json
@@ -88,17 +88,13 @@ class Sweeps:
         path = f"trials/*/{attempt}/seed1"
         wait_for(lambda: any(self.folder(sweep_id).glob(path)), timeout_s=90)
 
-    def processes(self, option: bytes, sweep_id: str) -> list[int]:
+    def processes(self, option: str, sweep_id: str) -> list[int]:
         """Return the workers and proposers of a search that were started with an option."""
-        folder, module = str(self.folder(sweep_id)).encode(), b"harness.tuning.worker"
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with contextlib.suppress(OSError):
-                words = path.read_bytes().split(b"\0")
-                has_option = any(word.startswith(option) for word in words)
-                if module in words and folder in words and has_option:
-                    stat = path.with_name("stat").read_text().rpartition(")")[2].split()
-                    found[int(path.parent.name)] = int(stat[1])
+        named, found = {"harness.tuning.worker", str(self.folder(sweep_id))}, {}
+        for process in psutil.process_iter(["cmdline", "ppid"]):
+            words = process.info["cmdline"] or []
+            if named <= {*words} and any(word.startswith(option) for word in words):
+                found[process.pid] = process.info["ppid"]
         # A fork has its parent's command line until it executes another program, such as git.
         return [process for process, parent in found.items() if parent not in found]
 
@@ -106,10 +102,10 @@ class Sweeps:
         return [each for each in self.left(sweep_id) if each not in self.proposers(sweep_id)]
 
     def proposers(self, sweep_id: str) -> list[int]:
-        return self.processes(b"--ahead=", sweep_id)
+        return self.processes("--ahead=", sweep_id)
 
     def left(self, sweep_id: str) -> list[int]:
-        return self.processes(b"", sweep_id)
+        return self.processes("", sweep_id)
 
 
 KEYS = ("model.units", "train.learning_rate")

@@ -122,7 +122,7 @@ def worker_request(
 @sweep_app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the leaderboard and the importance of keys; draw a plot."""
-    from harness.tuning.show import show as show_sweep
+    from harness.tuning.leaderboard import show as show_sweep
 
     show_sweep(SweepDirectory.open(folder))
 

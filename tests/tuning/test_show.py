@@ -10,9 +10,19 @@ import pytest
 from matplotlib.image import imread
 
 from harness.job.search import Parameter, short_names
-from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
+from harness.tuning.leaderboard import (
+    MISSING,
+    PLOT,
+    SPREAD,
+    axis_of,
+    comparable,
+    digits_of,
+    effects,
+    parallel_coordinates,
+    scored_trials,
+    show,
+)
 from harness.tuning.protocol import Trial
-from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
 from tests.conftest import PROJECT
 from tests.made_up_runs import write_run
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial

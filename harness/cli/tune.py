@@ -1,7 +1,7 @@
 """`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +22,10 @@ from harness.slurm.environment import resume_command
 from harness.slurm.resources import parse_seeds
 from harness.system.console import Console, echo, quoted
 from harness.tracking.run_dir import RESULT
-from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
+
+if TYPE_CHECKING:
+    from harness.tuning.worker import WorkerRequest
 
 app = typer.Typer()
 sweep_app = typer.Typer(help="Show, use or join a search that harness tune began.")
@@ -72,7 +74,7 @@ def tune(
 def run_sweep(
     sweep: SweepDirectory,
     search: SearchSpec,
-    request: WorkerRequest,
+    request: "WorkerRequest",
     *,
     full: bool = False,
     resumes: bool = False,
@@ -109,9 +111,10 @@ def worker_request(
     data: Path | None,
     workers: int | None = None,
     workers_per_gpu: int = 1,
-) -> WorkerRequest:
+) -> "WorkerRequest":
     """Return a request for workers that each train on one device."""
     from harness.compute.strategy import one_device_each
+    from harness.tuning.worker import WorkerRequest
 
     return WorkerRequest(workers, workers_per_gpu, one_device_each(devices, "trial"), data)
 

@@ -36,10 +36,10 @@ from harness.tuning.leaderboard import (
     result_of,
     same_failure,
 )
-from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.protocol import View, change_stop, follow, running, shown, tell_gone
 from harness.tuning.prune_runs import KeptTrials, Pruned
 from harness.tuning.sweep_dir import SweepDirectory, stop_now
+from harness.tuning.worker import WorkerPool, WorkerRequest
 
 PATIENCE_S = 600.0  # how long a command tries again while the disk fails
 # Time for workers to save before the interruption is recorded. After a signal, Slurm often waits

@@ -13,9 +13,9 @@ from harness.errors import CANCELLED, DiskError, InputError, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.tracking.run_dir import CANCEL, ask_to_cancel
-from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from harness.tuning.tune import Command
+from harness.tuning.worker import WorkerPool, WorkerProcess, WorkerRequest
 from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
 
 

@@ -8,7 +8,8 @@ import pytest
 from harness.errors import InputError, NodeFault, RunError
 from harness.slurm.pool import Slot
 from harness.system.console import Console
-from harness.tuning.pool import (
+from harness.tuning.protocol import MAX_ATTEMPTS
+from harness.tuning.worker import (
     DISK_CODE,
     MAX_ERRORS,
     MAX_FAILURES,
@@ -17,7 +18,6 @@ from harness.tuning.pool import (
     WorkerProcess,
     WorkerRequest,
 )
-from harness.tuning.protocol import MAX_ATTEMPTS
 
 FAILED = RunError.exit_code
 

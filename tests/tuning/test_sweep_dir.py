@@ -18,8 +18,8 @@ from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
-from harness.tuning.pool import WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.worker import WorkerRequest
 from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 

@@ -16,8 +16,8 @@ from harness.system.lenient_json import read_json
 from harness.system.processes import StopRequest
 from harness.tuning import worker
 from harness.tuning.disk import Disk, execute, make_once, to_bytes
-from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
 from harness.tuning.protocol import Attempt, Gone, Trial, View, Worker, gone_file
+from harness.tuning.worker import DISK_CODE, NODE_FAULT_CODE
 from tests.conftest import wait_for
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 

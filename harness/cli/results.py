@@ -183,7 +183,7 @@ def _audit(
     """Audit a run in this process, print the result and save it."""
     import pandas
 
-    from harness.report.text_tables import plain_table
+    from harness.report.summary import plain_table
     from harness.training.audit import audit as audit_run
 
     found = audit_run(folder, epochs=depth, data=data, devices=devices)

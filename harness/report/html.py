@@ -17,7 +17,6 @@ from harness.report.collect import LeftOut, ScoredRun
 from harness.report.plots import pictures_of
 from harness.report.statistics import read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
-from harness.report.text_tables import html_table
 from harness.system.console import printable
 from harness.system.files import check_replaceable, replaced_directory
 from harness.system.lenient_json import table, text
@@ -97,6 +96,16 @@ def render(parts: Sequence[Part], left_out: Sequence[LeftOut], made: str) -> str
         runs=pandas.DataFrame(runs, columns=["run", "job", "seed", "test accuracy"]),
         left_out=pandas.DataFrame(others, columns=["kind", "run", "why"]),
     )
+
+
+def html_table(cells: "pandas.DataFrame", kind: str) -> str:
+    """Return an HTML table of the CSS class `kind`; the first column contains row headings."""
+    import pandas
+
+    first = cells.columns[0]
+    rows = cells.set_index(first).rename_axis(index=None, columns=first)
+    with pandas.option_context("display.max_colwidth", None):
+        return str(rows.to_html(border=0, classes=kind or None))
 
 
 def _section(part: Part) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harness.errors import RunError
 from harness.job.search import Parameter, SearchSpec, short_names
-from harness.report.text_tables import defused, plain_table
+from harness.report.summary import defused, plain_table
 from harness.system.console import log, quoted, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration

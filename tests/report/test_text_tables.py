@@ -3,9 +3,9 @@
 import pandas
 import pytest
 
-from harness.report.text_tables import (
+from harness.report.html import html_table
+from harness.report.summary import (
     defused,
-    html_table,
     latex_table,
     markdown,
     markdown_table,

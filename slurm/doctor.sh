@@ -10,4 +10,5 @@
 home=$(dirname "$0")/..
 [[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$(unset "${!SQUEUE_@}" &&
     timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o | sed -n 's|/slurm/[^/]*\.sh.*||p' | tail -n 1)}
-source "${home:-$SLURM_SUBMIT_DIR}/slurm/common.sh" && supervise doctor "$@"
+source "${home:-$SLURM_SUBMIT_DIR}/slurm/common.sh" || { echo "harness: set HARNESS_HOME to the project" >&2; exit 2; }
+supervise doctor "$@"

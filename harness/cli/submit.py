@@ -33,6 +33,7 @@ from harness.slurm.environment import (
     OF_GPUS,
     SlurmEnvironment,
     array_seed,
+    check_alike,
     check_trusted_network,
     describe_given,
     not_sourced,
@@ -254,6 +255,8 @@ def job_begin(
     """
     known = shown_values(_shown())
     allocation = SlurmEnvironment.from_environment()
+    if job and allocation:
+        check_alike(allocation)
     planned = plan(kind, words or [], str(runs), allocation if job else None, array_seed())
     unmet = unmet_request(allocation, known) if allocation and job else None
     if unmet and allocation:

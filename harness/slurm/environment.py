@@ -376,6 +376,19 @@ def not_sourced(
     return f"{SITE} sets {', '.join(found)}, which this shell lacks; run: source {SITE}"
 
 
+def check_alike(allocation: SlurmEnvironment) -> None:
+    """Refuse a heterogeneous job, whose parts may have different nodes and GPUs.
+
+    Raises:
+        InputError: if the job has several parts.
+    """
+    if (_whole(allocation.variables, "SLURM_HET_SIZE") or 1) > 1:
+        raise InputError(
+            f"job {allocation.job_id}: is heterogeneous, but a run needs equal nodes; submit each "
+            "part as a job, without `:` among sbatch's options and without #SBATCH hetjob"
+        )
+
+
 def check_trusted_network(num_nodes: int) -> None:
     """Refuse to train one model on several nodes of a network that is not trusted.
 

@@ -121,11 +121,13 @@ def test_a_script_finds_its_project(
 
 @pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
 def test_without_a_project_a_line_names_the_missing_file(project: Project, name: str) -> None:
-    """Bash itself prints the message."""
+    """Bash itself prints this line; another line names the setting."""
     write_program(project.commands / "squeue", "exit 1")
     result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
-    assert result.returncode == 1
-    assert f"{project.outside}/slurm/common.sh: No such file" in result.stderr.splitlines()[-1]
+    assert result.returncode == 2
+    missing, remedy = result.stderr.splitlines()[-2:]
+    assert f"{project.outside}/slurm/common.sh: No such file" in missing
+    assert remedy == "harness: set HARNESS_HOME to the project"
 
 
 def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
@@ -137,6 +139,14 @@ def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
     done = subprocess.run(["/bin/bash", "slurm/bilstm.sh"], env=env, cwd=project.path, timeout=60)
     assert done.returncode == 0
     assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"
+
+
+def test_a_heterogeneous_job_is_refused(project: Project) -> None:
+    """Its parts may have different nodes and GPUs."""
+    result = project.run(project.spool(), env=project.slurm(SLURM_HET_SIZE="2"))
+    assert result.returncode == 2
+    assert "is heterogeneous" in result.stderr.splitlines()[-1]
+    assert not project.note.exists()
 
 
 def test_a_script_that_is_called_in_a_job_is_interactive(project: Project) -> None:

@@ -67,7 +67,10 @@ def submit(
     ] = None,
     overrides: Overrides = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="one run per seed: 1-5 or 1,3,7")
+        str | None,
+        typer.Option(
+            metavar="LIST", help="one run per seed: 1-5 or 1,3,7; 1-200%10: ten at a time"
+        ),
     ] = None,
     gpus: Annotated[
         str | None, typer.Option(metavar="[TYPE:]N", help="GPUs per node: 2, a100:2, 0 = none")
@@ -164,7 +167,9 @@ def _submit(request: Request) -> None:
         submitted[job_id] = submission
         _print_submitted(job_id, submission)
     first_id, first = next(iter(submitted.items()))
-    echo(f"code  {first.request.home}")
+    home = first.request.home
+    sizes = [path.stat().st_size for path in home.rglob("*") if path.is_file()]
+    echo(f"code  {home} ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB)")
     run = quoted(first.run_folders(first_id)[0])
     is_default = request.runs == default_runs().absolute()
     elsewhere = "" if is_default else f" --runs {quoted(request.runs)}"

@@ -6,8 +6,8 @@ This module writes no file and calls no program.
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from glob import escape
 from pathlib import Path
@@ -47,6 +47,7 @@ class Wanted:
     resources: Resources
     seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
+    at_most: str = ""  # %N: at most N tasks of an array run at a time
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
     is_begun: bool = True  # whether the folder to continue (`resumes`) already exists
 
@@ -108,22 +109,29 @@ class SbatchJob:
         return [f"-seed{seed}" for seed in self.seeds] if self.is_packed else [""]
 
 
+def arrays_of(wanted: Wanted, array_size: int) -> Iterator[Wanted]:
+    """Yield a request, as several requests if its seeds need several arrays at this site.
+
+    Args:
+        wanted: the request.
+        array_size: MaxArraySize. If a site forbids arrays, each seed becomes a job.
+    """
+    seeds, most = wanted.seeds or (), max(1, array_size - 1)
+    if wanted.pack or len(seeds) <= most:
+        yield wanted
+        return
+    for first in range(0, len(seeds), most):
+        yield replace(wanted, seeds=seeds[first : first + most])
+
+
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
     """Return the indices of an array's tasks, and the variables that the job's script exports.
 
     The index of a task is its seed, unless a seed is too large for MaxArraySize. In that case, the
     indices are 1, 2, ... and HARNESS_ARRAY_SEEDS lists the seeds.
-
-    Raises:
-        InputError: if there are too many seeds for one array at this site.
     """
     if len(seeds) < 2:
         return (), {}
-    if len(seeds) >= array_size:
-        raise InputError(
-            f"--seeds: {len(seeds):,} seeds are too many, because MaxArraySize of this site is "
-            f"{array_size:,}; give --pack, or submit at most {max(1, array_size - 1):,} at once"
-        )
     if max(seeds) < array_size:
         return seeds, {}
     return tuple(range(1, len(seeds) + 1)), {ARRAY_SEEDS: " ".join(map(str, seeds))}
@@ -206,11 +214,7 @@ def script_of(job: Job | SearchSpec) -> str:
 
 
 def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
-    """Compose a job for sbatch: a run, runs with several seeds, or a search.
-
-    Raises:
-        InputError: if there are too many seeds for one array at this site.
-    """
+    """Compose a job for sbatch: a run, runs with several seeds, or a search."""
     job, seeds, resources = wanted.job, wanted.seeds or (), wanted.resources
     is_search = isinstance(job, SearchSpec)
     single = job.job if isinstance(job, SearchSpec) else job
@@ -227,7 +231,7 @@ def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
     elif wanted.resumes:
         call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:
-        args.insert(0, f"--array={array_spec(indices)}")
+        args.insert(0, f"--array={array_spec(indices)}{wanted.at_most}")
     elif seeds:
         call += ["--seeds", array_spec(seeds)] if wanted.pack else ["--seed", str(seeds[0])]
     return SbatchJob(

@@ -36,6 +36,7 @@ from harness.slurm.script import (
     Request,
     SbatchJob,
     Wanted,
+    arrays_of,
     comparison_submission,
     job_environment,
     job_submission,
@@ -69,14 +70,25 @@ def make_request(
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
     """
-    chosen = parse_seeds(seeds) if seeds is not None else None
+    chosen, at_most = None, ""
+    if seeds is not None:
+        listed, percent, num = seeds.partition("%")
+        if percent and (pack or not re.fullmatch("[1-9][0-9]{0,4}", num)):
+            raise InputError(
+                f"--seeds {seeds}: after % should be the number of jobs that run at a time, as in "
+                "1-200%10; leave it out with --pack"
+            )
+        chosen, at_most = parse_seeds(listed), percent + num
     if pack and not chosen:
         raise InputError(
             "--pack: trains several seeds in one job; list the seeds, for example: --seeds 1-5"
         )
     project = project_folder()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ARCHITECTURES]
-    jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
+    jobs = [
+        Wanted(_check_job(file, overrides, chosen), resources, chosen, pack, at_most)
+        for file in files
+    ]
     return check_request(jobs, runs, compares=job_file is None)
 
 
@@ -103,13 +115,14 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
             )
     settings = client.read_settings()
     size = settings.get("MaxArraySize", "")
+    array_size = int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE
     return Request(
         project,
         runs.absolute(),
         home=project,
-        jobs=wanted,
+        jobs=tuple(part for each in wanted for part in arrays_of(each, array_size)),
         compares=compares,
-        array_size=int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        array_size=array_size,
         first_look_s=first_look_s(settings),
     )
 

@@ -22,6 +22,7 @@ from harness.slurm.script import (
     Request,
     SbatchJob,
     Wanted,
+    arrays_of,
     comparison_submission,
     job_submission,
     read_header,
@@ -234,14 +235,19 @@ def test_seeds_above_the_largest_index_are_listed(request_: Request) -> None:
 
 
 @pytest.mark.parametrize("array_size", [0, 1, 3])
-def test_more_seeds_than_an_array_holds_are_refused(request_: Request, array_size: int) -> None:
-    """`--pack` needs no array. MaxArraySize is 0 if a site forbids arrays."""
+def test_more_seeds_than_an_array_holds_get_several(request_: Request, array_size: int) -> None:
+    """`--pack` needs no array. MaxArraySize is 0 if a site forbids arrays: each seed gets a job."""
     narrow = dataclasses.replace(request_, array_size=array_size)
-    assert submission(narrow, 3).indices == ()
-    assert submission(narrow, 3, 4, 5, pack=True).indices == ()
-    message = f"3 seeds are too many, .* {array_size}; give --pack"
-    with pytest.raises(InputError, match=message):
-        submission(narrow, 3, 4, 5)
+    job = load_job(JOBS / "lstm.toml")
+    wanted = Wanted(job, Resources(), (3, 4, 5), at_most="%1")
+    parts = [job_submission(each, narrow) for each in arrays_of(wanted, array_size)]
+    assert [each.seeds for each in parts] == (
+        [(3, 4), (5,)] if array_size > 2 else [(3,), (4,), (5,)]
+    )
+    arrays = [arg for each in parts for arg in each.args if arg.startswith("--array")]
+    assert arrays == (["--array=1-2%1"] if array_size > 2 else [])
+    packed = dataclasses.replace(wanted, pack=True)
+    assert list(arrays_of(packed, array_size)) == [packed]
 
 
 def test_packed_seeds_are_one_job(request_: Request) -> None:

@@ -142,6 +142,7 @@ def test_record_and_log_of_a_submitted_job(site: Harness) -> None:
     site.program("sbatch", "echo checking 7 hosts: OK; echo '77;cluster'")
     done = site.run_here("submit", LSTM)
     assert (done.returncode, "job 77: lstm, seed 1\n" in done.stdout) == (0, True), done.stderr
+    assert re.search(r"(?m)^code  .*/code-\w+ \(\d+ files, \d+\.\d MB\)$", done.stdout)
     record = json.loads((site.runs / ".submissions/77.json").read_text())
     assert (record["harness"], record["job_id"], record["resumes"]) == (__version__, "77", False)
     assert record["runs"] == [str(site.runs / "lstm/slurm-77")]

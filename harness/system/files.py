@@ -20,6 +20,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ NO_RECORD = (
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 Content = str | bytes | Callable[[BinaryIO], object]
+SCRATCH = "harness-scratch-"  # the beginning of the name of a temporary folder
+ABANDONED_S = 3600.0  # the smallest age at which a temporary folder may be abandoned
 
 # Owners
 
@@ -429,11 +432,40 @@ def is_of_disk(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """Yield a new private folder in `parent` (default: TMPDIR); remove it after the block."""
-    with tempfile.TemporaryDirectory(
-        prefix="harness-", dir=parent, ignore_cleanup_errors=True
-    ) as name:
+    """Yield a new private folder in `parent`; remove it after the block.
+
+    By default the folder is in TMPDIR, and the folders that killed processes left there are removed
+    first.
+    """
+    if not parent:
+        _remove_abandoned(Path(tempfile.gettempdir()))
+    with (
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as name,
+        contextlib.ExitStack() as stack,
+    ):
+        _lock(Path(name), stack)  # held until this process ends, so that nobody removes the folder
         yield Path(name)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove this user's scratch folders that are an hour old, and that no process has locked."""
+    for folder in parent.glob(f"{SCRATCH}{'[a-z0-9_]' * 8}"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            status = folder.lstat()
+            is_old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
+            if is_old and _lock(folder, stack):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a folder until `stack` closes; False if it is locked, or the disk has no locks."""
+    with contextlib.suppress(OSError):
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(folder, flags)
+        stack.callback(os.close, descriptor)  # releases the lock
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import pytest
 
 from harness.errors import InputError, RunError
 from harness.system.files import (
+    ABANDONED_S,
+    SCRATCH,
     atomic_directory,
     atomic_write,
     distrust,
     owner_name,
     read_plain_file,
     replaced_directory,
+    scratch_directory,
 )
 
 
@@ -80,6 +84,25 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
         (temporary / "a").write_text("2")
     assert (target / "a").read_text() == "2"
     assert [*tmp_path.iterdir()] == [target]
+
+
+def test_folders_of_killed_processes_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New folders, folders in use and folders of other programs stay, and so do links."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = [f"{SCRATCH}killed_1", f"{SCRATCH}of-a-user", "harness-venv", "target"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / f"{SCRATCH}link0000").symlink_to("target")
+    with scratch_directory() as used:
+        for path in tmp_path.iterdir():
+            os.utime(path, (1, 1), follow_symlinks=False)
+        with scratch_directory() as other, scratch_directory() as new:
+            assert all(each.is_dir() for each in (used, other, new))
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], f"{SCRATCH}link0000"}
+    assert ABANDONED_S >= 60  # a new folder is not locked at once
 
 
 def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from harness.board.server import RELOAD_S, start_tensorboard
 from harness.errors import InputError, RunError
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.pool import usable_memory_gb
 from harness.system.console import log, quoted
 from harness.system.files import (
     atomic_write,
@@ -38,6 +39,7 @@ from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
+BASE_GB, GB_PER_RUN = 0.2, 0.003  # memory of TensorBoard, and for each run of a few thousand steps
 MAX_LISTED = 10  # largest number of paths in a line about paths that are not shown
 
 POLL_S = 0.2  # seconds between two checks whether TensorBoard should end
@@ -276,6 +278,7 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
         login: the login node for the tunnel; by default the host where the job was submitted.
 
     Raises:
+        InputError: if the runs need more memory than there is.
         RunError: if the file with the address can't be written.
     """
     os.umask(0o077)
@@ -284,6 +287,7 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
     with contextlib.suppress(Signalled), scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
+        check_memory(len(shown.found), usable_memory_gb(allocation))
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         port, secret = listener.getsockname()[1], secrets.token_urlsafe(32)
         start_tensorboard(
@@ -305,6 +309,21 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
             connection.unlink(missing_ok=True)
     _say(f"ended: {watch.reason()}")
     leave(0)  # an ordinary exit would first free the points of all runs one by one
+
+
+def check_memory(num_runs: int, memory_gb: float) -> None:
+    """Check that the points of these runs fit into memory.
+
+    Raises:
+        InputError: if they need more than `memory_gb`.
+    """
+    needed_gb = BASE_GB + GB_PER_RUN * num_runs
+    if needed_gb > memory_gb:
+        raise InputError(
+            f"{num_runs:,} runs: TensorBoard needs about {needed_gb:.1f} GB of memory for them, "
+            f"but {memory_gb:.1f} GB are free; name fewer runs, or request more memory: sbatch "
+            f"--mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
+        )
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.board.tensorboard import NUM_NEWEST, Shown, check_roots
+from harness.board.tensorboard import NUM_NEWEST, Shown, check_memory, check_roots
 from harness.errors import InputError
 
 
@@ -42,6 +42,13 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     named = Shown(tmp_path / "named", check_roots([runs], runs), runs)
     named.refresh()
     assert (len(shown(named)), named.left_out) == (NUM_NEWEST + 5, "")
+
+
+def test_more_runs_than_memory_are_refused() -> None:
+    """The line has the option that requests enough memory."""
+    check_memory(1000, 4.3)
+    with pytest.raises(InputError, match=r"2,000 runs: .* 6\.2 GB .* 4\.3 GB .* --mem=7G"):
+        check_memory(2000, 4.3)
 
 
 def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 A child process imports TensorFlow, so that a crash of TensorFlow becomes a finding too.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ from harness import PROJECT
 from harness.data.sources import open_dataset
 from harness.doctor.probe import ask_child
 from harness.errors import InputError, RunError
-from harness.slurm.client import ask, has_client, sbatch_args, would_start
+from harness.slurm.client import ask, has_client, read_settings, sbatch_args, would_start
 from harness.slurm.environment import SITE, SlurmEnvironment, not_sourced
 from harness.slurm.resources import (
     ALWAYS,
@@ -53,6 +54,7 @@ SET_UP = "bash slurm/common.sh --setup"
 # than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
+MIN_SAVING_S = 10  # a run saves in less time, unless its disk is slow
 TIMEOUT_S = 10  # time limit of each call of a Slurm program
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
@@ -274,6 +276,9 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
         return
     yield Finding("green", "slurm", f"{version}, its controller answers")
     yield describe_partitions(text)
+    with contextlib.suppress(RunError):  # some sites forbid this call
+        shown = ask("scontrol", "--oneliner", "show", "partition", timeout_s=TIMEOUT_S)
+        yield from describe_preemption(shown, read_settings())
     yield check_script()
     yield check_site_file()
 
@@ -303,6 +308,44 @@ def describe_partitions(text: str) -> Finding:
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
     found += f"; none in {in_use or 'the default partition'}"
     return Finding("yellow", "gpus", found, remedy)
+
+
+def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Finding]:
+    """Report how long a run can save in each partition whose jobs can be preempted.
+
+    Args:
+        text: the output of `scontrol --oneliner show partition`.
+        settings: Slurm's configuration.
+    """
+    is_on = settings.get("PreemptType", "preempt/none") != "preempt/none"
+    warns = "send_user_signal" in settings.get("PreemptParameters", "")
+    kill_s = _first_number(settings.get("KillWait", "30"))
+    for line in text.splitlines():
+        values = dict(re.findall(r"(\w+)=(\S*)", line))
+        mode, grace_s = values.get("PreemptMode", "OFF"), _first_number(values.get("GraceTime", ""))
+        # With GANG alone, jobs take turns, and none is preempted.
+        if not is_on or {*mode.split(",")} <= {"OFF", "GANG"}:
+            continue
+        found = f"{values.get('PartitionName')}: {mode}, grace time {grace_s} s: a preempted run"
+        if "SUSPEND" in mode:
+            yield Finding("green", "preemption", f"{found} pauses and continues")
+            continue
+        saving_s = grace_s if warns and grace_s else kill_s
+        by = "Slurm" if "REQUEUE" in mode else "its job script"
+        found = f"{found} has {saving_s} s to save; {by} requeues it"
+        if saving_s >= MIN_SAVING_S:
+            yield Finding("green", "preemption", found)
+        else:
+            remedy = "lower train.checkpoint_every_s, so that the last checkpoint is newer"
+            yield Finding("yellow", "preemption", found, remedy)
+    if settings.get("JobRequeue") == "0":
+        found = "JobRequeue is 0: Slurm requeues jobs with --requeue only, which the scripts have"
+        yield Finding("green", "requeue", found)
+
+
+def _first_number(text: str) -> int:
+    found = re.search(r"\d+", text)
+    return int(found[0]) if found else 0
 
 
 def check_script() -> Finding:

@@ -152,6 +152,29 @@ def test_the_partitions_with_gpus_are_named(
 
 
 @pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("OFF", None),
+        ("GANG", None),
+        ("GANG,SUSPEND", "pauses and continues"),
+        ("REQUEUE", "has 30 s to save; Slurm requeues it"),
+        ("CANCEL", "has 30 s to save; its job script requeues it"),
+    ],
+)
+def test_what_preemption_means_for_a_run(mode: str, said: str | None) -> None:
+    """A partition with preemption has a line; with GANG alone, jobs take turns."""
+    text = f"a line\nPartitionName=long MaxTime=1:00 PreemptMode={mode} GraceTime=5\n"
+    settings = {"PreemptType": "preempt/qos", "KillWait": "30 sec"}
+    found = [each.found for each in doctor.describe_preemption(text, settings)]
+    assert found == ([f"long: {mode}, grace time 5 s: a preempted run {said}"] if said else [])
+    assert not list(doctor.describe_preemption(text, {}))
+    short = settings | {"PreemptParameters": "send_user_signal", "JobRequeue": "0"}
+    levels = [each.level for each in doctor.describe_preemption(text, short)]
+    assert levels[-1:] == ["green"]
+    assert ("yellow" in levels) == (mode in ("REQUEUE", "CANCEL"))
+
+
+@pytest.mark.parametrize(
     ("variables", "line"),
     [
         ({"NEVER": "gres qos"}, r"`sed -E '/^#SBATCH --(gres)\b/d' slurm/lstm.sh | sbatch`"),

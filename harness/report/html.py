@@ -14,7 +14,7 @@ import jinja2
 from harness import __version__
 from harness.errors import RunError
 from harness.report.collect import LeftOut, ScoredRun
-from harness.report.plots import pictures_of
+from harness.report.plots import forest, pictures_of
 from harness.report.statistics import read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.system.console import printable
@@ -115,6 +115,7 @@ def _section(part: Part) -> dict[str, Any]:
         "part": part,
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
+        "forest": forest(part.group, part.differences),
         "num_drawn": len(drawn.runs),
         "pictures": pictures_of(drawn, part.baselines, read_predictions(drawn)),
     }

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
-from harness.report.statistics import Predictions, epochs_of
+from harness.report.statistics import MAX_PAIRED, Predictions, epochs_of
 from harness.system.console import printable
 from harness.training.metrics import confusion_picture, new_figure, png
 
@@ -32,6 +32,9 @@ LINES = (*("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))) * 2, "-", "--")
 GREY = "#595959"
 WIDTH, HEIGHT = 5.6, 3.6  # inches without the legend
 LEGEND_LINE = 0.165  # inches per line of the legend
+FOREST_LINE = 0.13  # inches per job in the plot of all jobs
+MAX_ROWS = 1000  # largest number of jobs in this plot: Matplotlib draws at most 65,535 pixels
+MAX_NAME = 60  # largest number of characters of a job's name in this plot
 
 Styles = dict[str, dict[str, Any]]  # Matplotlib's arguments for each job
 
@@ -60,8 +63,9 @@ def styles_of(group: DatasetGroup) -> Styles:
 class Chart:
     """A plot of several jobs."""
 
-    def __init__(self) -> None:
-        self.figure, self.axes = new_figure((WIDTH, HEIGHT))
+    def __init__(self, height: float = HEIGHT) -> None:
+        self.height = height  # inches without the legend
+        self.figure, self.axes = new_figure((WIDTH, height))
         self.axes.grid(alpha=0.3)
         self.axes.spines[["top", "right"]].set_visible(False)
 
@@ -70,12 +74,40 @@ class Chart:
         # The legend is below the plot, so it covers no curve; its height is added to the figure.
         handles, names = self.axes.get_legend_handles_labels()
         columns = 1 if max(map(len, names), default=0) > 30 else 2
-        self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
-        # Escape dollar signs, because Matplotlib would take the text after one for a formula.
-        labels = [printable(name).replace("$", r"\$") for name in names]
+        self.figure.set_size_inches(WIDTH, self.height + LEGEND_LINE * -(-len(names) // columns))
+        labels = [*map(_plain, names)]
         options = {"ncols": columns, "fontsize": 8, "frameon": False}
         self.figure.legend(handles, labels, loc="outside lower center", **options)
         return Picture(title, png(self.figure), caption)
+
+
+def _plain(name: str) -> str:
+    """Return a name as Matplotlib shows it; text between dollar signs would be a formula."""
+    return printable(name).replace("$", r"\$")
+
+
+def forest(group: DatasetGroup, differences: "pandas.DataFrame") -> Picture | None:
+    """Draw how far each job is behind the best job; None if jobs are compared in pairs."""
+    if len(group.runs) <= MAX_PAIRED:
+        return None
+    rows = differences.sort_values("mean", kind="stable").head(MAX_ROWS)
+    chart = Chart(1 + FOREST_LINE * len(rows))
+    for is_shown, colour in ((True, COLOURS[3]), (False, GREY)):
+        places = np.flatnonzero(rows["is_shown"] == is_shown)
+        mean, low, high = (-100 * rows[key].iloc[places] for key in ("mean", "high", "low"))
+        label = "behind the best job" if is_shown else "the data show no difference"
+        style: dict[str, Any] = {"fmt": "o", "markersize": 3, "linewidth": 1.2, "label": label}
+        chart.axes.errorbar(mean, places, xerr=[mean - low, high - mean], color=colour, **style)
+    chart.axes.axvline(0, color=GREY, linewidth=0.8)
+    names = [_plain(name[:MAX_NAME]) for name in rows["second"]]
+    chart.axes.set_yticks(range(len(rows)), names, fontsize=6)
+    chart.axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="points of test accuracy behind the best")
+    chart.axes.grid(visible=False, axis="y")
+    return chart.picture(
+        "Distance from the best job",
+        f"Differences from {group.jobs['accuracy'].idxmax()}, with simultaneous 95 % intervals"
+        f"{f'; only the first {MAX_ROWS:,} jobs' if len(differences) > MAX_ROWS else ''}.",
+    )
 
 
 def pictures_of(

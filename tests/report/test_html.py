@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from harness.errors import InputError, RunError
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, write_comparison
-from harness.report.plots import pictures_of, styles_of
+from harness.report.plots import forest, pictures_of, styles_of
 from harness.report.statistics import epochs_of, read_predictions
 from harness.report.summary import SEVERAL_CLASSES, Part, first_lines, to_csv
 from harness.training.metrics import test_scores as scores_of
@@ -299,7 +299,7 @@ def many_jobs(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
 
 @pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path: Path) -> None:
-    """Twelve jobs are drawn in different styles; the table has a row per job."""
+    """Twelve jobs are drawn in different styles; the table and one plot have a row per job."""
     part = Part(many_jobs)
     drawn = many_jobs.best(12)
     styles = styles_of(drawn)
@@ -309,7 +309,9 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
     assert sorted(drawn.jobs["accuracy"]) == sorted(many_jobs.jobs["accuracy"])[-12:]
     page = write_comparison(tmp_path / "out", [part], []).read_text()
     assert "The pictures show the best 12 of 20 jobs" in page
-    assert page.count("<img ") == 5 + 12
+    assert page.count("<img ") == 1 + 5 + 12
+    assert 'alt="Distance from the best job"' in page
+    assert forest(drawn, Part(drawn).differences) is None
 
 
 def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:

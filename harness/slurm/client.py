@@ -198,7 +198,7 @@ class Queue:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # why squeue did not answer; None without a failed call
+        self.problem: str | None = None  # why squeue did not answer; None if no call failed
         self._jobs: list[QueuedJob] | None = None
         self._lock = threading.Lock()  # while one thread calls squeue, other threads wait
 

@@ -1,4 +1,4 @@
 """Manages the folders of runs, for the commands `status`, `logs`, `cancel` and `reproduce`.
 
-The commands read the folders of the runs first and then ask Slurm.
+`status`, `logs` and `cancel` read the folders of the runs and call Slurm's `squeue`.
 """

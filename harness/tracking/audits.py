@@ -34,14 +34,15 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
         OSError, DiskError: if the file can't be written.
     """
     path = _path(runs, result_sha256)
-    # `audits_of` trusts no file or folder that the user's umask would let others write.
+    # Set the modes whatever the umask is, because `audits_of` ignores a file or folder that other
+    # users can write.
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     kept = _trusted(path) | {str(audit["depth"]): dict(audit)}
     atomic_write(path, to_json(kept), mode=0o644)
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audits by depth; none if another user could have written the audits."""
+    """Return a result's audits by depth; empty if another user could have written the audits."""
     return _trusted(_path(runs, hashlib.sha256(result).hexdigest()))
 
 

@@ -17,17 +17,17 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """The runs that a command trains, and the settings of the training."""
+    """The runs that one command trains, and the settings for all of these runs."""
 
     jobs: tuple[Job, ...]  # the job of each run; a job with several seeds appears several times
-    runs: Path
+    runs: Path  # the folder of all runs
     run_id: str | None = None  # the beginning of the runs' names; by default the date and time
     train_args: tuple[str, ...] = ()  # options of `harness train` for all runs
     devices: str | None = None  # `cpu` trains on CPUs only
     workers: int | None = None  # number of runs at a time; by default as many as the devices allow
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
-    again: str = ""  # command that continues the runs; if empty, `train_batch` chooses it
+    again: str = ""  # command that continues the runs; empty for the default
 
 
 def jobs_of(
@@ -46,19 +46,20 @@ def jobs_of(
         if names.count(name) > 1:
             raise InputError(
                 f"job {name}: is given {names.count(name)} times, so its runs would have the same "
-                "names; give each job once, and give no two job files the same name"
+                "names; name each job file once, and set a different name in each job file"
             )
     return jobs
 
 
 def train_batch(request: BatchRequest, console: Console) -> list[Path]:
-    """Train all unfinished runs; interrupted runs continue.
+    """Train all unfinished runs; interrupted runs continue where they stopped.
 
     Returns:
         The folders of all runs, in the order of the jobs.
 
     Raises:
-        InputError: if a run is refused, or if `request.workers` is more than the devices allow.
+        InputError: if a run refuses its input, or if `request.workers` is more than the devices
+            allow.
         Interrupted: after a signal; the runs are saved and can continue.
         RunError: if runs failed; the message names these runs and the reasons.
     """
@@ -88,7 +89,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # copies are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    # The job script chose the id. Only `harness submit` records all seeds at submission.
+    # In a job of `harness submit`, name the job instead of the run id, because the job script chose
+    # the run id, and the record of the submission lists all seeds.
     if not request.again and allocation and allocation.is_batch and allocation.is_submitted:
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"

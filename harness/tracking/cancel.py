@@ -22,7 +22,7 @@ WAIT_S = 90.0  # seconds to wait for a run's end; by default Slurm kills a job 3
 POLL_S = 0.5  # seconds between two reads of a run's state
 ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
-AT_WORK = ("running", "starting", "stale")  # states of a run whose process exists or may exist
+AT_WORK = ("running", "starting", "stale")  # states of a run that has or may have a process
 
 
 def ask_to_stop(
@@ -37,8 +37,8 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of a search, given the search's folder.
-        alone: whether to stop only this run, while the run's Slurm job or command continues to
-            train other seeds.
+        alone: whether to stop only this run and not its Slurm job or command, which trains other
+            seeds too.
         problem: why squeue gave no answer; None if squeue answered or is not installed.
 
     Returns:
@@ -53,7 +53,7 @@ def ask_to_stop(
     if not status.is_own and status.state in ALIVE:
         raise RunError(f"run {status.run}: belongs to another user; ask this user to stop the run")
     if alone and (status.alive or status.job_lives):
-        # Even if the run has ended, ask it to stop, because a requeued job would restart the run.
+        # Write the request even for a run that has ended, because a requeued job would restart it.
         ask_to_cancel(status.folder)
         if status.phase and status.state in ALIVE and status.state != "pending":
             return None
@@ -95,7 +95,7 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the Slurm job trains only this run, unlike a session with a shell or a notebook."""
+    """Whether the run's Slurm job runs only the harness, and no shell or notebook of the user."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
@@ -143,7 +143,7 @@ def wait_until_saved(
         now = refresh(status, queue)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
-            now = refresh(status, queue)  # the run may have saved after the record was read
+            now = refresh(status, queue)  # the run may have saved after the first `refresh`
             return ": ".join(filter(None, (now.run, now.state, now.note)))
         sleep(POLL_S)
         waited_s += POLL_S

@@ -33,7 +33,7 @@ def log_of(status: RunStatus) -> Path:
 
 
 def _without_log(status: RunStatus) -> InputError:
-    why = "it printed to a terminal or a pipe"
+    why = "the run printed to a terminal or a pipe"
     if status.log or status.phase is None:
         why = f"{status.log or 'the log file'} does not exist"
     note = f" ({status.note})" if status.note else ""
@@ -53,13 +53,13 @@ class Follower:
     def __init__(self, path: Path | None) -> None:
         self.path = path  # None if the path is not known yet
         self._inode = 0
-        self._position = 0  # the end of the last whole line
+        self._position = 0  # number of bytes up to the end of the last whole line
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
         """Yield the lines since the last call; if `at_end`, also a last line without a line break.
 
-        A truncated or replaced file is read from its beginning. Every call opens the file anew:
-        otherwise NFS does not show the lines that another node wrote.
+        A truncated or replaced file is read from its beginning. Every call opens the file again,
+        because otherwise NFS does not show the lines that another node wrote.
 
         Raises:
             RunError: if the log can't be read.
@@ -92,7 +92,7 @@ def follow(
     """Yield the new lines of a run's log until the run ends; `look` returns the run's status.
 
     Raises:
-        InputError: if the run has no log and won't write one.
+        InputError: if the run has no log and will not write one.
         RunError: if the log can't be read.
     """
     while True:

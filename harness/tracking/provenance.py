@@ -40,7 +40,7 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Write the provenance record of a run if none exists; add the current start to `starts`.
+    """Write a run's provenance record if it does not exist; add the current start to `starts`.
 
     Call this function before the training: a resumed run reads from the record which devices and
     data to use.
@@ -52,7 +52,7 @@ def write_provenance(
     """
     code = code_of(run)
     asked = asked_of(allocation) if allocation else {}
-    if allocation:  # each seed of a job on several nodes trains on a single node
+    if allocation:  # in a job with several seeds, each run uses one node, whatever the allocation
         asked["nodes"] = allocation.num_tasks
     record = run.certain_json(RECORD) or {
         **code,
@@ -245,10 +245,11 @@ def reproduce(
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")
     if names := record.get("left_out_files"):
-        warnings.append(f"these files are missing, because the record left them out: {names}")
+        warnings.append(f"these files are not in the record, so they are not restored: {names}")
     try:
         with atomic_directory(folder) as temporary:
-            # Changes may contain secrets, and the harness refuses code that others can change.
+            # Other users get no access, because the changes may contain secrets, and because the
+            # harness refuses code that other users can change.
             temporary.chmod(0o700)
             write_version(project, commit, str(patch or ""), folder=temporary)
             replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)

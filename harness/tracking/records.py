@@ -60,7 +60,7 @@ class Heartbeat:
     def beat(self, phase: str, **values: object) -> None:
         """Set the phase and other fields of the heartbeat.
 
-        The file is written if the phase is new, or if the last write was HEARTBEAT_S ago.
+        The file is written if the phase is new, or if the last write was HEARTBEAT_S seconds ago.
 
         Args:
             phase: starting, training, validating, testing, searching, finished, interrupted or
@@ -75,7 +75,7 @@ class Heartbeat:
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
     def note(self, **values: object) -> None:
-        """Set fields; the next call of `beat` may write them."""
+        """Set fields of the heartbeat, which a later call of `beat` writes."""
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
@@ -90,7 +90,7 @@ def record_death(run: LeasedDirectory, process: int, error: str) -> None:
         process: the id of the dead process.
         error: the reason.
     """
-    if run.read_json("lease.json").get("process") == process:  # no other process has the lease
+    if run.read_json("lease.json").get("process") == process:  # the dead process holds the lease
         state = run.read_json("state.json")
         died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
         atomic_write(run.path("state.json"), to_json(died))
@@ -142,7 +142,7 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
-    # The validation accuracy of the last epoch; after the run's end, that of the saved weights.
+    # The validation accuracy of the last epoch or, after the run's end, of the saved weights.
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
@@ -157,7 +157,7 @@ class RunStatus:
     signal: str | None = None
     error: str | None = None
     is_own: bool = True  # whether this user owns the run; squeue shows only this user's jobs
-    reported_job: str | None = None  # the raw id of the Slurm job, from the heartbeat
+    reported_job: str | None = None  # `QueuedJob.raw_id` of the run's job, from the heartbeat
     submission: Submission | None = None
     queued: QueuedJob | None = None
     is_resubmitted: bool = False  # whether a job was submitted after the last heartbeat
@@ -203,7 +203,7 @@ class RunStatus:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a Slurm job could continue the run, or begin the recorded job of the run."""
+        """Whether a Slurm job could continue the run, or begin it from a recorded job file."""
         return self.has_begun or bool(self.submission and self.submission.job_file)
 
     @property
@@ -222,13 +222,13 @@ class RunStatus:
 
     @property
     def resume(self) -> str:
-        """The command that continues the run; it submits a Slurm job if the run was in one."""
+        """The command that continues the run, in a new Slurm job if the run was in a Slurm job."""
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {quoted(self.folder)}"
 
     @property
     def remedy(self) -> str:
-        """What the user of a lost or dead run can do."""
+        """The remedy for a lost or dead run."""
         return self.resume if self.can_go_on else "the run never began; start it again"
 
     def as_json(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ class RunStatus:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """Return the runs of submitted jobs, oldest first.
+    """Return the runs of submitted jobs, in the order of the submissions.
 
     Args:
         folder: the folder that contains the records of the submissions.
@@ -324,7 +324,7 @@ def observe(
     if submission:
         status.job = status.job or submission.job
         status.seed = submission.seed if status.seed is None else status.seed
-        # A command outside of Slurm may have continued the run; the job's log says nothing of it.
+        # The log of the job is of no use if a command outside of Slurm continued the run.
         if status.reported_job or status.phase in (None, "result"):
             status.log = status.log or submission.log
         status.time_s = status.time_s or submission.time_s
@@ -349,7 +349,7 @@ def _trials(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_trials(trials: dict[str, Any]) -> str:
-    """Return, for example, `5 of 24 trials finished, 1 failed, best 0.8812 (trial 07)`."""
+    """Return a text such as `5 of 24 trials finished, 1 failed, best 0.8812 (trial 07)`."""
     total = f" of {trials['trials']}" if trials["trials"] else ""
     parts = [f"{trials['finished'] or 0}{total} trials finished"]
     parts += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
@@ -376,7 +376,7 @@ def last_log_line(status: RunStatus) -> str:
 
 
 def log_end(status: RunStatus) -> str:
-    """Return the last TAIL_BYTES of a run's log; empty if there is no log."""
+    """Return the last TAIL_BYTES bytes of a run's log; empty if there is no log."""
     if not status.log:
         return ""
     try:

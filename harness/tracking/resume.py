@@ -1,6 +1,6 @@
-"""Makes the request of `harness submit --resume`: Slurm jobs that continue unfinished runs.
+"""Prepares Slurm jobs that continue unfinished runs, for `harness submit --resume`.
 
-A job requests the resources of the run's last job, unless the user requests other resources.
+A new job requests the resources of the run's last job, except where the user requests others.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
 from harness.tracking.status import select_runs, survey, was_out_of_memory
 
-# The options with GPUs among those that `request_args` returns, up to the number of GPUs.
+# Matches an option of `request_args` that requests GPUs, up to the number of GPUs.
 NUM_GPUS = re.compile(r"((?:\bgpu:|^--gpus-per-node=)(?:[^:,]+:)?)\d+")
 
 STOPPED = ("interrupted", "lost", "dead")
@@ -41,11 +41,11 @@ STOPPED = ("interrupted", "lost", "dead")
 def resume_request(
     names: Sequence[str], resources: Resources, runs: Path, *, everything: bool = False
 ) -> Request:
-    """Return a request to continue the named runs and sweeps, or all that were interrupted.
+    """Return a request to continue the named runs and sweeps, or all interrupted ones.
 
     Raises:
         InputError: if a run can't be continued.
-        RunError: if Slurm does not answer; then it is unknown which runs have waiting jobs.
+        RunError: if Slurm does not answer, because then nobody knows which runs have waiting jobs.
     """
     if everything == bool(names):
         raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
@@ -61,8 +61,8 @@ def resume_request(
         )
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
-            f"--all-interrupted: {runs} has no interrupted, lost or dead run to continue, not "
-            "counting runs that SIGTERM or Ctrl-C ended, which need harness submit --resume RUN"
+            f"--all-interrupted: {runs} has no interrupted, lost or dead run to continue; for a "
+            "run that SIGTERM or Ctrl-C ended, use: harness submit --resume RUN"
         )
     over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
     if len(over) < len(chosen):
@@ -74,7 +74,8 @@ def resume_request(
         if not resources.mem and was_out_of_memory(each):
             line = "the last job ran out of memory; request more with --mem"
             log(logging.WARNING, f"{each.run}: {line}")
-    # `harness status --runs` shows the new jobs only if their records are in the runs' own folder.
+    # `harness status --runs` shows a new job only if the job's record is in the folder of runs that
+    # contains the continued run.
     homes = {each.folder.resolve().parent.parent for each in chosen}
     is_winner = any(is_sweep(home.parent) for home in homes)
     if len(homes) == 1 and not is_winner and submissions(home := homes.pop()).is_dir():
@@ -83,7 +84,7 @@ def resume_request(
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """Return this user's unfinished runs and sweeps that stopped and that no Slurm job continues.
+    """Return this user's stopped, unfinished runs and sweeps that no Slurm job continues.
 
     Runs that SIGTERM or Ctrl-C ended are left out, and so are runs of other users, because squeue
     does not show other users' jobs.
@@ -113,7 +114,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
     # The running Slurm job of a run may submit the next job for the same run. Several jobs may
-    # share a search, whose record names only one of them.
+    # share a search, but the heartbeat of the search names only one of the jobs.
     own = SlurmEnvironment.from_environment()
     is_own = own is not None and (
         own.job_id in (status.reported_job, status.slurm_job) or (own.is_batch and is_sweep(folder))
@@ -142,10 +143,11 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, devices = table(start, "slurm_asked"), start.get("devices") or ()
     options, gpus = asked.get("options"), wanted.gpus
-    never = refused_options()  # a plugin of the site may have added such an option to the job
+    never = refused_options()  # a plugin of the site may have added a refused option to the job
     last = drop(map(str, options if isinstance(options, list) else []), (*ONCE, *never))
     num_nodes = whole(asked.get("nodes")) or 1
-    # The record lists the devices of all nodes. A seed of a job with several seeds uses one GPU.
+    # Request as many GPUs as the run used: in a job with several seeds, each run uses one GPU. The
+    # record lists the devices of all nodes.
     num_gpus = sum("gpu" in str(each).lower() for each in devices) // num_nodes
     if gpus:
         last = drop(last, GPUS)

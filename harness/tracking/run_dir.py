@@ -1,10 +1,10 @@
 """Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
-FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. FORMAT
-is increased if the meaning of a record changes, or the default of a key of the job file. FORMAT is
-not increased if a key is added.
-Records of another format are not converted: only the version of the harness that wrote a run can
-continue it. `status`, `logs` and TensorBoard show runs of any format as far as possible.
+FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. The
+maintainers increase FORMAT if the meaning of a record or the default of a job's key changes, but
+not if they add a key. The harness does not convert records of another format: only a version with
+the run's FORMAT can continue a run. `status`, `logs` and TensorBoard show runs of any format as far
+as possible.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
 from harness.system.processes import in_threads
 
-MAX_DEPTH = 4  # number of levels below a folder that are searched for runs
+MAX_DEPTH = 4  # `find_runs` searches this number of levels below a folder
 ENSEMBLE_FILE = "ensemble.toml"
 MAKE_AGAIN = "make the ensemble again with harness ensemble"
-# A folder with one of these files is a run, a sweep or an ensemble. In the folder of a new run
-# the lease is written first, then the job file.
+# A folder with one of these files is a run, a sweep or an ensemble. In a new run, the process first
+# writes the lease, then the job file.
 MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
@@ -55,8 +55,8 @@ RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 CANCEL = "cancel.json"  # `harness cancel` writes this file to ask a run to stop, or not to begin
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RATIOS_FILE = "ngram_ratios.npz"
-# Files that are bitwise identical in all runs of a job on the same devices -> the key of the file's
-# sha256 in `result.json`.
+# Files that are bitwise identical in all runs of a job on the same devices. The dictionary's values
+# are the keys of the files' sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     RATIOS_FILE: "ngram_ratios_checksum",
@@ -112,11 +112,11 @@ def find_runs(
 
     Args:
         tops: the folders to search.
-        in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
-            If `in_sweeps` is not empty, no heartbeats are read.
+        in_sweeps: the subfolders of each sweep to search for runs too: `trials`, `winner` or both.
+            If `in_sweeps` is not empty, the function reads no heartbeats.
         refused: a dictionary that receives each path that can't be searched, with the reason.
-        foreign_links: whether the symbolic links of other users are followed; if not, `refused`
-            receives them, too.
+        foreign_links: whether to follow the symbolic links of other users; if not, `refused`
+            receives these links too.
     """
     refused = {} if refused is None else refused
     runs: dict[str, RunFolder] = {}
@@ -255,7 +255,7 @@ def check_record(folder: LeasedDirectory) -> None:
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without measured times and speeds, whose keys end in `_s`.
+    """Return a record without the values whose keys end in `_s`: measured times and speeds.
 
     The other values are identical in all runs of a job on the same devices.
     """
@@ -274,7 +274,7 @@ class RunDirectory(LeasedDirectory):
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
         """Return a new run of `job`, or the existing run with this id if its job equals `job`.
 
-        If `run_id` is None, the folder is created now, otherwise later by `take_lease`.
+        If `run_id` is None, this method creates the folder, otherwise `take_lease` does it later.
 
         Raises:
             InputError: if the id is not a file name, if the folder contains another job, or if
@@ -325,7 +325,7 @@ class RunDirectory(LeasedDirectory):
         result = self.certain_json(RESULT)
         if not is_whole(result):
             path = self.path(RESULT)
-            raise RunError(f"{path}: is broken; remove it and run harness resume")
+            raise RunError(f"{path}: is broken; remove this file and run harness resume")
         return result
 
     def model_file(self) -> Path:
@@ -437,16 +437,16 @@ def check_id(option: str, text: str) -> None:
     """
     if not RUN_ID.fullmatch(text):
         raise InputError(
-            f"{option} {text!r}: should be letters, digits, '.', '_' or '-', at most 100 in all, "
-            "and begin with a letter or digit"
+            f"{option} {text!r}: should be at most 100 letters, digits, '.', '_' or '-', and begin "
+            "with a letter or digit"
         )
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
     """Return a new id, made from the current time.
 
-    The id is the name of a sweep, or the beginning of the names of runs. The folders of the runs
-    are created, so that no other thread or process uses their names.
+    The id is the name of a sweep, or the beginning of the names of runs. This function creates the
+    folders of the runs, so that no other thread or process uses their names.
 
     Args:
         runs: the folder of all runs.

@@ -30,7 +30,7 @@ STALE_AFTER_S = 600.0
 STARTED = ("RUNNING", "CONFIGURING")
 
 # Patterns of lines in logs: Slurm's message if a job is out of memory, and the first line of each
-# execution of a job. A requeued job is executed several times.
+# start of a job. The log of a requeued job contains several starts.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
@@ -113,7 +113,7 @@ def _state_before_start(status: RunStatus, queue: Queue | None) -> tuple[str, st
     if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
     if not queue:
-        return "submitted", "no answer from the scheduler"
+        return "submitted", "Slurm does not answer"
     return "gone", last_log_line(status) or "the job left the queue before the run began"
 
 
@@ -122,14 +122,14 @@ def was_out_of_memory(status: RunStatus) -> bool:
     if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
         return True
     log = log_end(status)
-    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # search the last execution
+    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # search the last start
 
 
 def _state_by_heartbeat(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
     """Return the state and note of a run whose last heartbeat shows that it was running."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     if status.reported_job and queue and status.is_own and (not queued or queued.ended):
-        # A job that started after the answer of squeue is not in the answer.
+        # Ignore squeue's answer if the heartbeat is newer, because the job may have started later.
         if age > time.time() - queue.asked_at + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
@@ -146,7 +146,10 @@ def _state_by_heartbeat(status: RunStatus, queue: Queue | None) -> tuple[str, st
         started = "starting" if status.phase == "starting" else "running"
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
-    return "stale", f"no heartbeat for {format_duration(age)}{where}: it hangs or its node is down"
+    return (
+        "stale",
+        f"no heartbeat for {format_duration(age)}{where}: the run hangs or its node is down",
+    )
 
 
 def format_duration(time_s: float) -> str:
@@ -164,15 +167,16 @@ def format_duration(time_s: float) -> str:
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
     """Return the status of all runs below `runs` and in `folders`; active and new runs come first.
 
-    The list also contains runs without a folder: those that `harness submit` recorded, and those of
-    this project's jobs in `queue`.
+    The list also contains runs without a folder: the runs that `harness submit` recorded, and the
+    runs of this project's jobs in `queue`.
 
     Args:
+        runs: the folder of all runs.
         queue: the user's jobs in Slurm; if None, Slurm is not asked.
         folders: more runs or folders of runs, which need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
-    # The records of a run are in the folder of runs that contains the run.
+    # The record of a run's submission is in the folder of runs that contains the run.
     homes = {os.path.realpath(each) for each in (runs, *(each / "../.." for each in folders))}
     records = [each for home in homes for each in read_submissions(submissions(Path(home)))]
     records.sort(key=lambda each: each.time_s)
@@ -211,7 +215,7 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 def _unrecorded(
     queue: Queue, known: Sequence[RunStatus], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
-    """Yield this project's jobs that plain sbatch submitted and that have not created a run yet."""
+    """Yield this project's jobs from plain sbatch that have not created a run yet."""
     taken = {each.queued.id for each in known if each.queued}
     names = {each.run for each in known}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
@@ -270,15 +274,15 @@ def _is_of_job(status: RunStatus, job: str) -> bool:
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs with a name: a folder, a run id, or the id of a Slurm job or array.
+    """Return the runs that a name selects: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
         statuses: the runs to search: the result of `survey` with `name` among the `folders`.
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if no run has the name, or if several have it and `many` is false. For the id of
-            a job, all its runs are returned.
+        InputError: if the name selects no run, or several runs although `many` is false. The
+            id of a job may select several runs in any case.
     """
     if not name.strip():
         raise InputError("run '': name a folder, a run id or the id of a Slurm job")

@@ -213,7 +213,7 @@ def test_bad_members_are_refused(
             "combines other members (lstm, lstm)",
         ),
         ((first, second, "--run-id", "two"), "exists already"),
-        ((first, second, "--run-id", "a/b"), "should be letters"),
+        ((first, second, "--run-id", "a/b"), "should be at most 100 letters"),
     ]
     for words, reason in refused:
         assert reason in harness.refuse("ensemble", *words), words

@@ -54,7 +54,7 @@ def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
     site.run("a", "finished")
     site.submission("12", [1])
     for name, said in (
-        ("a", "has no log: it printed to a terminal or a pipe; the run is finished"),
+        ("a", "has no log: the run printed to a terminal or a pipe; the run is finished"),
         ("12", "slurm-12.out does not exist; the run is submitted"),
     ):
         done = harness.run_here("logs", name)

@@ -158,7 +158,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
         (["--resume"], "give folders or ids of runs, or --all-interrupted"),
         (
             ["--all-interrupted"],
-            "not counting runs that SIGTERM or Ctrl-C ended",
+            "for a run that SIGTERM or Ctrl-C ended, use: harness submit --resume RUN",
         ),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),

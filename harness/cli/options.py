@@ -16,6 +16,8 @@ from harness.system.console import log
 
 JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
+# The settings of site.sh that change how a model is trained, besides HARNESS_RUNS (see `_runs`).
+OF_TRAINING = (JOBS_ONLY, "HARNESS_DATA", "HARNESS_DATA_OWNERS", "HARNESS_DEVICES", TRUST)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run: runs/lstm/my-run")]
 
@@ -114,7 +116,7 @@ TrustCode = Annotated[
 
 
 def confirm_here(*, here: bool) -> None:
-    """On a cluster, warn that this command trains outside of a Slurm job.
+    """Warn if this shell lacks settings of site.sh, or if a cluster's machine trains outside a job.
 
     Args:
         here: whether the user passed --here.
@@ -122,21 +124,23 @@ def confirm_here(*, here: bool) -> None:
     Raises:
         InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.
     """
-    # CONFIRMED keeps child processes from repeating the warning.
-    if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
+    if os.environ.get(CONFIRMED):
         return
-    instead = "use harness submit, or put srun before the command"
-    if not here and os.environ.get(JOBS_ONLY) == "1":
-        raise InputError(
-            f"this site allows training only in Slurm jobs; {instead}; or pass --here to train on "
-            "this machine"
-        )
-    if not here and read_settings():  # Slurm's programs may be installed without a cluster
-        log(
-            logging.WARNING,
-            f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in a "
-            f"Slurm job, {instead}",
-        )
-        if hint := not_sourced([JOBS_ONLY]):
-            log(logging.WARNING, hint)
-    os.environ[CONFIRMED] = "1"
+    own = SlurmEnvironment.from_environment()
+    if not own and not here and has_client("sbatch"):
+        instead = "use harness submit, or put srun before the command"
+        if os.environ.get(JOBS_ONLY) == "1":
+            raise InputError(
+                f"this site allows training only in Slurm jobs; {instead}; or pass --here to train "
+                "on this machine"
+            )
+        if read_settings():  # Slurm's programs may be installed without a cluster
+            log(
+                logging.WARNING,
+                f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in "
+                f"a Slurm job, {instead}",
+            )
+    # A job script has read site.sh itself.
+    if not (own and own.is_batch) and (hint := not_sourced(OF_TRAINING)):
+        log(logging.WARNING, hint)
+    os.environ[CONFIRMED] = "1"  # keeps child processes from repeating the warnings

@@ -72,7 +72,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["status"], {"HARNESS_RUNS": "runs"}, ""),
         (["status"], {"SLURM_JOB_ID": "7"}, "HARNESS_RUNS"),  # as in a terminal of JupyterLab
         (["status"], {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}, ""),
-        (["submit", LSTM, "--dry-run"], {}, "HARNESS_VENV, HARNESS_RUNS, SBATCH_QOS"),
+        (["submit", LSTM, "--dry-run"], {}, "HARNESS_VENV, HARNESS_RUNS, HARNESS_DATA, SBATCH_QOS"),
+        (["train", LSTM, "--runs", "r", "--devices", "x"], {"HARNESS_HERE": ""}, "HARNESS_DATA"),
     ],
 )
 def test_settings_of_site_sh_that_the_shell_lacks_are_named(
@@ -82,9 +83,9 @@ def test_settings_of_site_sh_that_the_shell_lacks_are_named(
     variables: dict[str, str],
     named: str,
 ) -> None:
-    """`submit` warns about all missing settings, other commands about a missing HARNESS_RUNS."""
+    """`submit` warns about all missing settings, other commands about those that they need."""
     site = harness.folder / "site.sh"
-    site.write_text("export HARNESS_VENV=/v HARNESS_RUNS=/r\nexport SBATCH_QOS=q\n")
+    site.write_text("export HARNESS_VENV=/v HARNESS_RUNS=/r\nexport HARNESS_DATA=/d SBATCH_QOS=q\n")
     monkeypatch.setattr(environment, "SITE", str(site))
     del harness.environment["HARNESS_RUNS"]
     harness.environment |= {"PATH": "/nowhere", **variables}  # without Slurm

@@ -204,7 +204,7 @@ def first_use(card: Card) -> str:
 def has_machine_code(card: Card) -> bool:
     """Whether TensorFlow includes machine code for a card; if not, the driver compiles kernels."""
     targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
-    return code_for(card.capability, targets).startswith("sm_")
+    return not targets or code_for(card.capability, targets).startswith("sm_")  # none: not CUDA
 
 
 def is_switched_off() -> bool:

@@ -175,6 +175,8 @@ def describe_gpus(answer: dict[str, Any]) -> Finding:
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
     """Judge for each kind of GPU whether TensorFlow and cuDNN contain code for it."""
+    if not answer["targets"]:  # not a CUDA build, such as a site's build for ROCm
+        return
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
         yield judge_card(card, driver, answer)

@@ -316,7 +316,10 @@ def importance(
         "key without any effect."
     )
     if search.continues_trials:
-        yield "Only trials with the most common number of epochs are compared."
+        yield (
+            "Only trials with the most common number of epochs are compared. After few epochs, "
+            "settings that learn fast look best."
+        )
 
 
 # The plot: a line for each trial, an axis for each key

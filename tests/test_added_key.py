@@ -14,6 +14,13 @@ from tests.training.kills import killed_run
 
 BEFORE = '''    """`[train]`: how to train."""
 '''
+TRIAL = """
+from pathlib import Path
+from harness.job.search import load_search
+
+search = load_search(Path("search.toml"))
+print(search.job_of({"train.patience": 0.75}).to_toml())
+"""
 LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient the reader is")
 """
 
@@ -40,6 +47,15 @@ def test_the_manual_and_set_know_it(harness: Harness, copy: Path) -> None:
         refused = harness.train("lstm", "a", "--set", f"train.{setting}")
         assert refused.returncode == 2
         assert said in refused.stderr
+
+
+def test_a_search_may_vary_it_and_records_have_it(copy: Path) -> None:
+    """The job of a trial, which its run records, has the trial's value."""
+    space = "[search]\ntrials = 2\n[search.space]\ntrain.patience = [0.25, 0.75]\n"
+    (copy / "search.toml").write_text((copy / "jobs/gru.toml").read_text() + space)
+    command = [sys.executable, "-c", TRIAL]
+    job = subprocess.check_output(command, cwd=copy, env={"PYTHONPATH": str(copy)})
+    assert tomllib.loads(job.decode())["train"]["patience"] == 0.75
 
 
 @pytest.mark.full

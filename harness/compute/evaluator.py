@@ -11,8 +11,15 @@ from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import replace_loops, turns_of_two, use_cudnn_rnn
 from harness.compute.strategy import num_own_gpus, spans_processes
-from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
-from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
+from harness.data.input_pipeline import (
+    Batch,
+    BatchShape,
+    Reviews,
+    batches,
+    evaluation_order,
+    in_parts,
+    num_steps,
+)
 from harness.job.keys import Job
 from harness.layers import look_up_by_gather
 from harness.system import watchdog

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from harness.architectures import ModelConfig, over_time
-from harness.data.epoch_order import LARGEST_PADDED
+from harness.data.dataset import LARGEST_PADDED
 from harness.errors import InputError
 from harness.job.job_file import put_value
 from harness.job.keys import Job

@@ -14,7 +14,7 @@ from keras.src.backend.common import global_state
 from harness.architectures import sentiment
 from harness.compute.recurrent import turn_cudnn_off
 from harness.compute.strategy import num_own_gpus
-from harness.data.epoch_order import padded_lengths
+from harness.data.input_pipeline import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError

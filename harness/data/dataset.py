@@ -18,6 +18,8 @@ OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 CLASSES = ("negative", "positive")  # the classes of IMDB, with the labels 0 and 1
 MAX_CLASSES = 1000
 SHOWN = 10  # the largest number of classes that a message lists
+# If all padded reviews together need at most this many bytes, they are padded in advance.
+LARGEST_PADDED = 1_000_000_000
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.recurrent import turn_cudnn_off
-from harness.data.epoch_order import padded_lengths
+from harness.data.input_pipeline import padded_lengths
 from harness.data.ngrams import NgramRatios
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
 from harness.errors import RunError

@@ -5,8 +5,7 @@ from typing import Any
 from harness.compute.adversarial import build_step
 from harness.compute.device_errors import check_results
 from harness.compute.loss import class_weights
-from harness.data.epoch_order import num_steps
-from harness.data.input_pipeline import test_reviews, training_reviews
+from harness.data.input_pipeline import num_steps, test_reviews, training_reviews
 from harness.inference.model_file import save_model
 from harness.tracking.records import Heartbeat
 from harness.training import record

@@ -16,8 +16,14 @@ import tensorflow as tf
 
 from harness.compute.device_errors import check_results
 from harness.compute.train_step import TrainStep
-from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
-from harness.data.input_pipeline import Batch, Reviews, batches
+from harness.data.input_pipeline import (
+    Batch,
+    BatchShape,
+    Reviews,
+    batches,
+    num_steps,
+    permutations_ahead,
+)
 from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
 from harness.system import processes, watchdog

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from harness.architectures import ARCHITECTURES
-from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import BatchSource, Reviews
+from harness.data.input_pipeline import BatchShape, BatchSource, Reviews
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.report.collect import group_runs, scored_runs

@@ -13,8 +13,7 @@ from harness.compute.adversarial import OuterLookupStep, build_step
 from harness.compute.execution_plan import ExecutionPlan, Way
 from harness.compute.recurrent import kernels_of
 from harness.compute.train_step import Gradients, TrainStep
-from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import BatchSource, Reviews, batches, in_parts
+from harness.data.input_pipeline import BatchShape, BatchSource, Reviews, batches, in_parts
 from harness.job.job_file import load_job
 from tests.compute.test_network import custom
 from tests.conftest import JOBS

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from harness.data import epoch_order
-from harness.data.epoch_order import (
+from harness.data import input_pipeline
+from harness.data.input_pipeline import (
     BatchShape,
     epoch_by_length,
     epoch_permutation,
@@ -27,7 +27,7 @@ def lengths_of(num_reviews: int) -> np.ndarray:
 def test_memory_limits_the_epochs_of_one_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset always contains at least one epoch."""
     assert len(permutations_ahead(1, range(3, 10), lengths_of(11), shape=PLAIN)) == 7
-    monkeypatch.setattr(epoch_order, "MAX_PERMUTED", 25)
+    monkeypatch.setattr(input_pipeline, "MAX_PERMUTED", 25)
     assert len(permutations_ahead(1, range(3, 10), lengths_of(11), shape=PLAIN)) == 2
     assert len(permutations_ahead(1, range(3, 10), lengths_of(26), shape=PLAIN)) == 1
     assert len(permutations_ahead(1, range(3, 3), lengths_of(11), shape=PLAIN)) == 1

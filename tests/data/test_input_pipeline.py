@@ -8,8 +8,15 @@ import pytest
 import tensorflow as tf
 
 from harness.data import input_pipeline as pipeline
-from harness.data.epoch_order import BatchShape, epoch_permutation, num_steps, permutations_ahead
-from harness.data.input_pipeline import Batch, Reviews, batches
+from harness.data.input_pipeline import (
+    Batch,
+    BatchShape,
+    Reviews,
+    batches,
+    epoch_permutation,
+    num_steps,
+    permutations_ahead,
+)
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 

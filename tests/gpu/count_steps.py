@@ -76,8 +76,7 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     """Return an iterator over batches of made-up reviews, built as in a run."""
-    from harness.data.epoch_order import BatchShape, permutations_ahead
-    from harness.data.input_pipeline import Reviews, batches
+    from harness.data.input_pipeline import BatchShape, Reviews, batches, permutations_ahead
 
     offsets = np.arange(NUM_REVIEWS + 1, dtype=np.int64) * LENGTH
     tokens = np.random.default_rng(1).integers(4, 1000, offsets[-1]).astype(np.int32)

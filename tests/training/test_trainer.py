@@ -14,7 +14,7 @@ import tensorflow as tf
 from harness.architectures import sentiment
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset, Split, make_split
-from harness.data.epoch_order import epoch_permutation
+from harness.data.input_pipeline import epoch_permutation
 from harness.job.job_file import load_job
 from harness.job.keys import Job, TrainConfig
 from harness.system.console import Console

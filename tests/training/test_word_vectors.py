@@ -8,8 +8,7 @@ import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.train_step import TrainStep
-from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import Reviews, batches
+from harness.data.input_pipeline import BatchShape, Reviews, batches
 from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job

@@ -15,8 +15,7 @@ from harness.architectures import sentiment
 from harness.compute.recurrent import turn_cudnn_off
 from harness.compute.strategy import num_own_gpus
 from harness.data.input_pipeline import padded_lengths
-from harness.data.vocabulary import FIRST_WORD
-from harness.data.word_vectors import WordVectors
+from harness.data.vocabulary import FIRST_WORD, WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.own_code import OptionReader, load_function, own_errors

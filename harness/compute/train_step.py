@@ -32,7 +32,7 @@ from harness.compute.recurrent import (
 )
 from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.input_pipeline import Batch, in_parts
-from harness.data.word_vectors import WordVectors
+from harness.data.vocabulary import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 

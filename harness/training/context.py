@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
-from harness.data.word_vectors import WordVectors, open_vectors
+from harness.data.vocabulary import WordVectors, open_vectors
 from harness.job.keys import Job
 from harness.job.search import TrialRow
 from harness.slurm.environment import SlurmEnvironment

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.word_vectors import open_vectors
+from harness.data.vocabulary import open_vectors
 from harness.errors import InputError
 
 WORDS = ["the", "film", "é", "unheard"]

@@ -203,16 +203,21 @@ def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:
 
 
 def test_only_the_code_that_began_a_sweep_continues_it(
-    tmp_path: Path, begin: Callable[..., None], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    begin: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Other code of this version is refused, unless a person resumes the search.
 
-    The command's first line names `parallel`, which is fixed from then on. A command outside Slurm
-    keeps the record of the resources that the last Slurm job requested.
+    The command's first line names `parallel`, which is fixed from then on: twice the workers of all
+    tasks of an array. A command outside Slurm keeps the record of the resources that the last Slurm
+    job requested.
     """
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "my runs/sweep")
-    sweep.begin(tune.settled(search, 1), open_sample())
+    monkeypatch.setattr(tune, "num_tasks_of_array", lambda _: 4)
+    begin(sweep, search)
     assert json.loads(sweep.path("provenance.json").read_text()) == {
         "format": FORMAT,
         "harness": __version__,
@@ -220,9 +225,8 @@ def test_only_the_code_that_began_a_sweep_continues_it(
         "dataset": open_sample().record(),
         "starts": [],
     }
-    begin(sweep, search)
     said = capfd.readouterr()
-    assert "asha, 24 trials, workers of this command: 1, parallel = 2, data: SAMPLE" in said.out
+    assert "asha, 24 trials, workers of this command: 1, parallel = 8, data: SAMPLE" in said.out
     assert "other code" not in said.err
     starts = [{"slurm_asked": {"gpus": "4"}}]
     record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64, "starts": starts}

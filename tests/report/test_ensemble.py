@@ -150,7 +150,7 @@ def test_other_commands_know_an_ensemble(
     assert compared.returncode == 0, compared.stderr
     assert "ensemble_lstm_ngrams" in (out / "comparison.csv").read_text()
     (row,) = (line for line in compared.stdout.splitlines() if line.startswith("ensemble_lstm"))
-    assert row.split()[-4:-2] == ["ensemble", "10"]
+    assert row.split()[-4:-2] == ["ensemble", "8,320"]
     assert "ensemble_lstm_ngrams" in compared.stdout.split("n-grams", 2)[-1]
     ensemble = harness.runs / "ensemble_lstm_ngrams/s1"
     shown = json.loads(harness.run_here("status", "--json").stdout)

@@ -1,5 +1,5 @@
 """One run: the loop, checkpoints, metrics, and the TensorBoard log.
 
-`launch` loads the data and sets up the devices. `train` contains the whole course of a run, from
-data to result. `trainer` contains the training loop.
+`launch` opens the data and sets up the devices, then calls `train`. `train` runs all phases of a
+run, from reading the data to writing the result. `trainer` contains the training loop.
 """

@@ -21,7 +21,7 @@ from harness.tracking.run_dir import untimed
 from harness.training.checkpoint import Progress
 
 KEY = "train.callbacks"
-# Hooks that `model.fit` calls, but the training loop of harness does not.
+# Hooks that `model.fit` calls, but the training loop of this package does not call.
 NOT_CALLED = [
     f"on_{name}_{end}"
     for name in ("batch", "train_batch", "test_batch", "predict_batch", "test", "predict")
@@ -30,12 +30,15 @@ NOT_CALLED = [
 
 
 def own_callbacks(job: Job, warn: Callable[[str], object]) -> list[keras.callbacks.Callback]:
-    """Return the callbacks that the user's functions return, in the order of the job.
+    """Call the user's functions, and return their callbacks in the order of `train.callbacks`.
 
-    `warn` is called for each callback whose state a resumed run can't restore.
+    Args:
+        job: the job.
+        warn: a function that receives the text of a warning. There is a warning for each callback
+            whose state a resumed run can't restore.
 
     Raises:
-        InputError: if a function fails or returns no callback, or the callback has a hook in
+        InputError: if a function fails or returns no callback, or the callback defines a hook in
             `NOT_CALLED`.
     """
     callbacks = []
@@ -56,7 +59,10 @@ def own_callbacks(job: Job, warn: Callable[[str], object]) -> list[keras.callbac
             if method is not getattr(keras.callbacks.Callback, hook):
                 raise InputError(f"{where}: has {hook}, which is never called; use on_epoch_end")
         if not _has_state(callback):
-            warn(f"{where}: has no save_state and load_state, so a resumed run can't restore it")
+            warn(
+                f"{where}: has no save_state and load_state, so a resumed run can't restore its "
+                "state; add both methods if the callback has a state"
+            )
         callbacks.append(callback)
     return callbacks
 
@@ -72,10 +78,11 @@ class RunCallbacks:
     def __init__(
         self, train: TrainConfig, model: keras.Model, own: Sequence[keras.callbacks.Callback] = ()
     ) -> None:
-        """Pass the model to all callbacks.
+        """Create the built-in callbacks, and pass the model to all callbacks.
 
         Args:
-            model: the network, with its optimizer already set.
+            train: the job's `[train]` table.
+            model: the network, after its optimizer is set.
             own: the user's callbacks, as `own_callbacks` returns them.
         """
         self.train, self.model, self.own = train, model, own
@@ -95,16 +102,16 @@ class RunCallbacks:
 
         A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
-        their states. A resumed run also calls `on_train_begin` of the user's callbacks. This method
-        may change variables of the model and the optimizer. The checkpoint already contains the
-        changes that `on_train_begin` made when the run was new. So a resumed run then sets the
-        variables back to the checkpoint's values.
+        their states from the checkpoint. A resumed run also calls `on_train_begin` of the user's
+        callbacks, which can change variables of the model and the optimizer. The checkpoint already
+        contains the changes that `on_train_begin` made at the run's first start. So a resumed run
+        sets all variables back to the checkpoint's values after the call.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
         self.built_in.on_train_begin()
-        # Apply the cuts again to the initial rate. The checkpoint's rate already contains the cuts,
-        # and might become 0 if the cuts were applied to it again.
+        # Start from the initial rate, because the following loop applies all cuts again. The
+        # checkpoint's rate already contains the cuts, and a second application could make it 0.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
@@ -119,9 +126,9 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # The loop over `history` may let EarlyStopping set `stop_training`. Restore the value of
-        # the checkpoint, because a user's callback may have cleared `stop_training` before the
-        # checkpoint was written.
+        # In the loop over `history`, EarlyStopping may have set `stop_training`. Restore the value
+        # in the checkpoint, because a user's callback may have cleared `stop_training` before the
+        # run wrote the checkpoint.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 
@@ -167,7 +174,7 @@ class RunCallbacks:
         try:
             with own_errors(f"{KEY} = {name!r}"), watchdog.current.pausing():
                 return getattr(callback, hook)(*args)
-        except InputError as error:  # no InputError, because the run has already begun
+        except InputError as error:  # it becomes a RunError, because the run has already begun
             raise RunError(str(error)) from None
 
 

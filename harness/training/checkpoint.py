@@ -1,7 +1,8 @@
-"""Checkpoints: each file contains all that a run needs to resume exactly where it was.
+"""Writes and reads checkpoints, which contain all that a run needs to resume exactly.
 
 A checkpoint is one NumPy archive with a checksum of each array. The archive is written atomically,
-and loaded without unpickling. `tf.train.Checkpoint` would write several files, and only variables.
+and loaded without unpickling. `tf.train.Checkpoint` is not used, because it would write several
+files, and can store only variables.
 """
 
 import hashlib
@@ -39,26 +40,26 @@ class Progress:
     step: int = 0  # the number of finished steps in the current epoch
     loss_sum: float = 0.0  # the sum of the reviews' losses in the epoch so far
     num_correct: float = 0.0  # the number of correct predictions in the epoch so far
-    epoch_s: float = 0.0  # the training time of the epoch so far
-    training_s: float = 0.0  # the run's training time; a step that the run repeats counts once
+    epoch_s: float = 0.0  # the training time of the epoch so far, in seconds
+    training_s: float = 0.0  # the run's training time in seconds; a repeated step counts once
     history: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each epoch
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
     stopped: bool = False  # whether a callback ends the training after the current epoch
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`
-    best_weights: list[np.ndarray] = field(default_factory=list)
+    best_weights: list[np.ndarray] = field(default_factory=list)  # of the best epoch so far
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. They are certainly broken, because this run resumed
-    from its newest intact checkpoint.
+    Checkpoints of later steps are removed too. These checkpoints are certainly broken, because this
+    run resumed from its newest intact checkpoint.
 
     Raises:
-        RunError: if the file can't be written, or a newer process took the run over.
+        RunError: if the file can't be written, or a newer process took over the run.
         OSError: if an older file can't be removed.
     """
-    meta = {**vars(progress)}  # not dataclasses.asdict, which copies all arrays
+    meta = {**vars(progress)}  # dataclasses.asdict would copy all arrays
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
@@ -122,19 +123,20 @@ def adopt(
 ) -> bool:
     """Copy the newest suitable checkpoint of another run to a new run.
 
-    The jobs of both runs must be the same, but the other run's job may have fewer epochs. The new
-    run's result is bitwise identical to the result of a run that trains from the start.
+    The jobs and data of both runs must be the same, except for `train.epochs`. The new run's result
+    is bitwise identical to the result that it would have if it trained from the start.
 
     Args:
         source: the other run.
         target: the new run; this process must hold its lease.
-        identity: the identity of the new run, which is a checksum of its job and data.
-        of: the identity of the run that must have written the checkpoint.
-        max_epochs: the largest number of trained epochs that the checkpoint may contain.
+        identity: the identity of the new run.
+        of: the identity, a checksum of job and data, that a suitable checkpoint contains.
+        max_epochs: the largest number of trained epochs that the checkpoint may contain; None for
+            no limit.
 
     Returns:
-        Whether a checkpoint was copied; false if each is broken, or violates one of the conditions
-        that the arguments `of` and `max_epochs` set.
+        Whether a checkpoint was copied; false if every checkpoint is broken, or violates the
+        conditions of the arguments `of` and `max_epochs`.
 
     Raises:
         DiskError: if the disk can't be read; the checkpoints may be intact.
@@ -232,7 +234,7 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
-    # zipfile verifies the checksum of an array only after the whole array has been read.
+    # Read every array as a whole, because zipfile verifies an array's checksum only at its end.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     # NumPy has no bfloat16 type, and writes a bfloat16 array as raw bytes of type "V2".

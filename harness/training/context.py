@@ -53,7 +53,7 @@ class RunContext:
 
     @property
     def identity(self) -> str:
-        """The checksum of job and data. A checkpoint of another identity is refused."""
+        """The checksum of job and data. The run refuses a checkpoint with another identity."""
         vectors = self.vectors.checksum if self.vectors else ""
         return run_identity(self.job, self.dataset.checksum + vectors)
 
@@ -69,12 +69,12 @@ class Compute:
     plan: ExecutionPlan
     console: Console
     monitor: ResourceMonitor  # measures the load of the machine
-    stop: StopRequest  # the flag that asks the run to stop
+    stop: StopRequest  # stores the signal that asks the run to stop
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # the requested devices, written as for `--devices`
     worker_group: WorkerGroup | None = None  # the workers, if the run uses several nodes
-    # The row of a trial on TensorBoard's HParams page; None if the run is no trial of a search. The
-    # process of a trial also trains other trials.
+    # The row of a trial on TensorBoard's HParams page; None if the run is no trial of a search. One
+    # process can train several trials, one after another.
     trial: TrialRow | None = None
 
     @property

@@ -39,22 +39,22 @@ def recorded_failures(
         heartbeat.interrupted(reason)
         raise
     except Exception as error:
-        # Another process may have taken over the run, truncated the run's logs and removed
-        # incomplete files. `error` is usually a consequence, so don't record it.
+        # If another process has taken over the run, it has truncated the run's logs and removed
+        # incomplete files. `error` is then usually a consequence, and is not recorded.
         try:
             heartbeat.run.check_lease()
         except TakenOver:
             raise
         except RunError:  # the lease can't be read; `error` explains more
             pass
-        # Recording may fail too, on a full disk or without the lease.
+        # Writing the record can fail too, on a full disk or without the lease.
         with contextlib.suppress(RunError):
             heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")
         raise
 
 
 def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractContextManager[None]:
-    """Let the watchdog end the run, and record why, if its devices stop responding."""
+    """Let the watchdog end the run, and record why, if the run's devices stop responding."""
     folder, group = heartbeat.run.folder, compute.worker_group
     title = title_of_devices(describe_devices(one_device()), compute.plan.threads)
     where, next_step = f"{title} of {node_name()}", f"continue with: {resume_command(folder)}"
@@ -62,7 +62,7 @@ def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractConte
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
         where += f", or another worker ({', '.join(others)})"
     if compute.trial:
-        next_step = "the search continues it"
+        next_step = "the search continues the trial"
     elif group and not group.is_chief:
         next_step = f"the message of the worker on {group.nodes[0]} says how to continue"
 

@@ -54,7 +54,7 @@ class LaunchOptions:
     data: Path | None = None  # the folder of IMDB
     full: bool = False  # if IMDB is missing, fail instead of using the packaged sample
     strict: bool = False  # fail if code, packages or machine changed since the first start
-    parent: Path | None = None  # the value of `--from` (`harness.training.parent`)
+    parent: Path | None = None  # the value of `--from`, see `harness.training.parent`
     takes_back_cancel: bool = False  # undo an earlier `harness cancel` of this run
 
 
@@ -63,23 +63,23 @@ def launch(
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result. A finished run is not changed.
 
-    A resumed run uses the requested devices and the data in its record, unless the options set
-    others. A new run that continues a parent's checkpoint uses the parent's requested devices and
-    plan.
+    By default, a resumed run uses the requested devices and the data in its record. A new run that
+    continues a parent's checkpoint uses the parent's plan and, by default, the devices that the
+    parent requested.
 
     Raises:
         InputError: if devices or data are missing, or another version of harness or another user
-            began the run; nothing was written.
+            began the run; the run's folder is unchanged.
         Interrupted, RunError: see `harness.training.train.train`.
     """
     if run.finished():
         console.info(f"run {run.folder}: finished already, nothing to do")
         return run.result()
-    # 1. Check what doesn't need TensorFlow.
+    # 1. Do all checks that don't need TensorFlow.
     run.check_owner()
     check_record(run)
     allocation = own_allocation()
-    # The parent's devices, which a run that continues the parent uses, are not known yet.
+    # With `--from`, the requested devices in the parent's record are not known yet.
     guard_gpus(run, options.devices if options.parent else devices_to_use(run, options.devices))
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
@@ -105,7 +105,7 @@ def launch(
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             threads = agreed(threads, worker_group)
         # 3. Import TensorFlow and check the devices.
-        begin = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
+        begin = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start the run again")
         with watchdog.current.watching(begin):
             import_tensorflow(allocation, threads, job)
             watchdog.current.progress()
@@ -124,7 +124,8 @@ def launch(
         devices_used = describe_devices(strategy, worker_group)
         title = title_of_devices(devices_used, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
-        # Only the chief warns: on the other workers, the folder of `context.run` is empty.
+        # Only the chief warns of changes, because the folder of `context.run` is empty on the other
+        # workers.
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
@@ -147,7 +148,7 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """Return the requested devices, else those requested in the record, else HARNESS_DEVICES."""
+    """Return `requested`, else the requested devices in the record, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
@@ -177,7 +178,7 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
 
 
 def may_use_gpus(devices: str | None) -> bool:
-    """Whether a process with these `--devices` may use GPUs. Doesn't import TensorFlow."""
+    """Whether a process with these `--devices` can use GPUs; TensorFlow is not imported."""
     if devices and parse_devices(devices).kind == "cpu":
         return False
     return not gpu.hidden_by() and gpu.has_driver()
@@ -224,9 +225,12 @@ def join_workers(
 
 
 def plan_of(job: Job, kind: str, run: RunDirectory) -> ExecutionPlan:
-    """Return the plan in a run's record; without a record, choose a plan for `cpu` or `gpu`.
+    """Return the plan in a run's record; without a record, choose a plan.
 
-    `plan_of` doesn't import TensorFlow.
+    This function doesn't import TensorFlow.
+
+    Args:
+        kind: the kind of device, cpu or gpu.
     """
     begun = run.certain_json(RECORD).get("plan") or {}
     cpus = given_cpus(SlurmEnvironment.from_environment())
@@ -242,7 +246,7 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
-    """Print a summary of the run, and warn of settings that may surprise the user.
+    """Print a summary of the run, and warn of settings without effect or reproducible results.
 
     Raises:
         InputError: if there are more replicas than reviews in a global batch.
@@ -250,21 +254,22 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
-            f"train.batch_size = {job.train.batch_size}: is the global batch, and should be at "
-            f"least {num_replicas}, the number of replicas; raise it, or request fewer devices"
+            f"train.batch_size = {job.train.batch_size}: is the size of the global batch, and "
+            f"should be at least {num_replicas}, the number of replicas; raise it, or request "
+            "fewer devices"
         )
     for line in job.without_effect():
         console.warning(line)
     if not job.train.deterministic:
         console.warning(
-            "train.deterministic = false: another run of this job, or a resumed one, gives a "
+            "train.deterministic = false: a second run of this job, or a resumed run, gives a "
             "different result"
         )
     if dataset.introduction:
         console.info(dataset.introduction)
     if context.vectors:
-        trained = "trained" if job.model.train_embeddings else "left as they are"
-        console.info(f"embeddings {context.vectors.title} found, {trained}")
+        trained = "trained" if job.model.train_embeddings else "left unchanged"
+        console.info(f"embeddings {context.vectors.title} found and {trained}")
     console.info(
         f"run {run.folder}: {job.model.architecture}, seed {job.train.seed}, "
         f"{num_replicas} replica{'s' if num_replicas > 1 else ''}, data: {dataset.title}"
@@ -319,10 +324,12 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
 
     Args:
         threads: the number of threads per operation; by default one per CPU of this process.
-        devices: the value of `--devices`, by default HARNESS_DEVICES; all other GPUs are hidden.
+        devices: the value of `--devices`, by default HARNESS_DEVICES; TensorFlow can't use other
+            GPUs.
 
     Raises:
-        SystemExit: in the parent, with the child's exit code, if the process forked to use GPUs.
+        SystemExit: in the parent, with the child's exit code, if this process forked because it can
+            use GPUs.
         NodeFault, RunError: if a GPU fails or computes wrong results.
     """
     devices = devices or site_devices()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_MATRIX = 100  # the maximum number of classes for which the result contains a confusion matrix
-TOP = 5
+TOP = 5  # `top_5_accuracy` counts a label among this many most probable classes as correct
 CLASSES_FOR_TOP = 10  # `top_5_accuracy` is computed only for more classes than this
 MOST_SHARES = 12  # the maximum number of classes for which the confusion matrix shows numbers
 MOST_NAMES = 30  # the maximum number of classes for which the confusion matrix shows class names
@@ -29,15 +29,15 @@ MAX_NAME = 24  # the maximum length of a class name in a picture; longer names a
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """Score predictions on a test set as scikit-learn does; all scores are JSON values.
+    """Score predictions on a test set as scikit-learn does. All scores are JSON values.
 
     For two classes `precision`, `recall` and `f1` are those of label 1. For more classes
     `precision`, `recall` and `f1` are means over the classes that occur or are predicted.
     `f1_macro` is the mean of F1 over the classes that occur or are predicted, even for two classes.
-    A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean over the
-    classes, each against the rest; it is None if all labels are equal. `confusion_matrix`, for at
-    most 100 classes, has a row per label; for two classes it is [[tn, fp], [fn, tp]].
-    `top_5_accuracy` is computed for more than 10 classes.
+    A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean of the
+    areas of the classes that occur, each class against all others. `roc_auc` is None if all labels
+    are equal. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
+    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the index of each example's true class, `[n]`.
@@ -108,7 +108,7 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
 def checked(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return labels `[n]` and the probability of each class, `[n, num_classes]`.
+    """Check probabilities; return labels `[n]` and class probabilities `[n, num_classes]`.
 
     The arguments and errors are the same as for `test_scores`.
     """
@@ -174,7 +174,7 @@ def confusion_picture(
     from sklearn.metrics import ConfusionMatrixDisplay
 
     num_classes, predicted = found.shape[1], found.argmax(axis=1)
-    # Matplotlib reads text between dollar signs as mathematics.
+    # Escape dollar signs, because Matplotlib reads text between dollar signs as mathematics.
     names = [" ".join(name.split())[:MAX_NAME].replace("$", r"\$") for name in classes]
     figure, axes = new_figure()
     ConfusionMatrixDisplay.from_predictions(
@@ -207,8 +207,8 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw how well the probabilities are calibrated, as a PNG of 640 x 480.
 
     The curve shows the share of positive reviews against the mean probability, in 10 bins of equal
-    width. For more than two classes the probability is that of the predicted class, and the share
-    is that of correct predictions.
+    width. For more than two classes the curve shows the share of correct predictions against the
+    mean probability of the predicted class.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.calibration import CalibrationDisplay
@@ -219,7 +219,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
         positive, of, share = found.max(axis=1), "the predicted class", "correct predictions"
         hits = found.argmax(axis=1) == truth
     figure, axes = new_figure()
-    # A custom network may return numbers outside 0..1, which scikit-learn rejects.
+    # Clip a custom network's numbers, because scikit-learn rejects numbers outside 0..1.
     CalibrationDisplay.from_predictions(
         hits, positive.clip(0, 1), n_bins=10, pos_label=True, ax=axes
     )
@@ -230,7 +230,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
     """Make a figure with one plot, and with margins that leave room for its labels."""
-    # pyplot would keep a global list of figures, and might choose a backend with a window.
+    # Don't use pyplot, which would keep a global list of figures, and might open a window.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -240,6 +240,6 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
 def png(figure: "Figure") -> bytes:
     """Return the figure as a PNG file."""
     file = io.BytesIO()
-    # Matplotlib's version is left out, so that the file depends only on the scores.
+    # Leave Matplotlib's version out of the file, so that the file depends only on the scores.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

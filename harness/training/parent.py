@@ -1,10 +1,10 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-If only `train.epochs` differs, the new run continues from the parent's checkpoint. Its result is
-bitwise identical to the result of a run that trained all epochs itself. If another setting or the
-data differ, the new run begins with the weights of the parent's trained model, layer by layer. In
-both cases the new run writes a checkpoint before its first step, and from then on doesn't need the
-parent.
+If only `train.epochs` differs, the new run continues from the parent's checkpoint. The new run's
+result is bitwise identical to the result of a run that trained all epochs itself. If another
+setting or the data differ, the new run begins with the weights of the parent's trained model, layer
+by layer. In both cases the new run writes a checkpoint before its first step. After this checkpoint
+the new run doesn't need the parent.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ class Parent:
             "run": str(self.run.folder.absolute()),
             "begins_with": "checkpoint" if self.continues else "weights",
         }
-        # The parent may itself have begun with the weights of another run.
+        # If the parent itself began with the weights of another run, name that run too.
         if self.continues and (origin := weights_of(self.run.certain_json(RECORD))):
             record["weights_of"] = origin
         return record
@@ -69,7 +69,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     if record and named and before != str(named.absolute()):
         raise InputError(
             f"--from {named}: run {run.folder} exists already, and began with "
-            f"{before or 'no parent'}; leave --from out, or give another --run-id"
+            f"{before or 'no parent'}; leave --from out, or choose another --run-id"
         )
     if run.checkpoints():
         return None
@@ -113,8 +113,8 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     """Make the first checkpoint of a new run from its parent.
 
     Args:
-        context: the new run. This process holds the run's lease (its lock), and has written the
-            run's `vocabulary.txt`.
+        context: the new run. This process must hold the run's lease (its lock), and must have
+            written the run's `vocabulary.txt`.
         train_step: the new run's models and optimizer, newly initialized.
 
     Returns:
@@ -129,7 +129,8 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
     epochs = context.job.train.epochs
     if parent.continues:
-        # The parent's job.toml may have been edited since its training.
+        # If a user edited the parent's job.toml after its training, `adopt` finds no checkpoint
+        # with this identity.
         of = replace(context, run=parent.run, job=parent.run.job()).identity
         if checkpoint.adopt(parent.run, context.run, context.identity, of=of, max_epochs=epochs):
             return []
@@ -181,12 +182,12 @@ def _take_weights(
             taken += 1
     if not taken:
         raise InputError(
-            f"--from {parent.folder}: no layer of its model fits this job; train a new run "
-            "without --from"
+            f"--from {parent.folder}: no layer of this run's model fits the new job; train a new "
+            "run without --from"
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
     optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
-    # ScheduleFreeAdamW keeps its own copy of the weights.
+    # ScheduleFreeAdamW keeps its own copy of the weights, so overwrite this copy too.
     if isinstance(optimizer, ScheduleFreeAdamW):
         for copy, weights in zip(
             optimizer._momentums, train_step.model.trainable_variables, strict=True
@@ -195,7 +196,10 @@ def _take_weights(
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
-    """Yield layers that have weights, with stable names: Keras's names differ between runs."""
+    """Yield the layers that have weights, with names that are the same in all runs.
+
+    Keras's names differ between runs.
+    """
     counts = Counter[str]()
     for layer in model.layers:
         if layer.weights:

@@ -52,8 +52,9 @@ def record_start(
 ) -> None:
     """Record the job, data, plan and devices with which this process begins or resumes the run.
 
-    The run can then be resumed. Also write the files with which predictions convert texts to the
-    network's inputs: the vocabulary and, if the network uses them, the n-grams' log-count ratios.
+    After this function the run can be resumed. The function also writes the files that convert
+    texts to the network's inputs for predictions: the vocabulary and, if the network uses n-grams,
+    their log-count ratios.
     """
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
@@ -106,8 +107,8 @@ def log_run(trainer: Trainer) -> None:
     model.summary(line_length=100, print_fn=lines.append)
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
-    if not row:  # without a search, the row shows the keys of the job
-        trainer.log.graph(trainer.graph)  # not of trials: the graph is large, and trials are many
+    if not row:  # the run is no trial, so its row shows the keys of the job
+        trainer.log.graph(trainer.graph)  # large, so the many trials of a search log no graph
         settings = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in job.settings().items()
@@ -130,9 +131,9 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     """Write the validation predictions, from which an ensemble chooses its weights.
 
-    A trial writes no predictions, to save time and space. Instead it returns its validation scores
-    besides loss and accuracy, if one of them is the objective of the search. `val_roc_auc` is None
-    if all reviews are of one class.
+    A trial writes no predictions, to save time and space. If the objective of the search is neither
+    validation loss nor validation accuracy, a trial returns all other validation scores. The score
+    `val_roc_auc` is None if all reviews are of one class.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:
@@ -145,7 +146,12 @@ def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return probabilities and scores; write probabilities and labels to file `name`, if given."""
+    """Return probabilities and scores of the reviews.
+
+    Args:
+        phase: the phase of the run for its heartbeat, such as `testing`.
+        name: the file to which probabilities and labels are written; "" writes no file.
+    """
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)
@@ -198,7 +204,8 @@ def record_gpu_gb(run: RunDirectory) -> None:
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return
-    # In a container with its own process ids, NVML does not report this process's memory.
+    # In a container with its own process ids, NVML does not report this process's memory. Then use
+    # the peak that TensorFlow reports.
     gb = max((each.own_gb for each in gpu.memory_of_gpus().values()), default=0.0)
     if not gb:
         read = tf.config.experimental.get_memory_info

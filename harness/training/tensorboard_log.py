@@ -13,10 +13,10 @@ Users' dashboards rely on these tags:
 | `.` | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
-TensorBoard keeps all points in memory, and a curve needs only hundreds. So the log contains about
-500 evenly spaced steps of a run; which steps depends only on the run's number of steps. The
-measurements of the machine are logged at up to about 100 of the steps after which results are
-copied from the device.
+TensorBoard keeps all points in memory, and a curve needs only hundreds of points. So the log
+contains the losses of about 500 evenly spaced steps; only the run's number of steps determines
+which steps these are. The log contains learning rate, speed and the machine's load for about 100
+steps at most; the run copies results from the device after each of these steps.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
 truncates the files to the sizes in the mark, and then writes the same events as an undisturbed run.
@@ -52,7 +52,7 @@ from harness.system.files import atomic_write, sync
 # TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")
 
-STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a curve has
+STEP_POINTS, MEASURED_POINTS = 500, 100  # approximate number of points of a curve
 
 REMEDY = "free up space on this disk, then resume the run"
 
@@ -60,8 +60,9 @@ REMEDY = "free up space on this disk, then resume the run"
 class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
     """Writes a `tensorboard/` folder. At the end of a `with` block the log closes its files.
 
-    All methods hand their events to the operating system, so a running TensorBoard shows them, and
-    a killed process loses none. All methods raise DiskError if the disk can't be written.
+    All methods hand their events to the operating system at once, so a running TensorBoard shows
+    the events, and a killed process loses none. All methods raise DiskError if the disk can't be
+    written.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         num_steps: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open the log and cut it back to `mark`; without a mark, empty it.
+        """Open the log; truncate its files to the sizes in `mark`, or remove them without a mark.
 
         Args:
             folder: the folder for the run's event files; created if missing.
@@ -91,7 +92,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         self._measured: dict[str, float] = {}  # the newest measurements, until they are written
         with _one_line(folder):
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier file. The clock of the host that wrote the last file may be ahead.
+            # an earlier file. So the new file's name must come last, even if the host that wrote
+            # the last file had a clock that is ahead of this host's clock.
             later_s = [int(path.name.split(".")[3]) + 1 for path in _event_files(folder)]
             start_s = max([clock(), *later_s])
             _cut_back(folder, mark or {})
@@ -116,7 +118,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             first_step: the number of the first step, counted from 1 over the whole run.
             losses: each step's mean loss over the global batch, `[n]`.
             accuracies: each step's share of correct predictions, `[n]`.
-            measured: tag -> value at the last of the n steps; logged about 100 times at most.
+            measured: the value of each tag at the last of the n steps. A run logs these values
+                about 100 times at most.
         """
         self._start("train", first_step)
         last_step = first_step + len(losses) - 1
@@ -177,7 +180,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         self._write(".", Event(graph_def=graph.as_graph_def().SerializeToString()))
 
     def hyperparameters(self, row: TrialRow) -> None:
-        """Log a row of the HParams page, and which metrics the page shows.
+        """Log a row of the HParams page, and the list of metrics that the page shows.
 
         TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
         --logdir is the log's folder itself, TensorBoard looks for a run named "./validation", which
@@ -202,12 +205,12 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(row.values), trial_id=row.name, start_time_secs=now_s)
-        # TensorFlow has its own class for `experiment`, but `Event` needs TensorBoard's class.
+        # `experiment` has a class of TensorFlow, but `Event` needs TensorBoard's class.
         summary = Summary.FromString(experiment.SerializeToString())
         self._write(".", Event(summary=summary), Event(summary=session))
 
     def mark(self) -> dict[str, int]:
-        """Sync the event files. Return a mapping of relative path -> size in bytes."""
+        """Sync the event files, and return each file's relative path and size in bytes."""
         with _one_line(self._folder):
             for path in self._paths.values():
                 sync(path)
@@ -269,7 +272,7 @@ def _cut_back(folder: Path, mark: Mapping[str, int]) -> None:
         if size is None:
             path.unlink()
         elif path.stat().st_size > size:
-            # Replaced, not truncated in place: a TensorBoard may be reading the file.
+            # Replace the file instead of truncating it, because TensorBoard may be reading it.
             with path.open("rb") as file:
                 start = file.read(size)
             atomic_write(path, start, remedy=REMEDY)

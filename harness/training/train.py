@@ -30,7 +30,7 @@ def train(context: RunContext, compute: Compute, *, parent: Parent | None = None
         The content of `result.json`.
 
     Raises:
-        InputError: if class weights, callbacks, the parent or the checkpoint are refused.
+        InputError: if the class weights, a callback, the parent or a checkpoint can't be used.
         Interrupted: if a signal or a lost worker stopped the run, which can be resumed.
         RunError: if the run failed.
     """

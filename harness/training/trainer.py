@@ -36,8 +36,8 @@ from harness.training.context import Compute, RunContext
 from harness.training.metrics import exported_epoch, loss_and_accuracy, score_to_keep, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
-# After every execution that passes a multiple of this number of steps, the workers agree whether
-# to stop.
+# An execution runs `train.steps_per_execution` steps. After each execution that reaches or passes a
+# multiple of this number of steps, the workers agree whether to stop.
 STEPS_TO_STOP = 10
 
 
@@ -62,14 +62,14 @@ class Trainer:
         train = context.job.train
         self.num_reviews = len(training.labels)
         self.steps_per_epoch = num_steps(self.num_reviews, train.batch_size)
-        self.drain_every = train.log_every_steps  # `_drain` is called after multiples of this
+        self.drain_every = train.log_every_steps  # steps between two regular calls of `_drain`
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        # The time from the start of this process to the end of its first training step.
+        # The seconds from the start of this process to the end of its first training step.
         self.first_step_s: float | None = None
         self.score_to_keep = score_to_keep(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
-        self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
+        self.fit_s = 0.0  # the seconds from `prepare` to the end of `fit` in this process
         self._pending: list[tf.Tensor] = []  # results on the device, each `[steps, 2 or 3]`
         self._votes = 0.0  # above 0 if a worker asks all workers to stop
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
@@ -150,8 +150,8 @@ class Trainer:
                 # A run trains at least one epoch; otherwise it would have no weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
-                # If asked to stop, stop before `on_epoch_begin` is called, because a resumed run
-                # calls `on_epoch_begin` again.
+                # Check for a signal to stop before the call of `on_epoch_begin`, because a resumed
+                # run would call `on_epoch_begin` a second time.
                 self.stop.check()
                 self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
@@ -170,7 +170,8 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
-        step = progress.step  # started steps; `_drain` adds finished steps to `progress.step`
+        # The number of started steps; `_drain` adds the finished steps to `progress.step`.
+        step = progress.step
         while step < self.steps_per_epoch:
             if step:  # `fit` has called `check` before step 0
                 self.stop.check()
@@ -183,14 +184,14 @@ class Trainer:
                 self.first_step_s = round(age_s(), 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # All workers must call `agree` after the same steps: the ends of the executions that
-            # pass a multiple of `drain_every`.
+            # All workers must call `agree` after the same steps. So they call it after each
+            # execution that reaches or passes a multiple of `drain_every`.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
                 self.stop.agree(self._votes)
             elif watchdog.current.asks:
-                self._drain()  # waits for the steps; if they hang, the watchdog acts
+                self._drain()  # waits for the steps; if they hang, the watchdog ends the process
             if time.perf_counter() - self._saved_s >= train.checkpoint_every_s:
                 self._drain()
                 self._save()
@@ -222,7 +223,8 @@ class Trainer:
                 f"(epoch {self.progress.epoch + 1}); lower train.learning_rate or set "
                 "train.clipnorm, and start a new run"
             )
-        # Added step by step, so that rounding doesn't depend on the number of steps.
+        # Add the sums one step at a time, so that rounding doesn't depend on the number of pending
+        # steps.
         for loss, num_correct in sums[:, :2].tolist():
             self.progress.loss_sum += loss
             self.progress.num_correct += num_correct
@@ -266,13 +268,22 @@ class Trainer:
         return measured
 
     def _validate(self, validation: Reviews) -> dict[str, Any]:
-        """Return loss, accuracy, and the score that `train.monitor` or `train.keep` uses."""
+        """Return validation loss and accuracy, and the scores of `train.monitor` and `train.keep`.
+
+        The result also contains the duration of the validation in seconds.
+
+        Raises:
+            RunError: if the loss is not finite, or a score has no value.
+        """
         began = time.perf_counter()
         self.heartbeat.beat("validating")
         probabilities = self.train_step.evaluator.probabilities(validation, self.stop)
         loss, accuracy = loss_and_accuracy(validation.labels, probabilities)
         if not np.isfinite(loss):
-            raise RunError(f"the validation loss is not finite in epoch {self.progress.epoch + 1}")
+            raise RunError(
+                f"the validation loss is not finite in epoch {self.progress.epoch + 1}; lower "
+                "train.learning_rate or set train.clipnorm, and start a new run"
+            )
         line: dict[str, Any] = {"val_loss": loss, "val_accuracy": accuracy}
         train = self.job.train
         used = {self.score_to_keep} if self.score_to_keep else set()
@@ -303,7 +314,7 @@ class Trainer:
         if len(validation.labels):
             line |= self._validate(validation)
         # Compute the checksum of the variables before `on_epoch_end` is called, because a callback
-        # may change variables there.
+        # may change variables in `on_epoch_end`.
         line["checksum"] = checkpoint.checksum(self.train_step)
         progress.history.append(line)
         progress.epoch, progress.step = progress.epoch + 1, 0
@@ -311,7 +322,7 @@ class Trainer:
         if self.score_to_keep and exported_epoch(progress.history, self.job.train) is line:
             progress.best_weights = self.train_step.export_model.get_weights()
         self.log.epoch(line)
-        # Called before the checkpoint is written, because callbacks may cut the learning rate.
+        # Call the callbacks before writing the checkpoint, because they may cut the learning rate.
         self.callbacks.on_epoch_end(line)
         self._save()
         self._write_metrics()
@@ -333,7 +344,8 @@ class Trainer:
         return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
-        # Writes whole files: after a kill, appending could leave half a line, or a line twice.
+        # Write whole files: if the process were killed while it appends, half a line could remain,
+        # or the resumed run could append a line twice.
         history = self.progress.history
         if history:
             last = history[-1]
@@ -349,12 +361,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:
-        """Write a checkpoint if a signal ends the run."""
+        """Write a checkpoint if a signal interrupts the run in the `with` block."""
         try:
             yield
         except Interrupted as reason:
-            # If `_is_over`, the last checkpoint exists; since then `on_train_end` may have changed
-            # the model.
+            # If `_is_over` is set, the last checkpoint is already written, and `on_train_end` may
+            # have changed the model after the write.
             if not self._is_over:
                 self._drain()
                 self._save()

@@ -105,7 +105,7 @@ def test_a_parent_without_a_fitting_layer_is_refused(parent: Harness) -> None:
     words = ("--set", "model.units=16", "--set", "model.embedding_dim=5", "--set", "train.epochs=1")
     refused = parent.train("lstm", "alone", *words, "--from", parent.runs / "lstm/calm")
     assert refused.returncode == 2, refused.stderr
-    assert "no layer of its model fits this job; train a new run without --from" in refused.stderr
+    assert "no layer of this run's model fits the new job; train a new run" in refused.stderr
 
 
 def test_a_bad_parent_is_refused(harness: Harness) -> None:

@@ -15,13 +15,14 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 
 from harness.data.dataset import Split, by_class, make_split
-from harness.data.ngrams import binary_ngrams
+from harness.data.ngrams import binary_ngrams, to_archive
 from harness.data.own_texts import open_source
 from harness.data.sources import make_dataset
 from harness.errors import InputError
 from harness.job.keys import DataConfig
 from harness.report.baseline import (
     Baseline,
+    NgramModel,
     baselines,
     fit,
     fit_ngrams,
@@ -31,6 +32,7 @@ from harness.report.baseline import (
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.statistics import Predictions, verdict
 from harness.tracking.run_dir import stamped
+from tests.inference.test_export import ODD, odd_texts
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
 
@@ -145,6 +147,41 @@ def test_the_ngram_model_equals_scikit_learn() -> None:
         assert model.probabilities(test)[:, 1] == pytest.approx(expected, abs=0.02)
         chosen.add(model.strength)
     assert len(chosen) > 1  # otherwise the seeds do not test the choice of C
+
+
+VOCAB = [*(f"w{i}" for i in range(1, 31)), *ODD, "à"]
+
+
+def with_words(num_classes: int) -> tuple[NgramModel, Split]:
+    """Return a model that reads texts, and test reviews."""
+    train, test = (make_split(*noisy(300, seed, num_classes)) for seed in (1, 2))
+    model = fit_ngrams(train)
+    words = [VOCAB[rank - 1] for rank in model.ngrams[0].tolist()]
+    return dataclasses.replace(model, words=words), test
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
+    """The stored model equals the original one, also for texts with unknown words."""
+    mine, test = with_words(num_classes)
+    again = NgramModel.from_bytes(mine.to_bytes())
+    assert again.words == mine.words
+    expected = mine.probabilities(test)
+    np.testing.assert_allclose(again.of_texts(as_texts(test)), expected, atol=1e-12)
+    texts = [*odd_texts(VOCAB, 200), "w1 w2 w1 w2 w1 w2", "W1, w2... w1", "nothing known", "w3"]
+    expected = again.of_texts(texts)
+    assert len(np.unique(expected[:, 0])) > 100
+    for some in (texts[-2:], texts[:1]):
+        np.testing.assert_allclose(again.of_texts(some), expected[[texts.index(t) for t in some]])
+
+
+def test_a_broken_linear_model_is_refused() -> None:
+    """The file may be empty, no archive, half an archive, or an archive of other arrays."""
+    model, _ = with_words(2)
+    content, other = model.to_bytes(), to_archive(model.ngrams, words=np.zeros(2))
+    for broken in (b"", b"PK\x03\x04", content[: len(content) // 2], other):
+        with pytest.raises(ValueError, match="not an archive of n-grams"):
+            NgramModel.from_bytes(broken)
 
 
 def test_the_test_set_chooses_nothing() -> None:

@@ -1,4 +1,4 @@
-"""`harness ensemble`: weights, scores, files and refusals."""
+"""`harness ensemble`: weights, scores, files, refusals, and classes of raw texts."""
 
 import json
 import tomllib
@@ -11,10 +11,12 @@ import pytest
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
+from harness.errors import InputError
 from harness.report.baseline import NgramModel, fit_ngrams
 from harness.report.collect import group_runs, scored_runs
-from harness.report.ensemble import averaged, best_weights
-from tests.conftest import Harness
+from harness.report.ensemble import averaged, best_weights, classifier_of, open_model
+from tests.conftest import Harness, calm_run
+from tests.inference.test_export import odd_texts
 from tests.report.finished_runs import noisy, write_finished
 from tests.report.small_data import WORDS, small_data
 
@@ -265,3 +267,49 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
         said = done.stdout + done.stderr
         assert "result.json is broken; make the ensemble again with harness ensemble" in said
         assert "resume" not in said
+
+
+@pytest.mark.full
+def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> None:
+    """Ensemble and runs may have moved together. Missing and changed models are refused."""
+    runs = [calm_run(harness, "bilstm"), calm_run(harness, "lstm")]
+    done = harness.run("ensemble", *runs, "--with", "ngrams", "--run-id", "all")
+    assert done.returncode == 0, done.stderr
+    folder = harness.runs / "ensemble_bilstm_lstm_ngrams/all"
+    texts = odd_texts((runs[0] / "vocabulary.txt").read_text().split("\n"), 200)
+    file = tmp_path / "texts"
+    file.write_text("\n".join(text.replace("\r", " ") for text in texts) + "\n")
+    alone = [probabilities(harness, run, file)[0] for run in runs]
+    harness.runs.rename(tmp_path / "moved")
+    folder, runs = (
+        (tmp_path / "moved/ensemble_bilstm_lstm_ngrams/all"),
+        [tmp_path / "moved" / run.relative_to(harness.runs) for run in runs],
+    )
+    together, answered = probabilities(harness, folder, file)
+    linear = NgramModel.from_bytes((folder / "ngrams.npz").read_bytes()).of_texts(answered)
+    toml = (folder / "ensemble.toml").read_text()
+    weights = [float(line.split(" = ")[1]) for line in toml.splitlines() if "weight = " in line]
+    weights = [*weights[1:], weights[0]]  # the weight of the linear model comes first
+    assert len(weights) == 3
+    np.testing.assert_allclose(together, np.average([*alone, linear], 0, weights), atol=1e-6)
+    assert "ensemble" in harness.refuse("export", folder, "--out", tmp_path / "out")
+    model, content = runs[1] / "model.keras", (runs[1] / "model.keras").read_bytes()
+    model.write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match=r"model\.keras has changed; make the ensemble again"):
+        classifier_of(open_model(folder))
+    model.write_bytes(content)
+    (folder / "ngrams.npz").unlink()
+    with pytest.raises(InputError, match=r"ngrams\.npz can't be read"):
+        classifier_of(open_model(folder))
+    runs[1].rename(tmp_path / "gone")
+    assert "no such folder" in harness.refuse("predict", folder, "a fine film")
+
+
+def probabilities(harness: Harness, folder: Path, file: Path) -> tuple[np.ndarray, list[str]]:
+    """Return the probabilities that `harness predict` prints for a file, and the texts."""
+    done = harness.run("predict", folder, "--json", "--file", file)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return np.array([[*each["probabilities"].values()] for each in found]), [
+        each["text"] for each in found
+    ]

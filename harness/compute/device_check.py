@@ -90,11 +90,11 @@ def check_gpus(
     The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
     Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU. If the node
     has NVIDIA's driver, a warning then says why TensorFlow sees no GPU. If CUDA_VISIBLE_DEVICES
-    hides all GPUs, there is no warning, but an error if Slurm promised GPUs.
+    hides all GPUs, this warning is left out; but if Slurm promised GPUs, an error is raised.
 
     Args:
-        requested: the devices that `--devices`, HARNESS_DEVICES or the run's record requests; None
-            if none of them does.
+        requested: the devices that `--devices`, HARNESS_DEVICES or the run's record requests, or
+            None.
         allocation: the Slurm job; None outside of Slurm.
         warn: a function that receives the text of a warning.
 
@@ -128,7 +128,7 @@ def check_gpus(
     if not promised:
         warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
         return
-    text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
+    text = f"{promised_by}, but {reason}, or train on the CPU with --devices cpu"
     if is_node_fault:
         raise NodeFault(text, will_requeue=report_node_fault(text))
     raise InputError(text)
@@ -204,7 +204,8 @@ def first_use(card: Card) -> str:
 def has_machine_code(card: Card) -> bool:
     """Whether TensorFlow includes machine code for a card; if not, the driver compiles kernels."""
     targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
-    return not targets or code_for(card.capability, targets).startswith("sm_")  # none: not CUDA
+    # Without targets, this TensorFlow is not a CUDA build, so the driver compiles nothing.
+    return not targets or code_for(card.capability, targets).startswith("sm_")
 
 
 def is_switched_off() -> bool:
@@ -218,7 +219,7 @@ def check_devices(warn: Callable[[str], object]) -> None:
     Raises:
         NodeFault: if a GPU computes wrong results; the job script then requeues the job without the
             node.
-        RunError: if the GPU's kernels can't be loaded.
+        RunError: if a GPU's kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
     take_memory(gpus)
@@ -339,7 +340,7 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> list[tf.Tenso
 
 
 def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:
-    """Return the largest difference divided by the largest expected number; `inf` if it is NaN."""
+    """Return the largest difference, divided by the largest expected number; `inf` replaces NaN."""
     a, b = results.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf

@@ -18,7 +18,7 @@ from harness.system.console import log
 from harness.system.gpu import lasting_error, memory_of_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
-LATEST = 40  # number of latest messages in which `_telling` searches the cause of a failure
+LATEST = 40  # number of latest messages in which `_telling` looks for the cause of a failure
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
@@ -116,7 +116,7 @@ OTHER_ERRORS = (
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """Return an error that explains TensorFlow's messages; None if no message is known.
+    """Return an error that explains TensorFlow's messages; None if no pattern matches them.
 
     Args:
         texts: one-line messages, the most informative first.
@@ -165,7 +165,7 @@ def _out_of_memory(*, sees_memory: bool) -> RunError:
 
 
 def _telling(found: Sequence[str]) -> list[str]:
-    """Return those of TensorFlow's messages that can explain a failure, the latest first."""
+    """Return the messages of TensorFlow that can explain a failure, the latest first."""
     begins = [(stderr_filter.BEGIN.match(line), line) for line in found[-LATEST:]]
     lines = [
         line
@@ -215,8 +215,8 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
 def explained_device_errors() -> Iterator[None]:
     """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
 
-    The function also reads standard error, where TensorFlow may have explained more than in its
-    error.
+    The function also reads standard error, where TensorFlow may have written more details than in
+    its error.
 
     Raises:
         NodeFault: if the node is broken, so the job should continue on another node.

@@ -34,7 +34,7 @@ FEWEST_COMPILED = 5000
 # The estimate of memory is above the measured peaks of seven runs on a CPU, which range from 0.99
 # GB for the LSTM in `jobs/` to 4.2 GB for a bidirectional LSTM of 128 units over 1,000 words. For a
 # run on a GPU the estimate is too high, because the activations are in the GPU's memory.
-BASE_GB = 1.15  # memory of TensorFlow, this package, IMDB as words, and XLA while it compiles
+BASE_GB = 1.15  # memory of TensorFlow, this package, the words of IMDB, and XLA while it compiles
 GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459)
 # Number of copies of all weights in memory. Two models, the optimizer, the moving average, the
 # weights of the best epoch and a checkpoint's arrays contain the copies.

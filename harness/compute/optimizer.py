@@ -104,7 +104,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         return train.schedule_floor + (1 - train.schedule_floor) * fall
 
     def get_config(self) -> dict[str, Any]:
-        """Return an empty dictionary, because each start of a run rebuilds the schedule."""
+        """Return an empty dictionary, because a run builds the schedule from its job."""
         return {}
 
 

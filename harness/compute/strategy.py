@@ -186,7 +186,7 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    Without GPUs the default is the CPU. Call `check_gpus` first, which refuses a request for more
+    Without GPUs the default is the CPU. First call `check_gpus`, which refuses a request for more
     GPUs than this process sees.
 
     With several workers, every node uses the requested devices. In a single process, the strategy
@@ -237,7 +237,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     _expect_heartbeats(len(worker_group.addresses))
     # Limit the time: TensorFlow waits an hour for the other workers, even if one of them has died.
     with worker_group.limited(START_S):
-        # CommunicationOptions(timeout_seconds=…) is not used: it needs a thread per operation.
+        # CommunicationOptions(timeout_seconds=…) is not used: it needs a thread for each operation.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 

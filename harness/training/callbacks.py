@@ -133,7 +133,7 @@ class RunCallbacks:
             self.model.stop_training = progress.stopped
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Call the user's callbacks before an epoch, counted from 0."""
+        """Call the user's callbacks before the epoch with this index, from 0."""
         for callback in self.own:
             self._call(callback, "on_epoch_begin", epoch, {})
 

@@ -128,7 +128,7 @@ def adopt(
 
     Args:
         source: the other run.
-        target: the new run; this process must hold its lease.
+        target: the new run; this process must hold the new run's lease.
         identity: the identity of the new run.
         of: the identity, a checksum of job and data, that a suitable checkpoint contains.
         max_epochs: the largest number of trained epochs that the checkpoint may contain; None for
@@ -234,7 +234,7 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
-    # Read every array as a whole, because zipfile verifies an array's checksum only at its end.
+    # Read every array to its end, where zipfile verifies the array's checksum.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     # NumPy has no bfloat16 type, and writes a bfloat16 array as raw bytes of type "V2".

@@ -153,7 +153,7 @@ def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
 
 
 def guard_gpus(run: RunDirectory, devices: str | None) -> None:
-    """Fork if the run may use GPUs. The child trains; the parent waits until the child ends.
+    """Fork if the run can use GPUs. The child trains; the parent waits until the child ends.
 
     Raises:
         SystemExit: in the parent, with the exit code of the child.
@@ -246,7 +246,7 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
-    """Print a summary of the run, and warn of settings without effect or reproducible results.
+    """Print a summary of the run; warn of settings without effect, and of irreproducible results.
 
     Raises:
         InputError: if there are more replicas than reviews in a global batch.

@@ -31,13 +31,13 @@ MAX_NAME = 24  # the maximum length of a class name in a picture; longer names a
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. All scores are JSON values.
 
-    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes
-    `precision`, `recall` and `f1` are means over the classes that occur or are predicted.
-    `f1_macro` is the mean of F1 over the classes that occur or are predicted, even for two classes.
+    For two classes `precision`, `recall` and `f1` are the scores of label 1. For more classes they
+    are means over all classes that occur in the labels or the predictions. `f1_macro` is the mean
+    of F1 over all classes that occur in the labels or the predictions, even for two classes.
     A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean of the
-    areas of the classes that occur, each class against all others. `roc_auc` is None if all labels
-    are equal. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
-    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
+    areas of all classes in the labels, each class against all others. `roc_auc` is None if all
+    labels are equal. `confusion_matrix`, for at most 100 classes, has a row per label; for two
+    classes it is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the index of each example's true class, `[n]`.

@@ -35,7 +35,7 @@ class Parent:
     differences: tuple[str, ...] = ()  # settings and data that differ from the parent's
 
     def record(self) -> dict[str, Any]:
-        """Return what the record of the new run says about its parent."""
+        """Return the part of the new run's record that describes the parent."""
         record = {
             "run": str(self.run.folder.absolute()),
             "begins_with": "checkpoint" if self.continues else "weights",

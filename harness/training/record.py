@@ -108,7 +108,7 @@ def log_run(trainer: Trainer) -> None:
     trainer.log.text("job", f"```\n{job.to_toml()}```")
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     if not row:  # the run is no trial, so its row shows the keys of the job
-        trainer.log.graph(trainer.graph)  # large, so the many trials of a search log no graph
+        trainer.log.graph(trainer.graph)  # trials log no graph, because graphs are large
         settings = {
             key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
             for key, value in job.settings().items()
@@ -199,7 +199,8 @@ def result_of(
 def record_gpu_gb(run: RunDirectory) -> None:
     """Record how many GB of memory this process uses on its fullest GPU, if it uses a GPU.
 
-    TensorFlow frees no memory before the process ends, so at the end of a run this is the peak.
+    TensorFlow frees no memory before the process ends, so at the end of a run the number of GB is
+    the peak.
     """
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
@@ -216,7 +217,7 @@ def record_gpu_gb(run: RunDirectory) -> None:
 
 
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
-    """Return what the run's result says about its data."""
+    """Return the part of a run's result that describes the run's data."""
     dataset = context.dataset
     is_given = bool(dataset.num_validation and len(validation.labels))
     return {

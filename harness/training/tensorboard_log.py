@@ -89,7 +89,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         self._started: set[str] = set()
         self._every = max(1, math.ceil(num_steps / STEP_POINTS))
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
-        self._measured: dict[str, float] = {}  # the newest measurements, until they are written
+        self._measured: dict[str, float] = {}  # the newest measurements that are not yet written
         with _one_line(folder):
             # TensorBoard reads a folder's files in the order of their names, and never returns to
             # an earlier file. So the new file's name must come last, even if the host that wrote
@@ -205,7 +205,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(row.values), trial_id=row.name, start_time_secs=now_s)
-        # `experiment` has a class of TensorFlow, but `Event` needs TensorBoard's class.
+        # `experiment` is an object of TensorFlow's class, but `Event` needs TensorBoard's class.
         summary = Summary.FromString(experiment.SerializeToString())
         self._write(".", Event(summary=summary), Event(summary=session))
 

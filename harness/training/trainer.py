@@ -366,7 +366,7 @@ class Trainer:
             yield
         except Interrupted as reason:
             # If `_is_over` is set, the last checkpoint is already written, and `on_train_end` may
-            # have changed the model after the write.
+            # have changed the model after that.
             if not self._is_over:
                 self._drain()
                 self._save()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.tuning.asha import rung_epochs
+from harness.tuning.oracle import rung_epochs
 from tests.tuning.driver import drive, end, schedule_of
 
 ASHA = """

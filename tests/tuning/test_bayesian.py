@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.tuning.bayesian import NUM_BEST, NUM_LATEST, NUM_SPREAD, subset
+from harness.tuning.oracle import NUM_BEST, NUM_LATEST, NUM_SPREAD, subset
 from tests.tuning.driver import all_of, drive, end, schedule_of
 
 BAYESIAN = """

@@ -48,15 +48,6 @@ def slugs(paper: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
-def command_of(args: list[str]) -> tuple[Any, list[str]]:
-    """Return the command that `args` call, and the remaining arguments."""
-    command: Any = typer.main.get_command(app)
-    while args and hasattr(command, "commands"):
-        assert args[0] in command.commands, f"{args[0]}: known are {[*command.commands]}"
-        command, args = command.commands[args[0]], args[1:]
-    return command, args
-
-
 def test_the_first_readme_is_short() -> None:
     """README.md has at most 120 lines."""
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
@@ -109,11 +100,14 @@ def test_commands_and_options_exist(paper: Path) -> None:
 def check_call(call: str) -> None:
     """Compare the options of a call with those of its command."""
     args = re.sub(r"[\[\]]", " ", call).split(" -- ")[0].split()
-    command, rest = command_of(args)
+    command: Any = typer.main.get_command(app)
+    while args and hasattr(command, "commands"):
+        assert args[0] in command.commands, f"{args[0]}: known are {[*command.commands]}"
+        command, args = command.commands[args[0]], args[1:]
     known = {option for each in command.params for option in each.opts} | {"--help"}
     if call.startswith("tune"):
         known |= FOR_TUNE_SH
-    given = {arg.partition("=")[0] for arg in rest if re.match(r"--?[a-z]", arg)}
+    given = {arg.partition("=")[0] for arg in args if re.match(r"--?[a-z]", arg)}
     assert given <= known, f"harness {call}: {given - known}"
 
 

@@ -4,7 +4,6 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,8 +17,7 @@ from tests.data.made_up_texts import make_rows, write_csv
 ROWS = [*make_rows(60), ('He said "so, so".\nThen\tnothing; é', "neg")]
 
 
-def columns(rows: list[tuple[str, str]] = ROWS) -> dict[str, list[Any]]:
-    return {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+COLUMNS = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
 
 
 def write_jsonl(path: Path) -> Path:
@@ -29,7 +27,7 @@ def write_jsonl(path: Path) -> Path:
 
 
 def write_parquet(path: Path) -> Path:
-    parquet.write_table(pa.table({"n": list(range(len(ROWS))), **columns()}), path)
+    parquet.write_table(pa.table({"n": list(range(len(ROWS))), **COLUMNS}), path)
     return path
 
 
@@ -67,12 +65,6 @@ def write_spreadsheet(path: Path) -> Path:
     return path
 
 
-def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
-    """Add the names of the classes to a table, as the package `datasets` does."""
-    info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-    return table.replace_schema_metadata({"huggingface": json.dumps(info)})
-
-
 def found(source: Path, form: DataConfig = DEFAULT_FORM) -> list[tuple[str, str]]:
     return [(each.text, each.label) for each in read_texts(source, form)]
 
@@ -86,7 +78,7 @@ def found(source: Path, form: DataConfig = DEFAULT_FORM) -> list[tuple[str, str]
         ("a.parquet", write_parquet),
         ("a.csv.gz", write_gzip),
         ("a.ndjson.zst", write_zstd),
-        ("saved", lambda path: write_saved(path, pa.table(columns()))),
+        ("saved", lambda path: write_saved(path, pa.table(COLUMNS))),
     ],
 )
 def test_every_format_gives_the_dataset_of_the_csv(
@@ -142,8 +134,10 @@ def test_labels_may_be_numbers_or_numbered_names(tmp_path: Path) -> None:
     ):
         parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
         assert [label for _, label in found(tmp_path / "a.parquet")] == expected
+    # The package `datasets` stores the names of the classes so.
+    info = {"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}
     table = pa.table({"text": texts, "label": [1, -1, 0, 2]})
-    table = with_class_names(table, ["neg", "pos"])
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
     parquet.write_table(table, tmp_path / "a.parquet")
     for source in (tmp_path / "a.parquet", write_saved(tmp_path / "saved", table)):
         assert [label for _, label in found(source)] == ["pos", "", "neg", ""]
@@ -155,7 +149,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     """The split `unsupervised` is left out."""
     saved = tmp_path / "saved"
     for split in ("train", "test", "unsupervised"):
-        write_saved(saved / split, pa.table(columns()))
+        write_saved(saved / split, pa.table(COLUMNS))
     (saved / "dataset_dict.json").write_text("{}")
     dataset = open_source(saved)
     assert (len(dataset.train), len(dataset.test)) == (len(ROWS), len(ROWS))
@@ -216,14 +210,14 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
     yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: only one of these reviews"
-    saved = write_saved(folder / "escapes", pa.table(columns()))
+    saved = write_saved(folder / "escapes", pa.table(COLUMNS))
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
         yield saved, "state.json should name files in its folder"
     (folder / "splits" / "extra").mkdir(parents=True)
     (folder / "splits" / "dataset_dict.json").write_text("{}")
     yield folder / "splits", "contains the folder extra, but should"
-    saved = write_saved(folder / "broken", pa.table(columns()), num_files=1)
+    saved = write_saved(folder / "broken", pa.table(COLUMNS), num_files=1)
     (path,) = saved.glob("*.arrow")
     path.write_bytes(path.read_bytes()[:300])
     yield saved, "can't be read"

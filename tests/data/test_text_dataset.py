@@ -1,6 +1,7 @@
 """The dataset of a user's texts: its classes, splits and words depend on the content alone."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 from harness.data.dataset import SPLITS, Dataset, Split
 from harness.data.dataset_folder import open_folder
 from harness.data.own_texts import describe, open_source
-from harness.data.sources import open_data
+from harness.data.sources import open_data, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
@@ -230,6 +231,8 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     assert (
         "training review: 50% 54, 75% 79, 90% 94, 95% 99, 99% 102; the longest has 103" in lengths
     )
+    of_sample = re.findall(r"([\d,]+) covers", "\n".join(describe(open_sample())))
+    assert of_sample == ["2,000", "8,000", "20,000", "40,000", "88,588"]
     # Another checksum means that the same texts give another dataset: increase FORMAT.
     assert checksum.startswith("sha256  121d263a758ef2838654ce9a48bbd4140eaf37b9acd561fdf82f2051")
 

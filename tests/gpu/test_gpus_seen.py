@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,13 +13,6 @@ from tests.gpu.conftest import Rig, last_line
 pytestmark = pytest.mark.full
 
 CHECKED = {"HARNESS_CHECK_DEVICES": "1"}
-
-
-def start_of(rig: Rig, job: str = "lstm") -> dict[str, Any]:
-    """Return the record of a run's only start, with the kernels of the layers added."""
-    record = json.loads((rig.folder / f"runs/{job}/rig/provenance.json").read_text())
-    (start,) = record["starts"]
-    return {**start, "kernels": record["kernels"]}
 
 
 def libraries(rig: Rig) -> Path:
@@ -48,8 +40,9 @@ def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
     assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
     assert "HARNESS_CHECK_DEVICES=0: the results of the GPUs are not checked" in done.stderr
     assert "(9.0): TensorFlow has no machine code for it, so the driver compiles" in done.stdout
-    start = start_of(rig)
-    assert start["kernels"] == {"lstm": "cudnn"}
+    record = json.loads((rig.folder / "runs/lstm/rig/provenance.json").read_text())
+    assert record["kernels"] == {"lstm": "cudnn"}
+    (start,) = record["starts"]
     assert start["gpus_checked"] is False
     assert start["gpu_gb"] > CONTEXT_GB
     cuda = start["cuda"]

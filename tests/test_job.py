@@ -52,7 +52,7 @@ def test_a_job_with_all_defaults_reads_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_identity_has_the_settings_that_change_a_result(tmp_path: Path) -> None:
-    """It omits defaults, so that a run can resume after a later version adds a key."""
+    """The identity omits defaults, so that a run can resume after a later version adds a key."""
     path = write(tmp_path, LEAST)
     job = load_job(path)
     assert job.identity() == '{"code": {}, "model.architecture": "lstm", "name": "mine"}'

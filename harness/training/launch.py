@@ -23,7 +23,7 @@ from harness.data.dataset import Dataset
 from harness.data.sources import open_data, reopen_data
 from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
-from harness.job.keys import Job
+from harness.job.keys import KEYS, Job
 from harness.slurm.environment import (
     SlurmEnvironment,
     check_trusted_network,
@@ -260,6 +260,12 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         )
     for line in job.without_effect():
         console.warning(line)
+    share = job.data.validation_split
+    if dataset.num_validation and share not in (0, KEYS["data.validation_split"].default):
+        console.warning(
+            f"data.validation_split = {share}: has no effect, because the texts have a validation "
+            "split"
+        )
     if not job.train.deterministic:
         console.warning(
             "train.deterministic = false: a second run of this job, or a resumed run, gives a "

@@ -148,7 +148,9 @@ def test_a_run_on_a_users_texts(harness: Harness) -> None:
     path = write_csv(harness.folder / "mine" / "reviews.csv", ROWS, COLUMNS)
     job_of(path)
     sizes = ("--set", "data.maxlen=12", "--set", "train.epochs=1")
-    done = harness.succeed("train", "mine/mine.toml", "--run-id", "own", *sizes)
+    words = ("train", "mine/mine.toml", "--run-id", "own", "--set", "data.validation_split=0.3")
+    done = harness.succeed(*words, *sizes)
+    assert "data.validation_split = 0.3: has no effect" in done.stderr
     assert f"texts {path}: 120 training, 40 validation and 40 test reviews" in done.stdout
     assert "tested on 40 reviews of reviews.csv (120 + 40 + 40 reviews)" in done.stdout
     run = harness.runs / "mine" / "own"

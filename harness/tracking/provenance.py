@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import PROJECT, __version__
-from harness.errors import InputError, RunError
+from harness.errors import InputError, RunError, about
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.console import quoted
@@ -253,7 +253,8 @@ def reproduce(
             temporary.chmod(0o700)
             write_version(project, commit, str(patch or ""), folder=temporary)
             replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
-            data = _put_data(record, temporary)
+            with about(f"run {run.folder}"):
+                data = _put_data(record, temporary)
     except GitError as error:
         raise InputError(
             f"run {run.folder}: its code can't be restored: {error}; fetch commit "
@@ -277,6 +278,11 @@ def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
 
     data = table(record, "dataset")
     if data.get("is_sample"):
+        if (folder / SAMPLE_FOLDER).is_symlink():
+            raise InputError(
+                f"its code contains the link {SAMPLE_FOLDER}, so the sample would be written "
+                "outside of the new folder; do not trust this record"
+            )
         save_folder(open_sample(), folder / SAMPLE_FOLDER)
         return ["--data", SAMPLE_FOLDER]
     where = text(data.get("folder"))

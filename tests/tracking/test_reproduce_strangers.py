@@ -107,6 +107,14 @@ def test_recorded_changes_are_restored(project: Path, tmp_path: Path) -> None:
     assert stranger.target.stat().st_mode & 0o077 == 0  # as private as the record
 
 
+def test_nothing_is_written_through_a_link(stranger: Strangers) -> None:
+    """The changes of a record may replace the sample's folder by a link."""
+    link = "diff --git a/imdb-sample b/imdb-sample\nnew file mode 120000\n--- /dev/null\n"
+    link += f"+++ b/imdb-sample\n@@ -0,0 +1 @@\n+{stranger.victim}\n\\ No newline at end of file\n"
+    stranger.write(uncommitted_diff=link)
+    stranger.refused("contains the link imdb-sample")
+
+
 def test_an_existing_folder_is_refused(stranger: Strangers) -> None:
     """An empty folder is refused too, and so is a run without a record."""
     stranger.target.mkdir(parents=True)

@@ -263,7 +263,7 @@ class ModelConfig(ConfigSection):
         ),
     ] = Field(
         "",
-        description="text file of pretrained word vectors; empty = none",
+        description="file of pretrained word vectors; empty = none",
     )
     train_embeddings: bool = Field(
         True, description="train the word vectors; false keeps their initial values"

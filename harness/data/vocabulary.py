@@ -4,6 +4,7 @@ The indices are those of `keras.datasets.imdb.load_data`: 0 is padding, 1 is the
 2 is a word outside the vocabulary, 3 is unused, and 4 is the most frequent word.
 """
 
+import hashlib
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from harness.data.dataset import Split
 from harness.data.tables import open_bytes
 from harness.errors import InputError, about
-from harness.system.files import is_file, sha256_of
+from harness.system.files import is_file, read_plain_file, sha256_of
 
 START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
@@ -73,7 +74,7 @@ class WordVectors:
     found: np.ndarray  # [num_found] int64, the words with a vector, as indices in the vocabulary
     vectors: np.ndarray  # [num_found, width] float32
     num_words: int  # the size of the vocabulary
-    checksum: str  # the sha256 of the file
+    checksum: str  # the sha256 of the file, or of the checksums of both files
 
     @property
     def title(self) -> str:
@@ -87,7 +88,9 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
 
     Args:
         path: a text file, perhaps compressed (`.gz` or `.zst`); each line contains a word and the
-            numbers of its vector. If a word occurs twice, its first vector is used.
+            numbers of its vector. Or a `.npy` file with an array `[words, width]`, beside a `.txt`
+            file of the same name with a word in each line. If a word occurs twice, its first vector
+            is used.
         words: the vocabulary.
         width: the dimension that the vectors should have.
 
@@ -98,9 +101,16 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     with about(f"model.embeddings {path}"):
         if not is_file(path):
             raise InputError("is not a file; name a file of word vectors")
+        files = [path]
+        if path.suffix == ".npy":
+            files.append(path.with_suffix(".txt"))
+            if not is_file(files[1]):
+                raise InputError(f"needs {files[1].name} beside it; write a word into each line")
         try:
-            pairs = dict(_from_text(path, words, width))
-            checksum = sha256_of(path)
+            pairs = dict((_from_text if len(files) == 1 else _from_array)(path, words, width))
+            checksum, *others = map(sha256_of, files)
+            if others:
+                checksum = hashlib.sha256(f"{checksum}{others[0]}".encode()).hexdigest()
         except InputError:
             raise
         except (OSError, ValueError, EOFError) as error:
@@ -133,3 +143,18 @@ def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[i
             # vectors of the same word.
             if len(fields) == width + 1 and (number := numbers.pop(fields[0], None)) is not None:
                 yield number, np.array(fields[1:], np.float32)
+
+
+def _from_array(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[int, np.ndarray]]:
+    numbers = {word.encode(): number for number, word in enumerate(words)}
+    array = np.lib.format.open_memmap(path, mode="r")  # refuses arrays of Python objects
+    listed = read_plain_file(path.with_suffix(".txt")).splitlines()
+    if array.shape != (len(listed), width) or array.dtype.kind != "f":
+        raise InputError(
+            f"has the shape {array.shape} and the type {array.dtype}, but should have floats, a "
+            f"row for each of the {len(listed):,} words of its .txt file, and model.embedding_dim "
+            f"= {width} columns; correct the files or model.embedding_dim"
+        )
+    for row, word in enumerate(listed):
+        if (number := numbers.pop(word, None)) is not None:
+            yield number, np.array(array[row], np.float32)

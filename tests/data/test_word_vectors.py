@@ -14,20 +14,27 @@ WORDS = ["the", "film", "é", "unheard"]
 TEXT = "film 1 2 3\nthe 0.5 -1e-3 4\nfilm 9 9 9\na b 7 7 7\né 5 6 7\n"
 
 
-@pytest.mark.parametrize("form", ["plain", "word2vec", "gzip"])
+@pytest.mark.parametrize("form", ["plain", "word2vec", "gzip", "array"])
 def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
-    """The text file may have a header or be compressed."""
+    """A text file may have a header or be compressed; an array has its words in another file."""
     path = tmp_path / "vectors.txt"
     path.write_text(("5 3\n" if form == "word2vec" else "") + TEXT)
     if form == "gzip":
         path = tmp_path / "vectors.txt.gz"
         path.write_bytes(gzip.compress(TEXT.encode()))
+    if form == "array":
+        path.write_text("film\nthe\nfilm\né\n")
+        path = tmp_path / "vectors.npy"
+        np.save(path, np.array([[1, 2, 3], [0.5, -1e-3, 4], [9, 9, 9], [5, 6, 7]]))
     found = open_vectors(path, WORDS, 3)
     vectors = dict(zip(found.found.tolist(), found.vectors.tolist(), strict=True))
     assert vectors == {1: [1, 2, 3], 0: [0.5, np.float32(-1e-3), 4], 2: [5, 6, 7]}
     assert found.vectors.dtype == np.float32
     assert found.title == f"{path.name}: 3 of 4 words (75.0%)"
-    path.write_bytes(gzip.compress(b"the 1 2 3") if form == "gzip" else b"the 1 2 3")
+    if form == "array":
+        path.with_suffix(".txt").write_text("film\nthe\nthe\né\n")
+    else:
+        path.write_bytes(gzip.compress(b"the 1 2 3") if form == "gzip" else b"the 1 2 3")
     assert open_vectors(path, WORDS, 3).checksum != found.checksum
 
 
@@ -48,6 +55,24 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"^model.embeddings {re.escape(str(path))}: .*{said}.*$"):
         open_vectors(path, WORDS, 3)
+
+
+def test_a_bad_array_is_refused(tmp_path: Path) -> None:
+    """Objects are never unpickled. The array has a row for each word of the other file."""
+    path = tmp_path / "vectors.npy"
+    np.save(path, np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"needs vectors\.txt beside it"):
+        open_vectors(path, WORDS, 3)
+    path.with_suffix(".txt").write_text("the\nfilm\n")
+    for array, said in (
+        (np.array([["a"], [None]], object), "can't be read"),
+        (np.zeros((2, 3), np.int32), r"the shape \(2, 3\) and the type int32, but"),
+        (np.zeros((2, 4)), "model.embedding_dim = 3 columns"),
+        (np.zeros((3, 3)), "each of the 2 words"),
+    ):
+        np.save(path, array, allow_pickle=True)
+        with pytest.raises(InputError, match=said):
+            open_vectors(path, WORDS, 3)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: each command parses its arguments, calls one function, and prints.
+"""The command line: each command parses its arguments, calls one function, and prints the result.
 
-A command imports other modules in its function, so that `--help` answers at once.
+A command imports modules that load slowly inside its function, so that `--help` answers at once.
 """

@@ -28,7 +28,7 @@ for commands in (train, tune, submit, runs, results, site):
 app.add_typer(tune.sweep_app, name="sweep")
 app.add_typer(site.data_app, name="data")
 
-# Without this line the help would show the types of arguments, such as `<list[Path]>`.
+# Without the next line, the help would show the types of arguments, such as `<list[Path]>`.
 TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C

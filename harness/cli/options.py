@@ -27,7 +27,7 @@ def _runs(ctx: typer.Context, runs: Path) -> Path:
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()
-    # `submit` itself warns about all settings. A job script has read site.sh itself.
+    # `submit` warns about all settings later. A job script has already read site.sh.
     warns = is_default and ctx.info_name != "submit" and not (own and own.is_batch)
     if warns and (hint := not_sourced(["HARNESS_RUNS"])):
         log(logging.WARNING, hint)
@@ -56,7 +56,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="refuse to continue a run whose code, packages or devices have changed",
+        help="refuse to continue a run if its code, packages or devices have changed",
     ),
 ]
 
@@ -73,9 +73,9 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="devices, such as gpu:2, cpu or cpu:2; gpu or cpu if trials or several runs use one "
-        "device each; default: those requested when an existing run began, else HARNESS_DEVICES, "
-        "else all GPUs, else the CPU",
+        help="devices, such as gpu:2, cpu or cpu:2; for a search or several runs, gpu or cpu: each "
+        "trial or run uses one device; default: the devices requested at the first start of the "
+        "run, else HARNESS_DEVICES, else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[
@@ -110,7 +110,7 @@ TrustCode = Annotated[
     typer.Option(
         "--trust-code",
         callback=_trust,
-        help="run custom code that other users wrote or can change",
+        help="run custom code even if other users wrote it or can change it",
     ),
 ]
 
@@ -140,7 +140,7 @@ def confirm_here(*, here: bool) -> None:
                 f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in "
                 f"a Slurm job, {instead}",
             )
-    # A job script has read site.sh itself.
+    # A job script has already read site.sh.
     if not (own and own.is_batch) and (hint := not_sourced(OF_TRAINING)):
         log(logging.WARNING, hint)
-    os.environ[CONFIRMED] = "1"  # keeps child processes from repeating the warnings
+    os.environ[CONFIRMED] = "1"  # child processes do not repeat the warnings

@@ -67,7 +67,7 @@ def compare(
             echo(to_markdown(parts), end="")
         else:
             print_parts(parts)
-    finally:  # printing ends the process if the reader of the output, such as `head`, has ended
+    finally:  # write the report even if printing ends this process, as it can in `… | head`
         if out:
             report = write_comparison(out, parts, left_out)
             echo(f"report       {report}", err=True)
@@ -134,7 +134,7 @@ def audit(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="folder of IMDB, instead of HARNESS_DATA; for a run on your texts: their path",
+            help="folder of IMDB, instead of HARNESS_DATA; for a run on your texts, their path",
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),
@@ -155,8 +155,8 @@ def audit(
         _audit(folders[0], depth, devices=devices, data=data, runs=runs)
         return
 
-    # Each run needs its own process, because TensorFlow's number of threads, for example, can't be
-    # changed once TensorFlow has started.
+    # Audit each run in a separate process, because some settings, such as the number of threads,
+    # can't change after TensorFlow has started.
     given = {"--epochs": epochs, "--devices": devices, "--data": data, "--runs": runs}
     words = [f"{name}={value}" for name, value in given.items() if value is not None]
     words += [name for name, is_set in {"--quick": quick, "--full": full}.items() if is_set]

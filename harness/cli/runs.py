@@ -98,7 +98,7 @@ def logs(
 ) -> None:
     """Print or follow the log of a run.
 
-    With -f, the exit code is that of the run: 0 finished, 1 failed, 75 interrupted.
+    With -f, the exit code says how the run ended: 0 = finished, 1 = failed, 75 = interrupted.
     After Ctrl-C the exit code is 0.
     """
     queue = Queue()
@@ -133,16 +133,16 @@ def cancel(
     ],
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Stop runs; each saves a checkpoint first.
+    """Stop runs; each run saves a checkpoint first.
 
-    Slurm does not requeue a stopped run; harness resume continues it.
+    Slurm does not requeue the job of a stopped run; harness resume continues the run.
     """
     queue = Queue()
     # Resolve all names before any run is stopped, because the last name may have a typo.
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     selected = [(name, run) for name in names for run in pick(name, statuses, runs)]
     chosen = {run.folder: run for _, run in selected}
-    # A job may train several seeds; only its id names the whole job.
+    # The id of a job stops all seeds of the job; the name of a run stops only this run.
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
@@ -188,7 +188,7 @@ def tensorboard(
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
-    Prints the ssh command that your laptop needs to reach it.
+    Prints the ssh command that opens a tunnel from your laptop to TensorBoard.
     """
     from harness.board.tensorboard import Watch, check_roots, serve
 
@@ -206,9 +206,9 @@ def prune(
 ) -> None:
     """Free disk space of finished runs and searches.
 
-    Removes the checkpoints of a run, and the models and checkpoints of all but the best five trials
-    of a search; if such a trial did not fail, also its status files. Without --yes it only prints
-    the sizes.
+    Removes the checkpoints of runs. In a search, removes the models, checkpoints and status files
+    of all trials except the best five; the status files of failed trials remain. Without --yes,
+    only prints the sizes.
     """
     from harness.tuning.prune_runs import prune_all
 
@@ -288,7 +288,7 @@ def as_lines(
     rows: Sequence[dict[str, str]], names: Sequence[str] = ("run", *FIGURES, "note")
 ) -> list[str]:
     """Return the headings and one line per row; a column is as wide as its longest text."""
-    # Rich's Table takes a second for a thousand runs.
+    # Don't use Rich's Table, which takes a second for a thousand runs.
     columns = []
     for name in names:
         texts = [name, *(row[name] for row in rows)]

@@ -112,14 +112,14 @@ def fetch(
         typer.Option(
             "--from",
             metavar="DIR",
-            help="folder to copy IMDB from, instead of downloading: aclImdb/, or one with imdb.npz",
+            help="copy IMDB from this folder: aclImdb/ or a folder that contains imdb.npz",
         ),
     ] = None,
 ) -> None:
     """Put IMDB into ~/.cache/harness.
 
-    Downloads IMDB, unless HARNESS_DATA or ~/.cache/harness contains IMDB; or copies IMDB from a
-    folder.
+    Downloads IMDB if neither HARNESS_DATA nor ~/.cache/harness contains it. With --from, copies
+    IMDB instead.
     """
     from harness.data.sources import fetch as fetch_dataset
 
@@ -154,7 +154,8 @@ def describe(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="describe the table, such as data.text_column=review; repeat it for more keys",
+            help="set a key that describes the texts, such as data.text_column=review; repeat it "
+            "for more keys",
         ),
     ] = None,
 ) -> None:

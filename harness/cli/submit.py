@@ -1,6 +1,7 @@
 """Run a snapshot of the code under Slurm, and restore a run's code: `submit` and `reproduce`.
 
-The hidden commands are for job scripts. They print bash code, which the script evaluates.
+The hidden commands are for job scripts. They print bash code or a decision, which the job script
+executes.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def submit(
     seeds: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="one run per seed: 1-5 or 1,3,7; 1-200%10: ten at a time"
+            metavar="LIST", help="one run per seed: 1-5 or 1,3,7; 1-200%10 trains ten at a time"
         ),
     ] = None,
     gpus: Annotated[
@@ -96,7 +97,8 @@ def submit(
         bool,
         typer.Option(
             "--all-interrupted",
-            help="continue all interrupted, lost and dead runs, except after SIGTERM or Ctrl-C",
+            help="continue all interrupted, lost and dead runs, except those that SIGTERM or "
+            "Ctrl-C ended",
         ),
     ] = False,
     all_jobs: Annotated[
@@ -184,8 +186,8 @@ def _submit(request: Request) -> None:
 def _print_submitted(job_id: str, submission: SbatchJob) -> None:
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    # Show the sbatch options that the job takes over from the run's last job: the user has not
-    # typed these options.
+    # Show the sbatch options that the job takes over from the run's last job, because the user has
+    # not typed these options.
     if submission.resumes:
         echo(f"asks  {shlex.join(submission.args)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
@@ -227,7 +229,7 @@ def reproduce(
 
 
 def _answer(text: str) -> None:
-    """Print bash code; a path in the code keeps its bytes, even if they are not valid UTF-8."""
+    """Print a text for the job script; keep bytes of paths that are not valid UTF-8."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
@@ -277,7 +279,7 @@ def job_begin(
         faults.unlink(missing_ok=True)  # an earlier start of this job may have left the file
         requested = request_args(known, os.environ) if known else []
         flags = override(shlex.split(allocation.flags), requested)
-        # While the variables in `OF_GPUS` are unset, each srun step uses all GPUs of the job.
+        # Unset the variables in `OF_GPUS`, so that each srun step can use all GPUs of the job.
         lines += [
             f"unset {' '.join(OF_GPUS)}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -337,7 +339,7 @@ def job_successor(
     asked = [change.partition("=") for change in changes or ()]
     flags = [options[name].format(value) for name, _, value in asked]
     flags.append(f"--dependency=afterany:{allocation.own_id}")
-    # With this variable the new job's failures count as failures of the first job.
+    # With this variable, the new job uses the counters of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id
     command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
     _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={quoted(record)}")

@@ -79,8 +79,8 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="begin with the checkpoint of RUN if the two jobs differ only in train.epochs, "
-            "else only with the weights of RUN",
+            help="begin with the last checkpoint of RUN if only train.epochs differs between the "
+            "two jobs; otherwise begin with the weights of RUN",
         ),
     ] = None,
     strict: Strict = False,
@@ -231,8 +231,8 @@ def predict(
 ) -> None:
     """Classify raw text with the model of a finished run.
 
-    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without words,
-    and ends at the first line that is not text.
+    RUN can also be an ensemble. Classifies each line as soon as it arrives; skips lines without
+    words, and ends at the first line that is not text.
     """
     from harness.inference.predict import (
         JSON_LINES,
@@ -292,7 +292,7 @@ def export(
 ) -> None:
     """Export a finished model as a SavedModel for raw text.
 
-    TensorFlow and TensorFlow Serving load it without this package.
+    TensorFlow and TensorFlow Serving load the SavedModel without this package.
     """
     from harness.training.launch import computing
 

@@ -79,12 +79,13 @@ def run_sweep(
     full: bool = False,
     resumes: bool = False,
 ) -> None:
-    """Begin a sweep, or add workers to it, and print its result."""
+    """Begin a sweep or add workers to a sweep, and print the sweep's result."""
     from harness.tuning.tune import tune as run_search
 
     console = Console()
     result = sweep.read_json(RESULT) if sweep.finished() else {}
-    # A requeued job may repeat a command from before another command raised the number of trials.
+    # Fewer trials than in the sweep are no error: a requeued job repeats its old command, even if
+    # another command has raised the number of trials since then.
     if result and search.trial_limit <= sweep.search().trial_limit:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
@@ -152,7 +153,7 @@ def retrain(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Train the best trial on all training data and test it."""
+    """Train the best trial again, on all training data, and test the models."""
     from harness.compute.strategy import one_device_each
     from harness.tuning.best_trial import retrain as retrain_best
 

@@ -377,7 +377,7 @@ def not_sourced(
 
 
 def check_alike(allocation: SlurmEnvironment) -> None:
-    """Refuse a heterogeneous job, whose parts may have different nodes and GPUs.
+    """Refuse a heterogeneous job, whose parts can have different nodes and GPUs.
 
     Raises:
         InputError: if the job has several parts.
@@ -385,7 +385,7 @@ def check_alike(allocation: SlurmEnvironment) -> None:
     if (_whole(allocation.variables, "SLURM_HET_SIZE") or 1) > 1:
         raise InputError(
             f"job {allocation.job_id}: is heterogeneous, but a run needs equal nodes; submit each "
-            "part as a job, without `:` among sbatch's options and without #SBATCH hetjob"
+            "part as a separate job, without `:` among sbatch's options and without #SBATCH hetjob"
         )
 
 

@@ -47,7 +47,7 @@ class Wanted:
     resources: Resources
     seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
-    at_most: str = ""  # %N: at most N tasks of an array run at a time
+    at_most: str = ""  # %N: at most N tasks of an array run at a time; empty for no limit
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
     is_begun: bool = True  # whether the folder to continue (`resumes`) already exists
 
@@ -110,10 +110,10 @@ class SbatchJob:
 
 
 def arrays_of(wanted: Wanted, array_size: int) -> Iterator[Wanted]:
-    """Yield a request, as several requests if its seeds need several arrays at this site.
+    """Split a request if its seeds need several arrays at this site; yield the parts.
 
     Args:
-        wanted: the request.
+        wanted: the request for all seeds.
         array_size: MaxArraySize. If a site forbids arrays, each seed becomes a job.
     """
     seeds, most = wanted.seeds or (), max(1, array_size - 1)

@@ -75,8 +75,8 @@ def make_request(
         listed, percent, num = seeds.partition("%")
         if percent and (pack or not re.fullmatch("[1-9][0-9]{0,4}", num)):
             raise InputError(
-                f"--seeds {seeds}: after % should be the number of jobs that run at a time, as in "
-                "1-200%10; leave it out with --pack"
+                f"--seeds {seeds}: the part after % should be the number of jobs that run at a "
+                "time, as in 1-200%10; with --pack, leave this part out"
             )
         chosen, at_most = parse_seeds(listed), percent + num
     if pack and not chosen:

@@ -3,6 +3,7 @@
 `template.html` is the template of the HTML page. The page loads no other file.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 
 from harness import __version__
-from harness.errors import RunError
+from harness.errors import InputError, RunError
+from harness.report.baseline import find_dataset
 from harness.report.collect import LeftOut, ScoredRun
 from harness.report.plots import forest, pictures_of
-from harness.report.statistics import read_predictions
+from harness.report.statistics import Predictions, read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.system.console import printable
 from harness.system.files import check_replaceable, replaced_directory
@@ -29,6 +32,7 @@ TABLE, REPORT = "comparison.csv", "report.html"
 RECORDED = ("processor", "driver", "python", "system")  # keys of `provenance.json`
 UNKNOWN = "unknown"
 PACKAGES = ("tensorflow", "keras", "numpy")
+NUM_REVIEWS, NUM_WORDS = 10, 100  # largest numbers of reviews in a list, and of words of a review
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 check_folder = partial(check_replaceable, known=FILES, mark=TABLE, kind="comparison")
 
@@ -110,15 +114,56 @@ def html_table(cells: "pandas.DataFrame", kind: str) -> str:
 
 def _section(part: Part) -> dict[str, Any]:
     drawn = part.group.best(MAX_DRAWN)
-    shown = part.differences["is_shown"]
+    shown, predictions = part.differences["is_shown"], read_predictions(drawn)
     return {
         "part": part,
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
         "forest": forest(part.group, part.differences),
         "num_drawn": len(drawn.runs),
-        "pictures": pictures_of(drawn, part.baselines, read_predictions(drawn)),
+        "pictures": pictures_of(drawn, part.baselines, predictions),
+        "reviews": _hard_reviews(part, predictions) if predictions else {},
     }
+
+
+def _hard_reviews(part: Part, predictions: Predictions) -> dict[str, list[str]]:
+    """Describe the reviews that all runs get wrong, and those on which the jobs disagree most.
+
+    Returns:
+        A list of descriptions for each of the two headings. The worst mistakes, and the largest
+        disagreements, come first.
+    """
+    labels, vocab = predictions.labels, list[str]()
+    with contextlib.suppress(InputError):  # without the dataset, the texts are left out
+        dataset = find_dataset(part.group, part.data)
+        test, vocab = dataset.test, [*dataset.vocab]
+    # For each job the mean probability of the review's own class, [jobs, reviews].
+    of_truth = np.stack(
+        [each[:, range(len(labels)), labels].mean(axis=0) for each in predictions.by_job.values()]
+    )
+    is_right = [each.argmax(axis=2) == labels for each in predictions.by_job.values()]
+    wrong = np.flatnonzero(~np.concatenate(is_right).any(axis=0))
+    order = np.argsort(of_truth.mean(axis=0)[wrong], kind="stable")
+    disputed = np.argsort(-of_truth.std(axis=0), kind="stable") if len(of_truth) > 1 else wrong[:0]
+
+    def describe(index: int) -> str:
+        means = zip(predictions.by_job, of_truth[:, index], strict=True)
+        shown = ", ".join(f"{name} {mean:.2f}" for name, mean in means)
+        line = f"review {index}, {predictions.classes[labels[index]]} (probability: {shown})"
+        if not vocab:
+            return line
+        start, end = test.offsets[index : index + 2]
+        # In a user's own texts a test review may have words that the vocabulary lacks.
+        ranks = test.tokens[start:end][:NUM_WORDS].tolist()
+        words = [vocab[rank - 1] if rank <= len(vocab) else "<unknown>" for rank in ranks]
+        return f"{line}: {' '.join(words)}{' …' if end - start > NUM_WORDS else ''}"
+
+    counted = f"{len(wrong):,} of {len(labels):,}"
+    found = {
+        f"Reviews that all runs get wrong ({counted})": wrong[order],
+        "Reviews on which the jobs disagree most": disputed,
+    }
+    return {name: [*map(describe, each[:NUM_REVIEWS].tolist())] for name, each in found.items()}
 
 
 def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":

@@ -15,7 +15,14 @@ from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
 from harness.report.statistics import MAX_PAIRED, Predictions, epochs_of
 from harness.system.console import printable
-from harness.training.metrics import confusion_picture, new_figure, png
+from harness.training.metrics import (
+    calibration_labels,
+    confusion_picture,
+    events,
+    mean_roc_curve,
+    new_figure,
+    png,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -123,7 +130,8 @@ def pictures_of(
         _accuracy_by(group, baselines, "recurrent_parameters", "size", parameters),
     ]
     if predictions:
-        pictures += [_roc(group, predictions), *_confusion_matrices(predictions)]
+        curves = [_roc(group, predictions), _calibration(group, predictions)]
+        pictures += [*curves, *_confusion_matrices(predictions)]
     return [picture for picture in pictures if picture]
 
 
@@ -189,22 +197,14 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     all other classes as one class. The true positive rates are averaged at equal false positive
     rates.
     """
-    from sklearn.metrics import roc_curve
-
     truth = predictions.labels
     if truth.min() == truth.max():
         return None
     has_two = len(predictions.classes) == 2
     averaged = "" if has_two else " and the classes (each against the rest)"
-    # The false positive rates at which the curves are drawn: denser near 0, where the curves bend.
-    rates = np.linspace(0, 1, 501) ** 2
     chart, styles = Chart(), styles_of(group)
     for name, by_seed in predictions.by_job.items():
-        curves = [
-            np.interp(rates, *roc_curve(truth == label, found[:, label])[:2])
-            for found in by_seed
-            for label in ([1] if has_two else np.unique(truth))
-        ]
+        (rates, *_), curves = zip(*(mean_roc_curve(truth, found) for found in by_seed), strict=True)
         area = group.jobs.loc[name, "roc_auc"]
         title = f"{name} ({area:.4f})" if area == area else name
         style = {**styles[name], "marker": "", "linewidth": 1.6, "label": title}
@@ -215,6 +215,25 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
         "ROC curves",
         f"True positive rates, averaged over the seeds{averaged}. The number in brackets "
         "after a job's name is the mean of the areas under the job's curves.",
+    )
+
+
+def _calibration(group: DatasetGroup, predictions: Predictions) -> Picture:
+    """Draw one calibration curve per job, from the predictions of all seeds."""
+    from sklearn.calibration import calibration_curve
+
+    chart, styles = Chart(), styles_of(group)
+    for name, by_seed in predictions.by_job.items():
+        truth = np.tile(predictions.labels, len(by_seed))
+        shares, means = calibration_curve(*events(truth, np.concatenate(by_seed)), n_bins=10)
+        style = {"markersize": 5, "linewidth": 1.6, **styles[name]}
+        chart.axes.plot(means, shares, **style)
+    chart.axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    chart.axes.set(**calibration_labels(len(predictions.classes)))
+    return chart.picture(
+        "Calibration",
+        "The predictions of all seeds, in ten bins of equal width. On the grey line, the "
+        "probabilities are exact.",
     )
 
 

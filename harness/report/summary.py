@@ -67,6 +67,7 @@ class Part:
 
     group: DatasetGroup
     baselines: Sequence[Baseline] = ()
+    data: Path | None = None  # the folder in which to look first for the reviews
 
     @cached_property
     def table(self) -> "pandas.DataFrame":
@@ -162,10 +163,9 @@ def compared(
         raise InputError(
             f"nothing to compare: {len(left_out)} found, but none is finished and tested; see above"
         )
-    if baseline == "none":
-        return [Part(group) for group in groups], left_out
-    found = [Part(group, baselines(group, data, ngrams=baseline == "ngrams")) for group in groups]
-    return found, left_out
+    is_fit, ngrams = baseline != "none", baseline == "ngrams"
+    found = [baselines(each, data, ngrams=ngrams) if is_fit else () for each in groups]
+    return [Part(*each, data) for each in zip(groups, found, strict=True)], left_out
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:

@@ -213,19 +213,70 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     truth, found = checked(labels, probabilities)
     from sklearn.calibration import CalibrationDisplay
 
-    positive, of, share = found[:, 1], "a positive review", "positive reviews"
-    hits = truth == 1
-    if found.shape[1] > 2:
-        positive, of, share = found.max(axis=1), "the predicted class", "correct predictions"
-        hits = found.argmax(axis=1) == truth
     figure, axes = new_figure()
-    # Clip a custom network's numbers, because scikit-learn rejects numbers outside 0..1.
-    CalibrationDisplay.from_predictions(
-        hits, positive.clip(0, 1), n_bins=10, pos_label=True, ax=axes
-    )
-    axes.set(xlabel=f"predicted probability of {of}", ylabel=f"share of {share}")
+    hits, positive = events(truth, found)
+    CalibrationDisplay.from_predictions(hits, positive, n_bins=10, pos_label=True, ax=axes)
+    axes.set(**calibration_labels(found.shape[1]))
     axes.set_title(f"Calibration over {len(truth):,} reviews")
     return png(figure)
+
+
+def events(
+    truth: NDArray[np.int64], found: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return whether each event of a calibration curve occurred, and its probability, `[n]`.
+
+    The event is that the review is positive; for more than two classes, that the prediction is
+    correct. The arguments are the results of `checked`.
+    """
+    hits, of_event = truth == 1, found[:, 1]
+    if found.shape[1] > 2:
+        hits, of_event = found.argmax(axis=1) == truth, found.max(axis=1)
+    # A custom network may return numbers outside 0..1, which scikit-learn rejects.
+    return hits, of_event.clip(0, 1)
+
+
+def calibration_labels(num_classes: int) -> dict[str, str]:
+    """Return the labels of the axes of a calibration curve."""
+    of, share = "a positive review", "positive reviews"
+    if num_classes > 2:
+        of, share = "the predicted class", "correct predictions"
+    return {"xlabel": f"predicted probability of {of}", "ylabel": f"share of {share}"}
+
+
+def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
+    """Draw the ROC curve as a PNG of 640 x 480, with the area under the curve in the legend.
+
+    The labels must contain at least two classes. For more than two classes the curve is the mean
+    of the curves of each class against the rest.
+    """
+    truth, found = checked(labels, probabilities)
+    from sklearn.metrics import RocCurveDisplay
+
+    figure, axes = new_figure()
+    name = "model" if found.shape[1] == 2 else "mean of each class against the rest"
+    rates, true_rates = mean_roc_curve(truth, found)
+    display = RocCurveDisplay(fpr=rates, tpr=true_rates, roc_auc=_roc_auc(truth, found))
+    display.plot(ax=axes, name=name, plot_chance_level=True)
+    axes.set_title(f"ROC curve over {len(truth):,} reviews")
+    return png(figure)
+
+
+def mean_roc_curve(
+    truth: NDArray[np.int64], found: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return false positive rates, and the true positive rate at each of them.
+
+    For more than two classes the true positive rates are means over the classes, each against the
+    rest. The arguments are the results of `checked`.
+    """
+    from sklearn.metrics import roc_curve
+
+    # The false positive rates at which the curves are drawn: denser near 0, where the curves bend.
+    rates = np.linspace(0, 1, 501) ** 2
+    labels = [1] if found.shape[1] == 2 else np.unique(truth)
+    curves = [np.interp(rates, *roc_curve(truth == each, found[:, each])[:2]) for each in labels]
+    return rates, np.mean(curves, axis=0)
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":

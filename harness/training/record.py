@@ -37,6 +37,7 @@ from harness.training.metrics import (
     calibration_picture,
     confusion_picture,
     exported_epoch,
+    roc_picture,
     test_scores,
 )
 from harness.training.parent import Parent
@@ -125,6 +126,8 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
     confusion = confusion_picture(test.labels, probabilities, classes)
     trainer.log.picture("test/confusion_matrix", confusion)
     trainer.log.picture("test/calibration", calibration_picture(test.labels, probabilities))
+    if scores["roc_auc"] is not None:
+        trainer.log.picture("test/roc_curve", roc_picture(test.labels, probabilities))
     return {"num_test": len(test.labels), **scores}
 
 

@@ -1,10 +1,12 @@
 """The report of a comparison: its page, its pictures, its other files, and its folder."""
 
 import csv
+import html
 import itertools
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from harness.data.dataset_folder import open_folder
 from harness.errors import InputError, RunError
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, write_comparison
@@ -54,7 +57,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report, for tests that only read it."""
     folder = tmp_path_factory.mktemp("written")
     left_out = [LeftOut(Path("runs/<i>"), "failed", "<b>out of memory</b> & more")]
-    write(make_runs(folder), folder / "out", left_out)
+    parts = [replace(part, data=folder / "data") for part in parts_of(make_runs(folder))]
+    write_comparison(folder / "out", parts, left_out)
     return folder / "out"
 
 
@@ -90,7 +94,7 @@ def test_the_page_is_valid_and_loads_nothing(written: Path) -> None:
     captions = re.findall(r"<figcaption><strong>(.*?)\.</strong>", text)
     assert captions == [
         *("Validation accuracy", "Training loss", "Accuracy and training time"),
-        *("Accuracy and size", "ROC curves"),
+        *("Accuracy and size", "ROC curves", "Calibration"),
         *("Confusion matrix of lstm", "Confusion matrix of bilstm"),
     ]
     assert [picture["alt"] for picture in pictures] == captions
@@ -104,6 +108,23 @@ def test_the_page_is_valid_and_loads_nothing(written: Path) -> None:
     assert "url(" not in text
     assert "default-src 'none'" in text
     assert text.count('<span class="hint"> (the table scrolls to the side)</span>') == 1
+
+
+def test_the_page_lists_hard_reviews(written: Path) -> None:
+    """The page describes mistakes of all runs, and disagreements of jobs; the worst come first."""
+    text = (written / "report.html").read_text()
+    assert "<h3>Reviews that all runs get wrong (6 of 60)</h3>" in text
+    lines = [html.unescape(each) for each in re.findall("<li>(review .*?)</li>", text)]
+    assert [int(each.split()[1].rstrip(",")) for each in lines[:6]] == [5, 4, 3, 2, 1, 0]
+    dataset = open_folder(written.parent / "data")
+    words = [dataset.vocab[rank - 1] for rank in dataset.test.tokens[: dataset.test.offsets[1]]]
+    label = dataset.classes[dataset.test.labels[0]]
+    means = "(probability: lstm 0.40, bilstm 0.40)"
+    assert lines[5] == f"review 0, {label} {means}: {' '.join(words)}"
+    # The jobs disagree on the reviews 54 to 58, and the seeds of the BiLSTM on review 59.
+    places = [int(each.split()[1].rstrip(",")) for each in lines[6:]]
+    assert places == [58, 57, 56, 55, 54, 59, 0, 1, 2, 3]
+    assert "(probability: lstm 0.02, bilstm 0.98)" in lines[6]
 
 
 def test_texts_from_outside_are_escaped(written: Path) -> None:
@@ -309,7 +330,7 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
     assert sorted(drawn.jobs["accuracy"]) == sorted(many_jobs.jobs["accuracy"])[-12:]
     page = write_comparison(tmp_path / "out", [part], []).read_text()
     assert "The pictures show the best 12 of 20 jobs" in page
-    assert page.count("<img ") == 1 + 5 + 12
+    assert page.count("<img ") == 1 + 6 + 12
     assert 'alt="Distance from the best job"' in page
     assert forest(drawn, Part(drawn).differences) is None
 

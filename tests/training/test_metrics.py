@@ -8,7 +8,9 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.metrics import calibration_picture, confusion_picture
+from harness.training.metrics import calibration_picture, confusion_picture, roc_picture
+
+PICTURES = [confusion_picture, calibration_picture]
 
 
 def png_size(png: bytes) -> tuple[int, int]:
@@ -128,14 +130,14 @@ def test_loss_of_a_diverged_model() -> None:
     assert np.isnan(scores.loss_and_accuracy([0, 1], [0.5, np.nan])[0])
 
 
-@pytest.mark.parametrize("score", [scores.test_scores, confusion_picture, calibration_picture])
+@pytest.mark.parametrize("score", [scores.test_scores, *PICTURES, roc_picture])
 def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) -> None:
     """Scores and pictures refuse NaN in one line with the count."""
     with pytest.raises(RunError, match=r"^probabilities: 1 of 2 are not finite.*learning_rate$"):
         score([0, 1], [0.5, np.nan])
 
 
-@pytest.mark.parametrize("picture", [confusion_picture, calibration_picture])
+@pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_pictures(picture: Callable[[ArrayLike, ArrayLike], bytes]) -> None:
     """A picture is a PNG of 640 x 480 pixels with reproducible bytes, even for a single class.
@@ -150,3 +152,15 @@ def test_pictures(picture: Callable[[ArrayLike, ArrayLike], bytes]) -> None:
         assert png_size(each) == (640, 480)
     assert png == picture(labels, probabilities)
     assert png != picture(labels, 1 - probabilities)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_roc_picture(num_classes: int) -> None:
+    """The area under the curve of the picture is the score, also for more than two classes."""
+    labels, probabilities = made_up(num_classes)
+    rates, true_rates = scores.mean_roc_curve(labels, probabilities)
+    area = scores.test_scores(labels, probabilities)["roc_auc"]
+    assert np.trapezoid(true_rates, rates) == pytest.approx(area, abs=0.002)
+    png = roc_picture(labels, probabilities)
+    assert png_size(png) == (640, 480)
+    assert png == roc_picture(labels, probabilities) != roc_picture(labels, probabilities[::-1])

@@ -26,6 +26,7 @@
 # export HARNESS_JOBS_ONLY=1                      # refuses training outside of jobs
 # export HARNESS_MAX_REQUEUES=2                   # most successive requeues without a new step
 # export HARNESS_STALL_MIN=10                     # minutes without progress until a run ends
+# export HARNESS_IDLE_WARNING_MIN=10              # minutes until a warning of an idle GPU
 # export HARNESS_STOP_S=60                        # seconds from a signal until a stuck run ends
 # export HARNESS_LOGIN=$USER@login.cluster.edu    # login node for TensorBoard's tunnel
 

@@ -330,6 +330,7 @@ def describe_numerics() -> dict[str, Any]:
             "compute_capabilities": [".".join(map(str, card_of(each).capability)) for each in gpus],
             **gpu.library_versions(),
             "site_libraries": gpu.shadowing_libraries(),
+            "mps": gpu.has_mps(),
             "variables": {name: value for name, value in variables if name.startswith(RECORDED)},
         }
         if gpus

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from harness import PROJECT
+from harness.architectures import ARCHITECTURES
+from harness.compute.execution_plan import choose
 from harness.data.sources import open_dataset
 from harness.doctor.probe import ask_child
 from harness.errors import InputError, RunError
+from harness.job.job_file import load_job
 from harness.slurm.client import ask, has_client, read_settings, sbatch_args, would_start
-from harness.slurm.environment import SITE, SlurmEnvironment, not_sourced
+from harness.slurm.environment import SITE, SlurmEnvironment, given_cpus, not_sourced
 from harness.slurm.resources import (
     ALWAYS,
     NEVER,
@@ -54,6 +58,14 @@ SET_UP = "bash slurm/common.sh --setup"
 # than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
+SLOW_MB_PER_S, WRITTEN_MB = 10.0, 16  # a finding is yellow below this speed; MB that are written
+MAX_SKEW_S = 2.0  # largest good difference between the clocks of this machine and of the disk
+KERNELS = {  # for each `ExecutionPlan.way`
+    "block": "BlockLSTM, because one operation for all words is faster than a loop",
+    "cudnn": "cuDNN, which computes all words in one operation",
+    "keras": "a loop over the words",
+    "xla": "XLA, which compiles the loop over the words",
+}
 MIN_SAVING_S = 10  # a run saves in less time, unless its disk is slow
 TIMEOUT_S = 10  # time limit of each call of a Slurm program
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
@@ -87,6 +99,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
         "tensorflow": partial(check_tensorflow, devices),
+        "cpus": partial(check_cpus, allocation),
         "slurm": partial(check_slurm, allocation),
         "data": partial(check_data, data),
         "runs": partial(check_runs, runs),
@@ -142,6 +155,27 @@ def check_tensorflow(devices: str | None) -> Iterator[Finding]:
     yield describe_gpus(answer)
     yield from describe_cards(answer, nvidia_driver())
     yield from describe_libraries(answer["libraries"])
+    yield describe_kernels("gpu" if answer["gpus"] and "cpu" not in (devices or "") else "cpu")
+
+
+def describe_kernels(kind: str) -> Finding:
+    """Report what computes the recurrent layers of each job in `jobs/` on a `gpu` or `cpu`."""
+    names: dict[str, list[str]] = {}
+    for name in ARCHITECTURES:
+        way = choose(load_job(PROJECT / f"jobs/{name}.toml"), kind, 1).way
+        names.setdefault(way, []).append(name)
+    found = "; ".join(f"{', '.join(each)}: {KERNELS[way]}" for way, each in names.items())
+    return Finding("green", "kernels", f"{found}; chosen for the {kind.upper()}")
+
+
+def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
+    """Check how many of the machine's CPUs this process may use."""
+    given, seen = given_cpus(allocation), os.cpu_count() or 1
+    found = f"{given} of the machine's {seen} for this process"
+    if allocation and given == 1 < seen:
+        yield Finding("yellow", "cpus", found, "request more: sbatch --cpus-per-task=4")
+    else:
+        yield Finding("green", "cpus", found)
 
 
 def describe_import(import_s: float) -> Finding:
@@ -151,7 +185,7 @@ def describe_import(import_s: float) -> Finding:
     slowed the import.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix}"
-    if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
+    if import_s > SLOW_IMPORT_S and not _is_busy():
         remedy = (
             "in slurm/site.sh, set HARNESS_VENV to an environment on a faster disk, or "
             "HARNESS_CONTAINER to the command that runs Python in a container"
@@ -409,20 +443,41 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Check that the folder of runs, or its nearest existing parent, is writable and has space."""
+    """Check space, speed and clock of the folder of runs, or of its nearest existing parent."""
     remedy = "choose another folder with --runs or HARNESS_RUNS"
     try:
         above = runs.absolute().parents
         folder = next(each for each in (runs.absolute(), *above) if os.path.lexists(each))
         with tempfile.NamedTemporaryFile(prefix=".harness-doctor-", dir=folder) as file:
-            file.write(b"some bytes")
+            content, began_s = os.urandom(WRITTEN_MB * 1_000_000), time.time()
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            ended_s, written_s = time.time(), os.fstat(file.fileno()).st_mtime
         free_gb = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
         found = f"{runs}: can't be written: {error.strerror or error}"
         yield Finding("red", "runs", found, remedy)
         return
-    found = f"{folder}: {free_gb:,.1f} GB free"
+    mb_per_s = WRITTEN_MB / max(ended_s - began_s, 1e-9)
+    found = f"{folder}: {free_gb:,.1f} GB free, writes {mb_per_s:,.0f} MB/s"
     if free_gb < LITTLE_DISK_GB:
         yield Finding("yellow", "runs", found, f"free some space, or {remedy}")
+    elif mb_per_s < SLOW_MB_PER_S and not _is_busy():
+        yield Finding("yellow", "runs", found, f"the disk is slow: {remedy}")
     else:
         yield Finding("green", "runs", found)
+    skew_s = written_s - min(max(written_s, began_s), ended_s)  # 0 if it is in between
+    found = (
+        f"the clock of the runs' disk is {abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}"
+    )
+    if abs(skew_s) > MAX_SKEW_S:
+        remedy = "harness status may show wrong states; ask your site to correct its clocks"
+        yield Finding("yellow", "clock", found, remedy)
+    else:
+        yield Finding("green", "clock", found)
+
+
+def _is_busy() -> bool:
+    """Whether more processes run than the machine has CPUs, which makes disks look slow."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1)

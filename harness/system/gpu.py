@@ -132,6 +132,12 @@ def library_versions() -> dict[str, str | None]:
     return found
 
 
+def has_mps() -> bool:
+    """Whether NVIDIA's MPS, through which several processes share a GPU, serves this process."""
+    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108 - NVIDIA's
+    return os.path.exists(f"{folder}/control")  # noqa: PTH110 - `Path.exists` may raise an error
+
+
 def _dotted(number: int) -> str:
     """Format a version number: 91002 becomes `9.10.2`."""
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"

@@ -5,6 +5,8 @@ The GPU figures come from NVML, a library of NVIDIA's driver. The other figures 
 
 import contextlib
 import logging
+import os
+import socket
 from time import monotonic
 from typing import Any
 
@@ -12,8 +14,10 @@ import psutil
 
 from harness.system.console import log
 from harness.system.gpu import open_gpus
+from harness.system.watchdog import read_limit
 
 READ_S = 5.0  # minimum number of seconds between two measurements
+IDLE, IDLE_MIN = "HARNESS_IDLE_WARNING_MIN", 10.0
 REMEDY = (
     "check the GPUs with nvidia-smi, or install nvidia-ml-py with HARNESS_EXTRA=gpu bash "
     "slurm/common.sh --setup"
@@ -29,7 +33,12 @@ class ResourceMonitor:
         Args:
             num_gpus: how many of the visible GPUs this process uses, beginning with the first.
             num_cpus: the number of CPUs that this process may use.
+
+        Raises:
+            InputError: if HARNESS_IDLE_WARNING_MIN is not a number from 0 to 1440.
         """
+        self._idle_s = 60 * read_limit(IDLE, "minutes", IDLE_MIN, os.environ)
+        self._used_at: dict[int, float] = {}  # when each GPU was last in use, or warned of
         self._num_cpus = num_cpus
         self._read_at = float("-inf")
         self._process = psutil.Process()
@@ -66,7 +75,20 @@ class ResourceMonitor:
                 values[f"gpu{number}_memory_gb"] = memory.used / 1e9
                 rates = self._nvml.nvmlDeviceGetUtilizationRates(gpu)
                 values[f"gpu{number}_share"] = rates.gpu / 100
+                self._warn_if_idle(number, now, is_used=rates.gpu > 0)
         return {name: round(value, 4) for name, value in values.items()}
+
+    def _warn_if_idle(self, number: int, now: float, *, is_used: bool) -> None:
+        """Warn each time a GPU has been idle for HARNESS_IDLE_WARNING_MIN; 0 = never."""
+        idle_s = now - self._used_at.setdefault(number, now)
+        if is_used or 0 < self._idle_s <= idle_s:
+            self._used_at[number] = now
+        if not is_used and 0 < self._idle_s <= idle_s:
+            log(
+                logging.WARNING,
+                f"GPU {number} of {socket.gethostname()} has been idle for {idle_s / 60:.0f} min; "
+                "some sites end such jobs: use fewer GPUs, or --devices cpu",
+            )
 
 
 def resident_memory_gb() -> float:

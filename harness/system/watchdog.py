@@ -202,14 +202,14 @@ def from_settings(
     Raises:
         InputError: if a setting is not a number or out of its range.
     """
-    stall_min = _number(STALL, "minutes", STALL_MIN, environment)
+    stall_min = read_limit(STALL, "minutes", STALL_MIN, environment)
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN
-    stepped_min = _number(STALL, "minutes", usual_min, environment)
-    stop_s = _number(STOP, "seconds", STOP_S, environment)
+    stepped_min = read_limit(STALL, "minutes", usual_min, environment)
+    stop_s = read_limit(STOP, "seconds", STOP_S, environment)
     return Watchdog(60 * stall_min, stop_s, end_at_once, stepped_stall_s=60 * stepped_min)
 
 
-def _number(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:
+def read_limit(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:
     """Read a time limit of the site from the environment; 0 means no limit.
 
     Raises:

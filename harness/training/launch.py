@@ -45,6 +45,8 @@ from harness.tracking.run_dir import RECORD, RunDirectory, check_record, take_ba
 from harness.training.context import Compute, RunContext
 from harness.training.parent import find_parent
 
+FEWEST_PER_GPU = 64  # with fewer reviews per step, starting kernels takes longer than computing
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -128,7 +130,7 @@ def launch(
         # workers.
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
-        announce(context, strategy.num_replicas_in_sync, console)
+        announce(context, strategy.num_replicas_in_sync, console, on_gpus=num_own_gpus() > 0)
         # 4. Check the user's network, loss and optimizer before a new run writes anything.
         if is_new:
             num_outputs, replicas = context.dataset.num_outputs, strategy.num_replicas_in_sync
@@ -245,8 +247,10 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
     return json.loads(worker_group.share(content))
 
 
-def announce(context: RunContext, num_replicas: int, console: Console) -> None:
-    """Print a summary of the run; warn of settings without effect, and of irreproducible results.
+def announce(
+    context: RunContext, num_replicas: int, console: Console, *, on_gpus: bool = False
+) -> None:
+    """Print a summary of the run; warn of settings that the user may want to change.
 
     Raises:
         InputError: if there are more replicas than reviews in a global batch.
@@ -265,6 +269,13 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         console.warning(
             f"data.validation_split = {share}: has no effect, because the texts have a validation "
             "split"
+        )
+    per_gpu = job.train.batch_size // num_replicas
+    if on_gpus and per_gpu < FEWEST_PER_GPU:
+        remedy = "use fewer GPUs" if num_replicas > 1 else "train several seeds by --runs-per-gpu"
+        console.warning(
+            f"a training step gives each GPU only {per_gpu} reviews, so the GPU mostly waits; "
+            f"{remedy}, or raise train.batch_size together with train.learning_rate"
         )
     if not job.train.deterministic:
         console.warning(

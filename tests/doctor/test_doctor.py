@@ -3,14 +3,25 @@
 import importlib.metadata
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.doctor import doctor
-from harness.doctor.doctor import Finding, check_runs, describe_import, examine, judge_card
+from harness.doctor.doctor import (
+    Finding,
+    check_cpus,
+    check_runs,
+    describe_import,
+    describe_kernels,
+    examine,
+    judge_card,
+)
 from harness.errors import InputError, RunError
+from harness.slurm.environment import SlurmEnvironment
 from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
 
@@ -83,10 +94,41 @@ def test_packages_outside_of_their_ranges_are_named() -> None:
 
 def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
     """The nearest existing folder above it is checked, and no file is left in it."""
-    runs = only(check_runs(tmp_path / "it's my" / "runs"))
-    assert runs.level == "green"
-    assert runs.found.startswith(f"{tmp_path}: ")
+    runs, clock = check_runs(tmp_path / "it's my" / "runs")
+    assert (runs.level, clock.level) == ("green", "green")
+    assert re.fullmatch(rf"{tmp_path}: [0-9.,]+ GB free, writes [0-9,]+ MB/s", runs.found)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("load", "level"), [(0.0, "yellow"), (1000.0, "green")])
+def test_a_slow_disk_and_a_wrong_clock_are_yellow(
+    load: float, level: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A write says nothing about the disk while more processes run than there are CPUs."""
+    clock_s = iter([1000.0, 1002.0]).__next__  # before the write of 16 MB, and after it
+    monkeypatch.setattr(time, "time", clock_s)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    runs, clock = check_runs(tmp_path)
+    assert "writes 8 MB/s" in runs.found
+    assert (runs.level, clock.level) == (level, "yellow")
+    assert clock.found.endswith("s ahead")
+
+
+def test_the_kernels_of_each_job() -> None:
+    """The kernels are those that a run on this kind of device chooses."""
+    found = {kind: describe_kernels(kind).found for kind in ("cpu", "gpu")}
+    assert re.match("rnn, gru: XLA, .*; lstm, bilstm, stacked_lstm: BlockLSTM, ", found["cpu"])
+    assert found["gpu"].startswith("rnn, lstm, gru, bilstm, stacked_lstm: cuDNN, ")
+
+
+def test_the_cpus_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One CPU of many is yellow in a Slurm job."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    allocation = SlurmEnvironment.from_environment(
+        {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
+    )
+    finding = only(check_cpus(allocation))
+    assert (finding.level, finding.found) == ("yellow", "1 of the machine's 64 for this process")
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

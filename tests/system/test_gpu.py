@@ -37,6 +37,14 @@ def test_every_library_of_the_gpu_lock_loads() -> None:
     assert all("libcuda.so.1" in line for line in failures.values())
 
 
+def test_mps_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon of MPS makes the pipe `control` in the folder that the environment names."""
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert not gpu.has_mps()
+    os.mkfifo(tmp_path / "control")
+    assert gpu.has_mps()
+
+
 @pytest.mark.parametrize("text", ["", " -1", "-1,0", ",", "NoDevFiles"])
 def test_gpus_are_hidden_as_cuda_hides_them(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """The first invalid name hides all later GPUs."""

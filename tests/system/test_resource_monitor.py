@@ -46,6 +46,23 @@ def test_gpus_are_those_that_the_process_sees(
     }
 
 
+def test_an_idle_gpu_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each time a GPU was idle for HARNESS_IDLE_WARNING_MIN, a warning names it; 0 = never."""
+    let_nvml_answer(monkeypatch, FakeNvml(gpu0=0, gpu1=5))
+    for setting, num_warnings in (("2", 2), ("0", 0)):
+        monkeypatch.setenv("HARNESS_IDLE_WARNING_MIN", setting)
+        clock = iter([1.0, 100.0, 122.0, 237.0, 243.0]).__next__
+        monkeypatch.setattr("harness.system.resource_monitor.monotonic", clock)
+        monitor = ResourceMonitor(2, 2)
+        for _ in range(5):
+            assert monitor.sample()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == num_warnings
+        assert all("GPU 0 of " in line and "idle for 2 min" in line for line in lines)
+
+
 @pytest.mark.parametrize("nvml", [None, FakeNvml(driver=False, gpu0=5)])
 def test_without_nvml_only_gpus_are_not_measured(
     monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None, capsys: pytest.CaptureFixture[str]

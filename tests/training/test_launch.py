@@ -8,8 +8,10 @@ import pytest
 from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
+from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from harness.training.launch import dataset_of, devices_to_use
+from harness.training.context import RunContext
+from harness.training.launch import announce, dataset_of, devices_to_use
 from tests.conftest import JOBS
 
 
@@ -34,3 +36,18 @@ def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:
     assert dataset_of(run, job, None).is_sample
     with pytest.raises(InputError, match=r"--full: run .* began with the SAMPLE .*; leave --full"):
         dataset_of(run, job, None, full=True)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "remedy"), [(0, ""), (1, "several seeds by --runs-per-gpu"), (2, "fewer GPUs")]
+)
+def test_gpus_with_few_reviews_are_reported(
+    num_gpus: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch of 62 reviews keeps no GPU busy; on a CPU there is no warning."""
+    job = load_job(JOBS / "lstm.toml", ["train.batch_size=62"])
+    context = RunContext(RunDirectory(tmp_path), job, open_sample())
+    announce(context, max(num_gpus, 1), Console(), on_gpus=num_gpus > 0)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "each GPU only" in line]
+    assert len(lines) == (num_gpus > 0)
+    assert all(f" {62 // num_gpus} reviews" in line and remedy in line for line in lines)

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+import webbrowser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -35,7 +36,7 @@ from harness.system.files import (
     write_refusal,
 )
 from harness.system.processes import STOPPING, in_threads, leave
-from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
+from harness.tracking.run_dir import RESULT, find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
@@ -84,6 +85,12 @@ class Shown:
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
                 self._links[run] = link
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are runs, and all of them have finished."""
+        results = [os.path.exists(run / RESULT) for run in self.found]  # noqa: PTH110 - see `refresh`
+        return bool(results) and all(results)
 
     def refusals(self) -> str:
         """Return a line about the paths refused since the last call; empty if there are none."""
@@ -224,9 +231,15 @@ class Signalled(Exception):  # noqa: N818 - not an error
 class Watch:
     """Decides when TensorBoard ends."""
 
-    def __init__(self, hours: float) -> None:
-        """Start the clock. `hours`: the number of hours after which TensorBoard ends."""
-        self.hours = hours
+    def __init__(self, hours: float, *, until_finished: bool = False) -> None:
+        """Start the clock.
+
+        Args:
+            hours: the number of hours after which TensorBoard ends.
+            until_finished: whether TensorBoard ends when all its runs have finished.
+        """
+        self.hours, self.until_finished = hours, until_finished
+        self.all_finished = False
         self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
         self.signal: signal.Signals | None = None  # the signal that ends TensorBoard
 
@@ -234,7 +247,8 @@ class Watch:
         """Return a line that says when TensorBoard ends."""
         end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
-        return f"ends after {IDLE_MIN} min without a request, at the latest {end}{job}"
+        done = " when all runs have finished, or" if self.until_finished else ""
+        return f"ends{done} after {IDLE_MIN} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
         """End TensorBoard at the first signal by raising `Signalled`, even during a slow search.
@@ -258,6 +272,8 @@ class Watch:
         """Return the reason to end, or None as long as there is no reason."""
         if self.signal is not None:
             return f"received {self.signal.name}"
+        if self.until_finished and self.all_finished:
+            return "all runs have finished"
         now_s = time.monotonic()
         if now_s - self.started_s >= 3600 * self.hours:
             return f"{self.hours:g} hours are over"
@@ -266,7 +282,30 @@ class Watch:
         return None
 
 
-def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None) -> NoReturn:
+def open_browser(address: str, folder: Path) -> bool:
+    """Show the address in this desktop's browser; return whether there is a browser.
+
+    Everyone can see a browser's command line, so it names a file that leads to the address. Only
+    this user can read the file, which is in `folder`.
+    """
+    known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
+    if sys.platform == "linux" and not known:
+        return False
+    page = folder / "open.html"
+    content = '<!doctype html><meta name="referrer" content="no-referrer">'
+    content += f'<meta http-equiv="refresh" content="0; url={address}">\n'
+    atomic_write(page, content, mode=0o600)
+    return webbrowser.open(page.as_uri())
+
+
+def serve(
+    roots: Sequence[Path],
+    runs: Path,
+    watch: Watch,
+    *,
+    login: str | None,
+    opens_page: bool = False,
+) -> NoReturn:
     """Show runs in TensorBoard until `watch` has a reason to end; then exit with code 0.
 
     At the end, the file with the address and the folder of links to the runs are removed.
@@ -276,6 +315,7 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
         runs: the folder that contains all runs.
         watch: the object that decides when to end.
         login: the login node for the tunnel; by default the host where the job was submitted.
+        opens_page: whether to open the page in this machine's browser.
 
     Raises:
         InputError: if the runs need more memory than there is.
@@ -303,6 +343,8 @@ def serve(roots: Sequence[Path], runs: Path, watch: Watch, *, login: str | None)
         try:
             _announce(shown, port, text, connection)
             _say(watch.text(in_job=allocation is not None))
+            if opens_page and not open_browser(f"http://127.0.0.1:{port}/{secret}/", folder):
+                _say("found no browser on this machine; open the address yourself")
             watch.used()  # the idle time begins now
             _wait(watch, shown)
         finally:
@@ -348,10 +390,12 @@ def _announce(shown: Shown, port: int, text: str, connection: Path) -> None:
 def _wait(watch: Watch, shown: Shown) -> None:
     """Search for new runs again and again until there is a reason to end."""
     refresh_s = time.monotonic() + RELOAD_S
+    watch.all_finished = shown.finished
     while not watch.reason():
         time.sleep(POLL_S)
         if (began_s := time.monotonic()) >= refresh_s:
             shown.refresh()
+            watch.all_finished = shown.finished
             _say(shown.refusals())
             # Wait longer after a long search: a search through thousands of runs takes seconds,
             # during which the page gets no answer.

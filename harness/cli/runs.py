@@ -185,6 +185,12 @@ def tensorboard(
     hours: Annotated[
         float, typer.Option(metavar="H", min=0.001, max=8760, help="stop after H hours")
     ] = 8,
+    until_finished: Annotated[
+        bool, typer.Option("--until-finished", help="stop when all runs have finished")
+    ] = False,
+    opens_page: Annotated[
+        bool, typer.Option("--open", help="open the page in this machine's browser")
+    ] = False,
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
@@ -192,7 +198,8 @@ def tensorboard(
     """
     from harness.board.tensorboard import Watch, check_roots, serve
 
-    serve(check_roots(folders or [], runs), runs, Watch(hours), login=login)
+    watch = Watch(hours, until_finished=until_finished)
+    serve(check_roots(folders or [], runs), runs, watch, login=login, opens_page=opens_page)
 
 
 @app.command(epilog="Example: harness prune runs/lstm --yes")

@@ -44,7 +44,14 @@ from harness.slurm.environment import (
 from harness.slurm.resources import Resources, array_spec, override, short_limit
 from harness.slurm.script import Request, SbatchJob
 from harness.slurm.snapshot import project_folder
-from harness.slurm.submit import doubts, draft, dry_submissions, first_look, make_request
+from harness.slurm.submit import (
+    doubts,
+    draft,
+    dry_submissions,
+    first_look,
+    make_request,
+    start_times,
+)
 from harness.slurm.submit import submit as submit_all
 from harness.system.console import echo, log, quoted
 from harness.tracking.provenance import JOB_FILE
@@ -52,6 +59,7 @@ from harness.tracking.provenance import reproduce as restore
 from harness.tracking.resume import resume_request
 from harness.tracking.run_dir import RunDirectory, default_runs
 
+TEST_ONLY = "--test-only"  # the option with which sbatch only says when a job would start
 MAX_LINES = 3  # if there are more paths of runs or logs, only the first and the last are shown
 
 app = typer.Typer()
@@ -126,6 +134,8 @@ def submit(
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
         sbatch_flags = words[len(names) :]
+    only_tests = TEST_ONLY in sbatch_flags
+    sbatch_flags = [flag for flag in sbatch_flags if flag != TEST_ONLY]
     resources = Resources(
         gpus=gpus,
         nodes=nodes,
@@ -159,6 +169,9 @@ def submit(
     if dry_run:
         for submission in dry_submissions(request):
             echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
+    elif only_tests:
+        for line in start_times(request):
+            echo(line)
     else:
         _submit(request)
 

@@ -124,11 +124,24 @@ def worker_request(
 
 
 @sweep_app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
-def show(folder: Sweep, trust_code: TrustCode = False) -> None:
-    """Print the leaderboard and the importance of keys; draw a plot."""
+def show(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="SWEEP", help="folders of sweeps: runs/tune_lstm/a")
+    ],
+    trust_code: TrustCode = False,
+) -> None:
+    """Print the leaderboard and the importance of keys; draw a plot.
+
+    Several sweeps are compared in one table.
+    """
+    from harness.tuning.leaderboard import compare
     from harness.tuning.leaderboard import show as show_sweep
 
-    show_sweep(SweepDirectory.open(folder))
+    first, *others = [SweepDirectory.open(folder) for folder in folders]
+    if others:
+        compare([first, *others])
+    else:
+        show_sweep(first)
 
 
 @sweep_app.command(

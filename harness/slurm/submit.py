@@ -4,7 +4,6 @@
 edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists a job's runs and logs.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -203,15 +202,31 @@ def _each(request: Request, send: Callable[[SbatchJob], str]) -> Iterator[tuple[
         yield send(job), job
 
 
-def _check_start(planned: SbatchJob) -> None:
-    """Ask sbatch whether it accepts a job, before `submit` writes into the folder of runs."""
+def _check_start(planned: SbatchJob) -> str:
+    """Ask sbatch whether it accepts a job, before anything is written to the folder of runs.
+
+    Returns:
+        sbatch's sentence on when the job would start, or why it would not start now.
+    """
     try:
-        # Ignore this error: if all suitable nodes are down, sbatch accepts the job, although
-        # `sbatch --test-only` refuses the job.
-        with contextlib.suppress(client.NoNodesError):
-            client.would_start(planned.script, *planned.args, unset=[*site_options()])
+        return client.would_start(planned.script, *planned.args, unset=[*site_options()])
+    except client.NoNodesError as error:
+        # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
+        return str(error)
     except (InputError, RunError) as error:
         raise type(error)(f"{planned.name}: {error}") from None
+
+
+def start_times(request: Request) -> Iterator[str]:
+    """Yield a line for each training job that says when it would start; submit nothing.
+
+    Raises:
+        InputError: if sbatch refuses a job; the message states the reason.
+        RunError: if Slurm is not available now.
+    """
+    for wanted in request.jobs:
+        planned = job_submission(wanted, request)
+        yield f"{planned.name}: {_check_start(planned)}"
 
 
 def submit(request: Request) -> Iterator[tuple[str, SbatchJob]]:

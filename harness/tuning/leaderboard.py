@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.text import Text
 
+from harness.config import flat
 from harness.errors import RunError
+from harness.job.own_code import source_digest
 from harness.job.search import Parameter, SearchSpec, short_names
 from harness.report.summary import defused, plain_table
 from harness.system.console import log, quoted, rich_console
 from harness.system.files import atomic_write
+from harness.system.lenient_json import table
+from harness.tracking.run_dir import RECORD
 from harness.tracking.status import format_duration
 from harness.training.metrics import new_figure, png
 from harness.tuning.protocol import Trial
@@ -33,6 +37,8 @@ ORDER = ("finished", "running", "waiting", "failed")  # statuses in the leaderbo
 NUM_SHOWN = 10  # number of printed rows of the leaderboard
 DIGITS = (4, 12)  # smallest and largest number of decimals of a score
 MIN_TRIALS = 3  # smallest number of trials for which the importance of a key is computed
+# The rows about results in a comparison of sweeps.
+RESULTS = ("best score", "best trial", "trials finished", "trials failed", "training time")
 NUM_BINS = 3  # number of groups into which the values of a range are divided
 MISSING = -0.12  # height of a trial's line at the axis of a key that the trial does not use
 SPREAD = 0.045  # fraction of the axis over which the lines through one value are spread
@@ -201,6 +207,48 @@ def leaderboard(
         yield f"and {len(rows) - NUM_SHOWN} more trials, listed in {sweep.path(LEADERBOARD)}"
     for error, numbers in failed.items():
         yield f"failed trials {', '.join(numbers)}: {error}"
+
+
+def compare(sweeps: Sequence[SweepDirectory]) -> None:
+    """Print a column for each sweep: its results, and the settings in which the sweeps differ.
+
+    Raises:
+        InputError, DiskError: as for `show`.
+    """
+    import pandas
+
+    console = rich_console()
+    width = console.width if console.is_terminal else None
+    columns = [_column(sweep) for sweep in sweeps]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    shown = [row for row in rows if row[0] in RESULTS or len({*row[1:]}) > 1]
+    cells = pandas.DataFrame(shown, columns=["sweep", *(str(sweep.folder) for sweep in sweeps)])
+    console.print(Text(plain_table(cells, width)), soft_wrap=width is None)
+
+
+def _column(sweep: SweepDirectory) -> dict[str, str]:
+    """Return a sweep's results, the settings of its best trial, and the search's settings."""
+    search = sweep.search()
+    trials = ranked(sweep.trials(), search)
+    counts = Counter(trial.status for trial in trials)
+    training_s = sum(trial.training_s or 0.0 for trial in trials)
+    content = {name: value for name, value in search.content.items() if name != "name"}
+    content["code"] = {path: source_digest(text) for path, text in search.job.code.items()}
+    if counts["finished"]:
+        best, score = trials[0], trials[0].scores[search.table.objective]
+        found = (f"{score:.{DIGITS[0]}f}", str(best.n))
+        content["best"] = search.used(best.values)
+    else:
+        found = ("", "")
+    counted = (str(counts["finished"]), str(counts["failed"]), format_duration(training_s))
+    data = table(sweep.certain_json(RECORD), "dataset").get("checksum")
+    settings = [pair for name in content for pair in flat(name, content[name])]
+    return {
+        **dict(zip(RESULTS, (*found, *counted), strict=True)),
+        **{key: str(value) for key, value in settings},
+        "data": str(data)[:12],
+    }
 
 
 def digits_of(scores: Sequence[float]) -> int:

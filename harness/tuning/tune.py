@@ -144,6 +144,7 @@ class Command:
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
         self._kept = KeptTrials(sweep, search, Pruned())
         self._table = b""  # the leaderboard that was written last
+        self._began: tuple[float, int] | None = None  # time and ended trials at the first look
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
         """Run the search to its end and return its result; a cancelled search has an empty result.
@@ -268,6 +269,10 @@ class Command:
         num_ended, figures = len(self.view.accepted), f"{progress['running']} running"
         if best := progress["best"]:
             figures += f", best {best['score']:.4f} (trial {best['trial']})"
+        now_s = time.monotonic()
+        began_s, num_before = self._began = self._began or (now_s, num_ended)
+        if num_ended > num_before:
+            figures += f", {3600 * (num_ended - num_before) / (now_s - began_s):.0f} trials/h"
         total = max(self.search.table.trials, len(trials))
         self.console.advance("trials", num_ended, total, figures=figures)
 

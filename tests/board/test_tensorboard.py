@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import socket
 import stat
@@ -139,6 +140,25 @@ def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
     assert board.secret not in out
     assert board.leftovers() == []
     assert sorted(harness.runs.rglob("*")) == before
+
+
+def test_it_opens_a_browser_and_ends_with_its_runs(harness: Harness) -> None:
+    """The browser's command line names a private file that leads to the page, not the secret."""
+    run = make_run(harness.runs / "lstm" / "done")
+    (run / "result.json").write_text("{}")
+    browser, seen = harness.folder / "browser", harness.folder / "seen"
+    lines = ("#!/bin/sh", f"exec >{seen}", 'stat -c "%a $1" "${1#file://}"', 'cat "${1#file://}"')
+    browser.write_text("\n".join(lines))
+    browser.chmod(0o755)
+    harness.environment["BROWSER"] = f"{browser} %s"
+    done = harness.run("tensorboard", "--open", "--until-finished")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ended: all runs have finished" in done.stdout
+    command, page = seen.read_text().splitlines()
+    assert re.fullmatch(r"600 file:///.*/open\.html", command)
+    secret = re.search(r"url=http://127\.0\.0\.1:\d+/([^/]{40,})/", page)
+    assert secret
+    assert secret[1] not in command + done.stdout
 
 
 def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:

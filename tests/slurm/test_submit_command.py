@@ -64,6 +64,17 @@ def test_a_dry_run_writes_nothing(harness: Harness) -> None:
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 
+def test_the_start_of_a_job_is_asked_for(site: Harness) -> None:
+    """With sbatch's option `--test-only` nothing is written, and nothing is submitted."""
+    starts = "Job 5 to start at 2026-12-01T09:00:00 using 4 processors on nodes n1"
+    site.program(
+        "sbatch", f"case $* in *--test-only*) echo 'sbatch: {starts}' >&2 ;; *) exit 1 ;; esac"
+    )
+    done = site.run_here("submit", LSTM, "--", "--test-only", "--mem=4G")
+    assert (done.returncode, done.stdout) == (0, f"lstm: {starts}\n")
+    assert not site.runs.exists()
+
+
 def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     """`submit` warns of a missing dataset or environment."""
     words = ["submit", LSTM, "--dry-run"]

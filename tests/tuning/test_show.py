@@ -16,6 +16,7 @@ from harness.tuning.leaderboard import (
     SPREAD,
     axis_of,
     comparable,
+    compare,
     digits_of,
     effects,
     parallel_coordinates,
@@ -64,6 +65,31 @@ def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "pooling 80 % 33 % last 2 0.8500 0.9000" in lines
     assert "max 2 0.6500 0.7000" in lines
     assert any(line.startswith("The table gives hints, not proof: 4 of 4 trials") for line in lines)
+
+
+def test_sweeps_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table shows the results of each sweep, and only settings in which the sweeps differ."""
+    failed = trial(4, None, error="too large", worker="w")
+    other = RANDOM.replace("epochs = 6", "epochs = 7")
+    compare(
+        [
+            make_sweep(tmp_path / "a", RANDOM, *FOUR, failed, finished=True),
+            make_sweep(tmp_path / "b", other, FOUR[0]),
+            make_sweep(tmp_path / "c", RANDOM),
+        ]
+    )
+    assert printed(capsys) == [
+        f"sweep {tmp_path}/a {tmp_path}/b {tmp_path}/c",
+        "best score 0.9000 0.8000",
+        "best trial 1 0",
+        "trials finished 4 1 0",
+        "trials failed 1 0 0",
+        "training time 4m04s 1m01s 0s",
+        "train.epochs 6 7 6",
+        "best.model.pooling last last",
+        "best.model.units 32 16",
+        "best.train.learning_rate 0.001 0.001",
+    ]
 
 
 @pytest.mark.parametrize(

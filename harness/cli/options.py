@@ -116,7 +116,7 @@ TrustCode = Annotated[
 
 
 def confirm_here(*, here: bool) -> None:
-    """Warn if this shell lacks settings of site.sh, or if a cluster's machine trains outside a job.
+    """Warn if this shell lacks settings of site.sh, or if a cluster trains outside of a Slurm job.
 
     Args:
         here: whether the user passed --here.
@@ -143,4 +143,4 @@ def confirm_here(*, here: bool) -> None:
     # A job script has already read site.sh.
     if not (own and own.is_batch) and (hint := not_sourced(OF_TRAINING)):
         log(logging.WARNING, hint)
-    os.environ[CONFIRMED] = "1"  # child processes do not repeat the warnings
+    os.environ[CONFIRMED] = "1"  # keeps child processes from repeating the warnings

@@ -218,7 +218,7 @@ class Ending:
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
     excluded: str = ""  # nodes that the job already excludes, as Slurm lists them
     asked_gb: float | None = None  # requested GB per node; None for all memory of the node
-    used_gb: float | None = None  # largest measured use of memory; None if unknown
+    used_gb: float | None = None  # largest measured memory use in GB; None if unknown
     retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
     is_submitted: bool = True  # whether `harness submit` submitted the job
@@ -226,7 +226,7 @@ class Ending:
 
     @property
     def was_starting(self) -> bool:
-        """Whether a signal ended the harness during its start, with nothing to save yet."""
+        """Whether a signal ended the harness while it was loading, with nothing to save yet."""
         return bool(self.signals) and self.code in ENDED_BY_WARNING
 
     @property
@@ -319,7 +319,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
     is_further = reached > before.reached
     if ending.reached is None:
         # The progress is unknown, for example in a job of `tune.sh --retrain`. Assume a new step,
-        # except if a signal ended the harness during its start, or if a node was faulty.
+        # except if a signal ended the harness while it was loading, or if a node was faulty.
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty

@@ -252,7 +252,7 @@ def _gres_of(known: Mapping[str, str], variables: Mapping[str, str]) -> dict[str
         return {"gres": ",".join(others) or "none"}
     num = variables.get("SLURM_GPUS_ON_NODE", "1")
     gpus = ":".join(filter(None, (max(kinds), num)))
-    if variables.get("SBATCH_GPUS_PER_NODE"):  # the site's way to request GPUs
+    if variables.get("SBATCH_GPUS_PER_NODE"):  # the site requests GPUs by this option
         return {"gpus-per-node": gpus, "gres": ",".join(others)}
     return {"gres": ",".join((f"gpu:{gpus}", *others))}
 

@@ -319,9 +319,9 @@ def run_tasks(
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.
-        Interrupted: if this process received a signal, or a task was interrupted. Before the error
-            is raised, the running tasks are asked to save their state and end; the tasks can be
-            continued later.
+        Interrupted: if this process received a signal, or a task was interrupted. Before raising
+            this error, the function asks the running tasks to save their state and end; the tasks
+            can be continued later.
         RunError: if tasks failed; the message lists their names and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0
@@ -350,7 +350,7 @@ def run_tasks(
                     for process in pool.processes:
                         if process.name not in cancelled and by_name[process.name].cancelled:
                             cancelled.add(process.name)
-                            process.send_signal(signal.SIGUSR2)  # see `ask_to_save`
+                            process.send_signal(signal.SIGUSR2)  # not TERM: see `ask_to_save`
                 for process in [each for each in pool.processes if not each.alive]:
                     pool.processes.remove(process)
                     free += [process.slot] if process.slot else []

@@ -225,7 +225,7 @@ class Resources:
             if (name := option_name(flag)) in OWN_OPTIONS:
                 remedy = "use --seeds" if name == "array" else "leave this option out"
                 raise InputError(f"{flag}: can't be used with harness submit; {remedy}")
-            # Without accounting, sbatch accepts any account.
+            # sbatch does not refuse these texts: without accounting, it accepts any account.
             if not flag.isprintable() or (name in ("account", "partition") and ";" in flag):
                 raise InputError(f"{flag!r}: should contain no control character and no ;")
 

@@ -53,7 +53,7 @@ class Follower:
     def __init__(self, path: Path | None) -> None:
         self.path = path  # None if the path is not known yet
         self._inode = 0
-        self._position = 0  # number of bytes up to the end of the last whole line
+        self._position = 0  # offset in bytes of the end of the last line that was read
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
         """Yield the lines since the last call; if `at_end`, also a last line without a line break.

@@ -141,7 +141,7 @@ class RunStatus:
     reviews_per_s: float | None = None
     eta_s: float | None = None
     step_ms: float | None = None
-    device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
+    device: dict[str, float] = field(default_factory=dict)  # load, from `resource_monitor`
     # The validation accuracy of the last epoch or, after the run's end, of the saved weights.
     val_accuracy: float | None = None
     test_accuracy: float | None = None
@@ -198,7 +198,7 @@ class RunStatus:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the run's folder contains what a process needs to continue the run."""
+        """Whether the run's folder contains the job, so that a process can continue the run."""
         return self.is_there("job.toml") or self.is_there(SEARCH_FILE)
 
     @property
@@ -216,7 +216,7 @@ class RunStatus:
 
     @property
     def position(self) -> str:
-        """The position as text, such as `epoch 2, step 40`; empty before the first step."""
+        """The position in the training, such as `epoch 2, step 40`; empty before the first step."""
         parts = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
         return ", ".join(parts)
 
@@ -324,7 +324,7 @@ def observe(
     if submission:
         status.job = status.job or submission.job
         status.seed = submission.seed if status.seed is None else status.seed
-        # The log of the job is of no use if a command outside of Slurm continued the run.
+        # Use the log of the submitted job, except if a command outside of Slurm continued the run.
         if status.reported_job or status.phase in (None, "result"):
             status.log = status.log or submission.log
         status.time_s = status.time_s or submission.time_s

@@ -132,7 +132,7 @@ def show(
 ) -> None:
     """Print the leaderboard and the importance of keys; draw a plot.
 
-    Several sweeps are compared in one table.
+    For several sweeps, prints one table that compares the sweeps.
     """
     from harness.tuning.leaderboard import compare
     from harness.tuning.leaderboard import show as show_sweep

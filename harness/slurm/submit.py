@@ -203,22 +203,23 @@ def _each(request: Request, send: Callable[[SbatchJob], str]) -> Iterator[tuple[
 
 
 def _check_start(planned: SbatchJob) -> str:
-    """Ask sbatch whether it accepts a job, before anything is written to the folder of runs.
+    """Ask sbatch whether it accepts a job, before the harness writes into the folder of runs.
 
     Returns:
-        sbatch's sentence on when the job would start, or why it would not start now.
+        sbatch's answer: when the job would start, or why it would not start now.
     """
     try:
         return client.would_start(planned.script, *planned.args, unset=[*site_options()])
     except client.NoNodesError as error:
-        # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
+        # This is no refusal: if all suitable nodes are down, sbatch accepts the job, although
+        # `sbatch --test-only` fails.
         return str(error)
     except (InputError, RunError) as error:
         raise type(error)(f"{planned.name}: {error}") from None
 
 
 def start_times(request: Request) -> Iterator[str]:
-    """Yield a line for each training job that says when it would start; submit nothing.
+    """Yield one line per training job, which says when the job would start; submit nothing.
 
     Raises:
         InputError: if sbatch refuses a job; the message states the reason.

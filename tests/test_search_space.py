@@ -51,7 +51,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("model.units = [8, 8]", "different values of one type"),
         ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),
         ("model.units = { min = 8 }", "model.units = {'min': 8}: a range needs numbers"),
-        ("model.units = { min = 9, max = 8 }", "min below max"),
+        ("model.units = { min = 8, max = 8 }", "min below max"),
         ("model.units = { min = 8, max = 16, step = 9 }", "step above 0 and at most max - min"),
         ("model.units = { min = 8, max = 16, stepp = 2 }", "units.stepp is unknown here; known: "),
         ("model.units = { min = 8.5, max = 16 }", "integers if model.units is an integer"),

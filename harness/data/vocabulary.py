@@ -37,16 +37,11 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
         The tokens, `[num_tokens + num_reviews] int32`, in which each review begins with START; and
         the offsets of the reviews, `[num_reviews + 1] int64`.
     """
-    ranks = np.asarray(split.tokens[: split.offsets[-1]])
-    tokens = np.insert(encode_ranks(ranks, vocab_size), split.offsets[:-1], START)
+    # The index of a word is its rank + 3, or 2 if the word is outside the vocabulary.
+    tokens = np.asarray(split.tokens[: split.offsets[-1]]) + SHIFT
+    tokens[tokens >= vocab_size] = UNKNOWN
+    tokens = np.insert(tokens, split.offsets[:-1], START)
     return tokens, np.asarray(split.offsets) + np.arange(len(split.offsets))
-
-
-def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return the index of each word: its rank + 3, or 2 for a word outside the vocabulary."""
-    shifted = ranks + SHIFT
-    shifted[shifted >= vocab_size] = UNKNOWN
-    return shifted
 
 
 def tokenize(text: str) -> list[str]:

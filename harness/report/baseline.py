@@ -35,7 +35,7 @@ from harness.data.ngrams import (
 )
 from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
-from harness.data.vocabulary import encode_split, tokenize
+from harness.data.vocabulary import FIRST_WORD, encode_split, tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import KEYS
 from harness.job.own_code import trusting
@@ -54,7 +54,6 @@ Floats = NDArray[np.float64]
 # text begins with the version of its model. The words "in 2 reviews" mean: in at least two reviews.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
-FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
 NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
 # If the dataset has no validation split, C is chosen on this share of the training reviews, the
@@ -103,11 +102,8 @@ def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -
     def fit_tfidf(length: int) -> Baseline:
         return fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size)
 
-    def fit_ngram_model() -> Baseline:
-        return score_ngrams(dataset(), limit=limit)
-
     key: tuple[object, ...] = (NGRAM_RECIPE, NGRAMS_NAME, group.checksum, limit)
-    linear = _cached(key, fit_ngram_model if ngrams else None)
+    linear = _cached(key, (lambda: score_ngrams(dataset(), limit=limit)) if ngrams else None)
     found: list[Baseline] = []
     try:
         for length in (maxlen, 0):
@@ -291,8 +287,8 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     train, cut = used.take(num_training), None
     if dataset.num_validation and share == 0:
         _, cut = dataset.used(limit, VALIDATION_SHARE)
-    taking = "25,000 take a minute"
-    echo(f"fitting n-grams to {len(train):,} reviews of {dataset.title}; {taking}", err=True)
+    what = f"{len(train):,} reviews of {dataset.title}; 25,000 take a minute"
+    echo(f"fitting n-grams to {what}", err=True)
     try:
         model = fit_ngrams(train, cut)
     except ValueError as error:

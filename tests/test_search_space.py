@@ -7,6 +7,7 @@ import pytest
 from harness.errors import InputError
 from harness.job.search import load_search
 from tests.conftest import JOBS
+from tests.tuning.made_up_sweep import HYPERBAND
 
 SEARCHES = sorted(path.name for path in JOBS.glob("tune_*.toml"))
 
@@ -134,12 +135,39 @@ def test_a_space_that_does_not_fit_the_tuner_is_refused(
     assert said in refusal(tmp_path, f"{GOOD}{line}\n", f"search.tuner={tuner}")
 
 
-@pytest.mark.parametrize("override", ["model.units=12", "train.optimizer_options={rho=0.8}"])
-def test_an_override_of_a_searched_key_is_refused(tmp_path: Path, override: str) -> None:
-    """An override of a table of options overrides all its keys."""
-    said = refusal(tmp_path, f"{GOOD}train.optimizer_options.rho = [0.9, 0.8]\n", override)
-    key = "train.optimizer_options.rho" if "rho" in override else "model.units"
-    assert said.startswith(f"--set {override}: the search varies {key}; remove the option, or")
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.units=12", "model.units"),
+        ("train.optimizer_options={rho=0.8}", "train.optimizer_options.rho"),
+    ],
+)
+def test_an_override_replaces_the_search_of_a_key(tmp_path: Path, override: str, key: str) -> None:
+    """A line says so. An override of a table of options overrides all its keys."""
+    (tmp_path / "a.toml").write_text(f"{GOOD}train.optimizer_options.rho = [0.9, 0.8]\n")
+    whole, search = (load_search(tmp_path / "a.toml", each) for each in ([], [override]))
+    assert {each.key for each in whole.space} - {each.key for each in search.space} == {key}
+    (line,) = search.fixed
+    assert line == f"--set {override}: all trials have this value, so it is not searched"
+    assert line in search.without_effect()
+    (tmp_path / "b.toml").write_text(search.to_toml())
+    assert load_search(tmp_path / "b.toml").space == search.space
+
+
+@pytest.mark.parametrize(("network", "is_searched"), [("gru", False), ("stacked_lstm", True)])
+def test_an_override_decides_a_condition(tmp_path: Path, network: str, is_searched: bool) -> None:
+    """A key whose `when` names the key is searched in all trials, or in none."""
+    (tmp_path / "a.toml").write_text(HYPERBAND)
+    search = load_search(tmp_path / "a.toml", [f"model.architecture={network}"])
+    found = {each.key: each.parent for each in search.space}
+    assert found == {**({"model.second_units": None} if is_searched else {}), "model.dropout": None}
+
+
+def test_overrides_that_leave_no_search_are_refused(tmp_path: Path) -> None:
+    """A search needs a key to search."""
+    toml = '[model]\narchitecture = "lstm"\n[search]\n[search.space]\nmodel.units = [1, 2]\n'
+    said = refusal(tmp_path, toml, "model.units=3")
+    assert said == "--set model.units=3: leaves no key to search; remove this option"
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:

@@ -257,6 +257,7 @@ class SearchSpec:
     table: SearchConfig
     space: tuple[Parameter, ...]  # the searched keys; a key follows the key in its `when`
     raw_space: Mapping[str, Any]  # `space` as in the search file
+    fixed: tuple[str, ...] = ()  # a line for each option that sets a key of the search file's space
 
     @property
     def name(self) -> str:
@@ -295,7 +296,8 @@ class SearchSpec:
         return self.table.tuner in ("hyperband", "asha")
 
     def without_effect(self) -> Iterator[str]:
-        """Yield a line about each setting that has no effect in any trial."""
+        """Yield lines about options that end a search of a key, and settings without any effect."""
+        yield from self.fixed
         yield from self.job.without_effect([parameter.key for parameter in self.space])
 
     def to_toml(self) -> str:
@@ -417,6 +419,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             f"job {path}: search.space is empty; add a key with a list or a range of values, such "
             "as model.units = [32, 64]"
         )
+    raw_space, fixed = _without_fixed(raw_space, job, path, origins)
     space = read_space(raw_space, path)
     for parameter in space:
         if FACTS.get(parameter.key, Facts()).is_function:
@@ -425,17 +428,36 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             names = {each: stored_name(each, code, where, base=base) for each in parameter.choices}
             job, raw_space = job.model_copy(update={"code": code}), _renamed(raw_space, names)
             space = read_space(raw_space, path)
-    for parameter in space:
-        free_table = parameter.key.rpartition(".")[0]
-        if option := origins.get(parameter.key) or origins.get(free_table):
-            raise InputError(
-                f"{option}: the search varies {parameter.key}; remove the option, or remove "
-                f"{parameter.key} from search.space in {path}"
-            )
-    search = SearchSpec(job, file.search, tuple(space), raw_space)
+    search = SearchSpec(job, file.search, tuple(space), raw_space, tuple(fixed))
     if rule := _broken_rule(search):
         raise InputError(f"job {path}: {rule}")
     return search
+
+
+def _without_fixed(
+    raw: Mapping[str, Any], job: Job, path: Path, origins: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Remove the keys that an option has set from a space; also return a line for each option.
+
+    A key whose `when` names a fixed key is searched in all trials, or removed too.
+    """
+    space = {each.key: each for each in read_space(raw, path)}
+    options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}
+    kept: dict[str, Any] = {}
+    for key, value in _settings(raw, path):
+        parent = space[key].parent
+        if parent and options[parent]:
+            if job.settings().get(parent) not in space[key].parent_choices:
+                continue
+            value = {name: each for name, each in value.items() if name != "when"}
+        if not options[key]:
+            put_value(kept, key, value)
+    given = dict.fromkeys(option for option in options.values() if option)
+    if given and not kept:
+        raise InputError(f"{', '.join(given)}: leaves no key to search; remove this option")
+    return kept, [
+        f"{option}: all trials have this value, so it is not searched" for option in given
+    ]
 
 
 def _renamed(raw: Any, names: Mapping[Any, Any]) -> Any:

@@ -102,7 +102,7 @@ def tune(
     if allocation:  # `submit --resume` requests the same resources again
         starts = [{"slurm_asked": asked_of(allocation)}]
         sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
-    for line in search.without_effect():
+    for line in [*asked.fixed, *search.without_effect()]:
         console.warning(line)
     if dataset.introduction:
         console.info(dataset.introduction)

@@ -141,9 +141,9 @@ def check_devices(count: int, runs: Runs) -> Iterator[Finding]:
             yield judge(runs, name, runs.calm("lstm").difference(run))
 
 
-def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
-    """A run in half precision has losses near those of float32."""
-    run = runs.train("lstm", precision, runs.one, f"train.precision={precision}")
+def check_precision(precision: str, setting: str, runs: Runs) -> Iterator[Finding]:
+    """A run in lower precision has losses near those of float32."""
+    run = runs.train("lstm", precision, runs.one, setting)
     difference = runs.calm("lstm").difference(run)
     losses = ", ".join(f"{loss:.4f}" for loss in run.losses())
     found = f"losses {losses}: {difference:.1e} from float32"
@@ -214,7 +214,11 @@ CHECKS: Checks = {
     "gpu against cpu": check_against_cpu,
     "dropout masks": check_masks,
     **{f"{num} devices": partial(check_devices, num) for num in (2, 4)},
-    **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},
+    **{
+        each: partial(check_precision, each, f"train.precision={each}")
+        for each in ("float16", "bfloat16")
+    },
+    "tf32": partial(check_precision, "tf32", "train.tf32=true"),
     "out of memory": check_memory,
     "speed": check_speed,
 }

@@ -168,7 +168,7 @@ def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
     assert {"killed worker, two nodes", "killed worker, NCCL"} <= not_run
     well = {each["name"] for each in checks} - not_run
     killed = "killed worker, two processes"
-    assert {"broken driver", "dropout masks", "two processes", killed} <= well
+    assert {"broken driver", "dropout masks", "tf32", "two processes", killed} <= well
 
 
 @pytest.mark.gpu

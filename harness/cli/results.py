@@ -46,6 +46,17 @@ def compare(
             "in later comparisons; none: skip all baselines",
         ),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="KEY=VALUE",
+            help="compare only runs with this setting, such as model.units=64; repeat it for more",
+        ),
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="compare each pair of jobs, even of more than 12 jobs")
+    ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -59,7 +70,14 @@ def compare(
         from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
-    parts, left_out = compared(named_or_all(named, runs), runs, baseline=baseline, data=data)
+    parts, left_out = compared(
+        named_or_all(named, runs),
+        runs,
+        baseline=baseline,
+        data=data,
+        where=where or (),
+        in_pairs=pairs,
+    )
     try:
         if markdown:
             from harness.report.summary import to_markdown

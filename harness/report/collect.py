@@ -1,5 +1,6 @@
 """Collects finished runs from folders, and groups the runs that can be compared."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.config import flat, is_free
-from harness.errors import DiskError, InputError
+from harness.errors import DiskError, InputError, did_you_mean
 from harness.job.keys import FACTS, KEYS
 from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
@@ -297,6 +298,35 @@ def _settings(job: dict[str, Any]) -> dict[str, Any]:
     """Return a job's settings by `table.key`, without the seed and keys that change no result."""
     settings = [pair for name in job for pair in flat(name, table(job, name))]
     return {key: value for key, value in settings if key not in WITHOUT_RESULT}
+
+
+def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
+    """Return the runs that have all settings in `where`, such as `model.units=64`.
+
+    Raises:
+        InputError: if a text is not `KEY=VALUE`, or if no run has the settings.
+    """
+    found = [*runs]
+    known = [*dict.fromkeys(key for run in runs for key in run.settings)]
+    for each in where:
+        key, equals, value = each.partition("=")
+        if not equals or key not in known:
+            raise InputError(
+                f"--where {each}: should be a setting of a run, such as model.units=64"
+                f"{did_you_mean(key, known)}"
+            )
+        found = [run for run in found if _is(run.settings.get(key), value)]
+        if not found:
+            raise InputError(f"--where {each}: no run has this setting; name another value")
+    return found
+
+
+def _is(setting: Any, value: str) -> bool:
+    """Whether a setting has a value from a command line."""
+    if type(setting) in (int, float):
+        with contextlib.suppress(ValueError):
+            return bool(float(value) == setting)
+    return value in (str(setting), as_text(setting))
 
 
 def as_text(setting: Any) -> str:

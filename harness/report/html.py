@@ -119,7 +119,7 @@ def _section(part: Part) -> dict[str, Any]:
         "part": part,
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
-        "forest": forest(part.group, part.differences),
+        "forest": None if part.in_pairs else forest(part.group, part.differences),
         "num_drawn": len(drawn.runs),
         "pictures": pictures_of(drawn, part.baselines, predictions),
         "reviews": _hard_reviews(part, predictions) if predictions else {},

@@ -44,10 +44,11 @@ BROKEN = (OSError, ValueError)  # the errors that `read_arrays` raises
 # Differences between jobs
 
 
-def differences(group: DatasetGroup) -> "pandas.DataFrame":
+def differences(group: DatasetGroup, *, in_pairs: bool = False) -> "pandas.DataFrame":
     """Compare the jobs of a group, which were tested on the same reviews.
 
-    With more than `MAX_PAIRED` jobs, each job is compared with the best job only.
+    With more than `MAX_PAIRED` jobs, each job is compared with the best job only, unless `in_pairs`
+    is set.
 
     Returns:
         A table with a row per comparison. The rows with `is_shown` come before the other rows. Each
@@ -61,7 +62,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     """
     import pandas
 
-    rows = _pooled(group) if len(group.jobs) > MAX_PAIRED else _paired(group)
+    rows = _pooled(group) if is_pooled(group, in_pairs=in_pairs) else _paired(group)
     columns = {"mean": float, "error": float, "num_seeds": int, "dof": int}
     table = pandas.DataFrame([*rows], columns=["first", "second", *columns]).astype(columns)
     level = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
@@ -71,6 +72,11 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     table["is_shown"] = table["low"] > 0
     table["sentence"] = [*map(_sentence, table.itertuples())]
     return table.iloc[np.lexsort((-table["mean"].round(9), ~table["is_shown"]))]
+
+
+def is_pooled(group: DatasetGroup, *, in_pairs: bool) -> bool:
+    """Whether each job is compared with the best job only."""
+    return len(group.jobs) > MAX_PAIRED and not in_pairs
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
@@ -126,18 +132,20 @@ def _sentence(row: Any) -> str:
     return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
 
-def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
+def explanations(
+    group: DatasetGroup, compared: "pandas.DataFrame", *, in_pairs: bool = False
+) -> list[str]:
     """Explain how to read the sentences of `differences`, and what the sentences do not show."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
-    is_pooled = len(group.jobs) > MAX_PAIRED
+    pooled = is_pooled(group, in_pairs=in_pairs)
     if len(compared):
-        spread = "with one spread over seeds for all jobs" if is_pooled else "paired over seeds"
+        spread = "with one spread over seeds for all jobs" if pooled else "paired over seeds"
         lines.append(
             f"The intervals are t intervals, {spread}. Comparisons that Bonferroni's correction "
             f"counts: {_num_comparisons(group, compared):,}. The 95 % confidence holds for all "
             "intervals together, so comparing fewer jobs gives narrower intervals."
         )
-    if not is_pooled and (left := num_pairs - len(compared)):
+    if not pooled and (left := num_pairs - len(compared)):
         lines.append(
             f"Pairs of jobs that share fewer than two seeds and can't be compared: {left}."
         )

@@ -14,7 +14,14 @@ from rich.text import Text
 from harness.data.sources import open_dataset
 from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
-from harness.report.collect import DatasetGroup, LeftOut, as_text, group_runs, scored_runs
+from harness.report.collect import (
+    DatasetGroup,
+    LeftOut,
+    as_text,
+    group_runs,
+    scored_runs,
+    with_settings,
+)
 from harness.report.statistics import (
     differences,
     explanations,
@@ -68,6 +75,7 @@ class Part:
     group: DatasetGroup
     baselines: Sequence[Baseline] = ()
     data: Path | None = None  # the folder in which to look first for the reviews
+    in_pairs: bool = False  # whether each pair of jobs is compared, however many jobs there are
 
     @cached_property
     def table(self) -> "pandas.DataFrame":
@@ -91,7 +99,7 @@ class Part:
     @cached_property
     def differences(self) -> "pandas.DataFrame":
         """The comparisons of jobs (see `harness.report.statistics.differences`)."""
-        return differences(self.group)
+        return differences(self.group, in_pairs=self.in_pairs)
 
     @cached_property
     def verdicts(self) -> list[str]:
@@ -125,7 +133,8 @@ class Part:
         """The explanations of the differences, and the descriptions of the baselines."""
         several = [SEVERAL_CLASSES] if len(self.group.classes) > 2 else []
         notes = [each.note for each in self.baselines if each.note]
-        return [*explanations(self.group, self.differences), *several, *notes]
+        lines = explanations(self.group, self.differences, in_pairs=self.in_pairs)
+        return [*lines, *several, *notes]
 
 
 def compared(
@@ -134,6 +143,8 @@ def compared(
     *,
     baseline: Literal["ngrams", "none"] | None = None,
     data: Path | None = None,
+    where: Sequence[str] = (),
+    in_pairs: bool = False,
 ) -> tuple[list[Part], list[LeftOut]]:
     """Find the runs and compare them. Print a line for each run that is left out.
 
@@ -142,19 +153,22 @@ def compared(
         own: the user's folder of runs, in which `harness audit` stores the user's audits.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
         data: the folder of the dataset; needed only if a new run would not find the dataset.
+        where: settings of the runs to compare, such as `model.units=64`.
+        in_pairs: whether to compare each pair of jobs, however many jobs there are.
 
     Returns:
         One `Part` for each dataset, and the runs that no part contains.
 
     Raises:
-        InputError: if no run is finished and tested, a named folder is missing, `data` contains no
-            dataset, or `baseline` is `ngrams` and the model can't be fit to the dataset.
+        InputError: if no run is finished, tested and has the settings of `where`, a named folder is
+            missing, `data` contains no dataset, or `baseline` is `ngrams` and the model can't be
+            fit to the dataset.
         RunError: if the dataset in `data` is broken.
     """
     if data:
         open_dataset(data)  # a wrong path is an error, even if all baselines are cached
     scored, left_out = scored_runs(named, own)
-    groups, repeated = group_runs(scored)
+    groups, repeated = group_runs(with_settings(scored, where))
     left_out += repeated
     lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out]
     for line in first_lines(lines, MAX_LEFT_OUT if groups else len(lines)):
@@ -165,7 +179,7 @@ def compared(
         )
     is_fit, ngrams = baseline != "none", baseline == "ngrams"
     found = [baselines(each, data, ngrams=ngrams) if is_fit else () for each in groups]
-    return [Part(*each, data) for each in zip(groups, found, strict=True)], left_out
+    return [Part(*each, data, in_pairs) for each in zip(groups, found, strict=True)], left_out
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import csv
 import html
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 
 from harness.data.dataset_folder import open_folder
 from harness.errors import InputError, RunError
-from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs, with_settings
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import forest, pictures_of, styles_of
 from harness.report.statistics import epochs_of, read_predictions
@@ -333,6 +334,24 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
     assert page.count("<img ") == 1 + 6 + 12
     assert 'alt="Distance from the best job"' in page
     assert forest(drawn, Part(drawn).differences) is None
+
+
+def test_runs_with_a_setting_in_pairs(many_jobs: DatasetGroup) -> None:
+    """`--pairs` compares all pairs of many jobs; `--where` selects runs by their settings."""
+    part = Part(many_jobs, in_pairs=True)
+    assert len(part.differences) == math.comb(NUM_JOBS, 2)
+    assert "paired over seeds" in part.notes[0]
+    runs = many_jobs.all_runs
+    found = with_settings(runs, ["model.pooling=last", "model.units=2.0"])
+    assert [(run.settings["model.units"], run.seed) for run in found] == [(2, 1), (2, 2)]
+    assert len(with_settings(runs, ["model.recurrent=true"])) == len(runs)
+    for where, said in (
+        ("model.unit=2", "did you mean model.units"),
+        ("model.units", "such as"),
+        ("model.units=99", "no run has this setting"),
+    ):
+        with pytest.raises(InputError, match=f"--where {where}: .*{said}"):
+            with_settings(runs, [where])
 
 
 def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:

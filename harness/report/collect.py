@@ -141,7 +141,7 @@ class DatasetGroup:
         jobs["architecture"] = [run.architecture for run in firsts]
         jobs["num_seeds"] = grouped.size()
         marks = [Counter(run.audits for run in runs if run.audits) for runs in self.runs.values()]
-        jobs["audits"] = ["; ".join(f"{n} {mark}" for mark, n in each.items()) for each in marks]
+        jobs["audits"] = ["; ".join(f"{mark}: {n}" for mark, n in each.items()) for each in marks]
         jobs["deviation"] = accuracy.std()
         interval = t_interval(jobs["accuracy"], accuracy.sem(), jobs["num_seeds"] - 1, 0.95)
         jobs["interval_low"], jobs["interval_high"] = np.clip(interval, 0, 1)

@@ -71,10 +71,10 @@ def test_audited_runs_are_marked(tmp_path: Path) -> None:
     def marks() -> str:
         return rows_of(Part(group_runs(scored_runs([runs], mine)[0])[0][0]))[0].get("audits", "")
 
-    assert marks() == "1 full, quick; 1 full; 1 differs"
+    assert marks() == "full, quick: 1; full: 1; differs: 1"
     path = runs / "2" / "result.json"
     path.write_text(path.read_text().replace("0.87", "0.99"))
-    assert marks() == "1 full, quick; 1 differs"
+    assert marks() == "full, quick: 1; differs: 1"
     (mine / ".audits").chmod(0o777)  # other users could have written the audits
     assert marks() == ""
 

@@ -37,6 +37,7 @@ STYLES = {
     **dict.fromkeys(("pending", "submitted", "suspended", "interrupted"), "yellow"),
     **dict.fromkeys(("stale", "lost", "dead", "failed"), "red"),
 }
+STATES = (*STYLES, "finished", "cancelled", "gone", "unknown")
 FIGURES = ("seed", "state", "epoch", "rev/s", "ETA", "val %", "test %")
 RIGHT = {*FIGURES} - {"state"}
 GAP = "  "
@@ -47,7 +48,7 @@ OneRun = Annotated[
 
 
 @app.command(
-    epilog="Examples: harness status runs/lstm --watch; harness status --all | grep failed"
+    epilog="Examples: harness status runs/lstm --watch; harness status --state failed --newer 24"
 )
 def status(
     names: Annotated[
@@ -58,6 +59,14 @@ def status(
     everything: Annotated[
         bool, typer.Option("--all", help="show all runs that have ended, not only the newest 20")
     ] = False,
+    states: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="show runs in this state only; repeatable"),
+    ] = None,
+    newer: Annotated[
+        float | None,
+        typer.Option("--newer", metavar="HOURS", min=0, help="show runs of the last HOURS only"),
+    ] = None,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="refresh until nothing is running or waiting")
@@ -69,11 +78,20 @@ def status(
     """
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")
+    for state in states or ():
+        if state not in STATES:
+            raise InputError(f"--state {state}: should be one of {', '.join(STATES)}")
     queue = Queue()
 
     try:
         while True:
             found = select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
+            since_s = time.time() - 3600 * newer if newer is not None else 0.0
+            found = [
+                each
+                for each in found
+                if (not states or each.state in states) and (each.alive or each.time_s >= since_s)
+            ]
             if as_json:
                 echo(json.dumps([each.as_json() for each in found], indent=2, allow_nan=False))
             else:

@@ -1,6 +1,7 @@
 """`harness status`: the state of each run, from its folder and the queue, and the table."""
 
 import io
+import json
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
 from harness.tracking.status import format_duration, survey, was_out_of_memory
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, run_here
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site
 
@@ -241,6 +242,13 @@ def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:
     assert [each.run for each in shown] == ["lstm/now", *(f"lstm/done-{n}" for n in range(20))]
     assert older == "older runs, not shown: 5 (3 finished, 2 failed); --all shows them"
     assert split_shown(statuses, everything=True) == (statuses, "")
+    words = ["status", f"--runs={site.runs}", "--json", "--state=failed"]
+    runs = json.loads(run_here(*words).stdout), json.loads(run_here(*words, "--newer=0.67").stdout)
+    assert [[each["run"] for each in some] for some in runs] == [
+        ["lstm/done-23", "lstm/done-24"],
+        ["lstm/done-23"],
+    ]
+    assert "--state fail: should be one of" in run_here("status", "--state=fail").stderr
 
 
 def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:

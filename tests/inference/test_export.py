@@ -121,6 +121,8 @@ def test_the_graph_encodes_like_the_data(bucket: bool) -> None:
     encoder = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen, bucket=bucket, ratios=ratios)
     texts = ["", " . ", *odd_texts(vocab, 200)]
     tokens, at_words = (each.numpy() for each in encoder(texts))
+    without = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen, bucket=bucket)
+    np.testing.assert_array_equal(without(texts), tokens)
     known = {word: rank for rank, word in enumerate(vocab, 1)}
     for text, row, found in zip(texts, tokens, at_words, strict=True):
         encoded = np.array(encode_text(text, known, vocab_size), np.int32)

@@ -117,12 +117,15 @@ def test_two_settings_of_the_site_make_a_job_acceptable(visitor: SlurmProject) -
 def test_doctor_prints_the_line_that_submits_a_script(
     visitor: SlurmProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slurm accepts this line and runs the script."""
+    """Slurm accepts this line and runs the script. Other lines say what preemption means."""
     environment = {"SBATCH_PARTITION": "whole", **RULES, **visitor.cluster.environment}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    said = {each.name: each for each in check_slurm(None)}["sbatch"].found
-    (line,) = re.findall("`(sed .* sbatch .*?)`", said)
+    found = {each.name: each for each in check_slurm(None)}
+    preemption = "spare: CANCEL, grace time 10 s: a preempted run has 2 s to save; its job script"
+    assert preemption in found["preemption"].found
+    assert "JobRequeue is 0" in found["requeue"].found
+    (line,) = re.findall("`(sed .* sbatch .*?)`", found["sbatch"].found)
     script = line.replace("sbatch", "sbatch --parsable", 1)
     job_id = visitor.cluster.run("bash", "-c", script, cwd=visitor.path, env=environment).strip()
     visitor.cluster.wait(job_id, ["COMPLETED"])

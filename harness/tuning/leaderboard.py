@@ -1,7 +1,4 @@
-"""What a sweep's trials show: the leaderboard, the result, the importance of keys, and a plot.
-
-All of it is computed from the trials alone.
-"""
+"""Computes a sweep's leaderboard, result, importance of keys and plot, from its trials alone."""
 
 import csv
 import io

@@ -158,7 +158,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
             # Undo the draw by restoring the random state. The sweep's folder records a promotion as
-            # the next trial, because `search.trials` allowed no new setting when it was proposed.
+            # the next trial, because `search.trials` was smaller when this trial was proposed.
             if values is not None:
                 self._seed_state = before
         # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.

@@ -337,8 +337,8 @@ class RunDirectory(LeasedDirectory):
         path = self.path("model.keras")
         if not self.finished():
             raise InputError(
-                f"run {self.folder}: is unfinished and has no model yet; continue the run with: "
-                f"harness resume {quoted(self.folder)}"
+                f"run {self.folder}: is unfinished and has no model yet; wait until the run ends, "
+                f"or continue the run with: harness resume {quoted(self.folder)}"
             )
         if not path.is_file():
             raise InputError(

@@ -37,10 +37,10 @@ from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
-from harness.system.console import echo, quoted
+from harness.system.console import echo
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
-from harness.system.lenient_json import read_json_lines, text
+from harness.system.lenient_json import read_json_lines
 from harness.tracking.audits import DIFFERS, EQUAL, ROUNDING
 from harness.tracking.provenance import code_changes, code_of, machine_changes, this_machine
 from harness.tracking.records import one_line
@@ -191,13 +191,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     """
     run = RunDirectory.open(folder)
     check_record(run)
-    if not run.finished():
-        phase = text(run.read_json("state.json").get("phase")) or "not begun"
-        raise InputError(
-            f"run {folder}: is unfinished ({one_line(phase)}), so it has no result to audit; "
-            f"wait until the run ends, or continue the run with: harness resume "
-            f"{quoted(folder)}"
-        )
+    run.model_file()  # refuses an unfinished run
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
         raise InputError(
@@ -208,11 +202,11 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
     names = [name for name in (RESULT, *CHECKSUMS) if run.path(name).exists()]
     files = {name: read_plain_file(run.path(name), MAX_BYTES) for name in names}
-    for name in ("metrics.jsonl", "model.keras"):
-        if name not in files:
-            raise InputError(
-                f"run {folder}: its {name} is missing; train its job again, and audit the new run"
-            )
+    if "metrics.jsonl" not in files:
+        raise InputError(
+            f"run {folder}: its metrics.jsonl is missing; train its job again, and audit the new "
+            "run"
+        )
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
         raise InputError(

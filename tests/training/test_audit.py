@@ -143,8 +143,8 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
-        (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train its job"),
+        (lambda run: (run / "result.json").unlink(), "is unfinished and has no model yet"),
+        (lambda run: (run / "model.keras").unlink(), "its model was removed"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("result.json", num_replicas="2"), "its record is broken (num_replicas)"),

@@ -115,9 +115,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     (begun / "result.json").unlink()
     cases = {
         ("nowhere",): "run nowhere: no such folder",
-        (
-            begun,
-        ): "is unfinished and has no model yet; wait until the run ends, or continue the run with",
+        (begun,): "is unfinished and has no model yet; wait until the run ends, or continue",
         (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
     }
     for words, message in cases.items():

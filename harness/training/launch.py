@@ -271,11 +271,10 @@ def announce(
             "split"
         )
     per_gpu = job.train.batch_size // num_replicas
-    if on_gpus and per_gpu < FEWEST_PER_GPU:
-        remedy = "use fewer GPUs" if num_replicas > 1 else "train several seeds by --runs-per-gpu"
+    if on_gpus and num_replicas > 1 and per_gpu < FEWEST_PER_GPU:
         console.warning(
             f"a training step gives each GPU only {per_gpu} reviews, so the GPU mostly waits; "
-            f"{remedy}, or raise train.batch_size together with train.learning_rate"
+            "use fewer GPUs, or raise train.batch_size together with train.learning_rate"
         )
     if not job.train.deterministic:
         console.warning(

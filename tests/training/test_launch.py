@@ -38,16 +38,21 @@ def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:
         dataset_of(run, job, None, full=True)
 
 
-@pytest.mark.parametrize(
-    ("num_gpus", "remedy"), [(0, ""), (1, "several seeds by --runs-per-gpu"), (2, "fewer GPUs")]
-)
-def test_gpus_with_few_reviews_are_reported(
-    num_gpus: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("num_gpus", "batch_size"), [(0, 2), (1, 2), (2, 128), (2, 126), (2, 2)])
+def test_several_gpus_with_few_reviews_are_reported(
+    num_gpus: int, batch_size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A batch of 62 reviews keeps no GPU busy; on a CPU there is no warning."""
-    job = load_job(JOBS / "lstm.toml", ["train.batch_size=62"])
+    """Below 64 reviews per step, a second GPU saves no time; a single device has no remedy."""
+    job = load_job(JOBS / "lstm.toml", [f"train.batch_size={batch_size}"])
     context = RunContext(RunDirectory(tmp_path), job, open_sample())
     announce(context, max(num_gpus, 1), Console(), on_gpus=num_gpus > 0)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "each GPU only" in line]
-    assert len(lines) == (num_gpus > 0)
-    assert all(f" {62 // num_gpus} reviews" in line and remedy in line for line in lines)
+    said = f"each GPU only {batch_size // 2} reviews" in capsys.readouterr().err
+    assert said == (num_gpus == 2 and batch_size < 128)
+
+
+def test_a_batch_has_a_review_for_each_replica(tmp_path: Path) -> None:
+    """The error names the key, both numbers and the remedy."""
+    job = load_job(JOBS / "lstm.toml", ["train.batch_size=2"])
+    context = RunContext(RunDirectory(tmp_path), job, open_sample())
+    with pytest.raises(InputError, match=r"train\.batch_size = 2: .* at least 3, .* fewer devices"):
+        announce(context, 3, Console())

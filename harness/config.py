@@ -67,15 +67,16 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: whether the key changes the `result` of a run, or `nothing`. For example, a file's
-            path counts as `nothing`, because the run's record identifies the file by its checksum.
+        changes: `result` if the key changes the result of a run, else `nothing`. For example, it is
+            `nothing` for a file's path, because the run's record identifies the file by its
+            checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: the other keys on which this key's effect depends, each with a tuple of values;
-            () stands for all values except the default. This key has an effect only if at least one
-            of the other keys has a value in its tuple.
+        only_with: the other keys on which this key's effect depends, each with a tuple of values.
+            This key has an effect only if at least one of the other keys has a value in its tuple.
+            An empty tuple means that any value of the other key except its default is enough.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
-            the docstring of this function.
+            the docstring of `check`.
         unvalidated: the only value that a job without validation reviews may give the key; None
             allows any value.
     """
@@ -199,7 +200,10 @@ def toml_value(value: object) -> str:
 
 
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """Return the text of a job file, without empty tables; long strings keep their lines."""
+    """Return the text of a job file, without empty tables.
+
+    A string with line breaks is written as a multi-line string.
+    """
     tables = {
         name: {key: value for key, value in table.items() if value != {}}
         if isinstance(table, dict)

@@ -73,9 +73,9 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         job: the job; its `train.xla` can force or forbid XLA.
         kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in the record of a resumed run; empty for a new run. `choose` returns a
-            recorded plan unchanged, even its number of threads, because the last bits of a sum
-            depend on the number of threads.
+        begun: the plan in the record of a resumed run; empty for a new run. `choose` returns the
+            recorded plan and ignores `cpus`, because the last bits of a sum depend on the number of
+            threads.
 
     Raises:
         InputError: if the record contains no valid plan.
@@ -95,13 +95,14 @@ def _way(job: Job, kind: str) -> Way:
     On a GPU, cuDNN computes the recurrent layers. cuDNN does not support the built-in GRU without
     `reset_after`, so XLA compiles this GRU. On a CPU, TensorFlow's loop over the words spends more
     time on starting small operations than on computing them. So a single operation, TensorFlow's
-    BlockLSTM, processes all words of an LSTM layer. For other layers XLA is faster than the loop,
-    except in 3 cases:
+    BlockLSTM, processes all words of an LSTM layer in float32. For every other recurrent layer, XLA
+    is faster than TensorFlow's loop, except in 3 cases:
 
     - XLA does not help if the operations are large.
     - XLA is slower if the reviews are long and a layer returns an output for every word, because
       XLA copies all outputs at every word.
-    - XLA would compile a step for each length of the batches if `data.bucket` is set.
+    - If `data.bucket` is set, the batches have several lengths, and XLA would have to compile the
+      step again for each length.
     """
     setting = job.train.xla
     if setting == "on":
@@ -144,9 +145,9 @@ def _num_parts(job: Job, kind: str, way: Way) -> int:
 
 
 def _size(job: Job) -> int:
-    """Return the batch size times the units of all recurrent layers; 0 for a custom network.
+    """Return the batch size times the number of units of all recurrent layers.
 
-    A network without recurrent layers has size 0 too.
+    The size is 0 for a custom network and for a network without recurrent layers.
     """
     if not job.model.recurrent or job.model.is_own:
         return 0
@@ -193,7 +194,7 @@ def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
     and the architecture that needs the most memory.
 
     Args:
-        kind: the kind of device, as for `reckoned_gb`.
+        kind: the kind of device, gpu or cpu; by default gpu if this process sees a GPU.
     """
     content = search.job.model_dump()
     architectures: Sequence[Any] = [search.job.model.architecture]

@@ -65,7 +65,7 @@ def loss_of(job: Job) -> Loss:
 
 
 def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
-    """Check a custom loss before the run writes anything: call it in a graph, as a step does.
+    """Call a custom loss in a graph, as a training step does, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.

@@ -84,8 +84,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     if shape[1:] != (num_outputs,):
         shown = str(shape).replace("None", "rows")
         raise InputError(
-            f"{where}: returns {shown}, should return probabilities, (rows, {num_outputs}); end "
-            "the network in Dense(num_outputs)"
+            f"{where}: returns {shown}, should return probabilities of the shape "
+            f"(rows, {num_outputs}); end the network in Dense(num_outputs)"
         )
     if makes_masks(model):
         turn_cudnn_off(model)  # cuDNN does not support the mask of a review padded at its start
@@ -124,7 +124,8 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
         vectors: the pretrained vectors; None leaves the layer's vectors unchanged.
 
     Raises:
-        InputError: if no embedding of the network has the shape of the vectors.
+        InputError: if the network has no Embedding layer for `data.vocab_size` words with
+            `model.embedding_dim` dimensions.
     """
     if vectors is None and job.model.train_embeddings:
         return
@@ -140,7 +141,8 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     """Return the embedding layer that receives the vectors of `model.embeddings`.
 
     Raises:
-        InputError: if no embedding of the network has the shape of the vectors.
+        InputError: if the network has no Embedding layer for `data.vocab_size` words with
+            `model.embedding_dim` dimensions.
     """
     shape = (job.data.vocab_size, job.model.embedding_dim)
     layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
@@ -186,10 +188,11 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         embedding_of_words(model, job)
     if job.data.bucket:
         shortest = padded_lengths(job.data.maxlen)[0]
-        with own_errors(f"{where}: with data.bucket = true, should accept {shortest} words"):
+        rule = f"with data.bucket = true, the network should accept rows of {shortest} words"
+        with own_errors(f"{where}: {rule}"):
             model(tokens[:, :shortest], training=False)
     if job.train.xla == "on" and not num_own_gpus():
-        with own_errors(f"{where}: with train.xla = 'on', should compile with XLA"):
+        with own_errors(f"{where}: with train.xla = 'on', XLA should compile the network"):
             tf.function(model, autograph=False, jit_compile=True)(tokens, training=False)
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
     # The sum of half-precision probabilities may differ from 1 by up to 0.01.
@@ -221,7 +224,7 @@ def own_training(job: Job, model: keras.Model) -> Iterator[None]:
     """Explain an error that a custom network raises while TensorFlow traces a training step.
 
     Raises:
-        InputError: instead of an error that the `with` block raises, or if the network adds losses.
+        InputError: if the custom network raises an error in the `with` block, or adds losses.
     """
     if not job.model.is_own:
         yield

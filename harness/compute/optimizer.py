@@ -28,8 +28,8 @@ class RampedAverage:
 
     The momentum is min(m, (1 + n) / (10 + n)): m is `train.ema_momentum`, and n is the optimizer's
     number of steps, which is equal on all replicas and part of every checkpoint. Keras's average
-    has the momentum m at all steps, so in a short run it would still contain much of the initial
-    weights.
+    has the momentum `train.ema_momentum` at all steps, so after a short run the average would still
+    contain much of the initial weights.
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
     average covers about the last n / 9 steps, but at most 1 / (1 - m) steps. A bias correction like
@@ -181,8 +181,8 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.Variable) or np.float32(rate) != np.float32(train.learning_rate):
         raise InputError(
-            f"{where}: does not use its argument learning_rate; use it, and set "
-            "train.learning_rate and train.schedule"
+            f"{where}: does not use its argument learning_rate; pass this argument to the "
+            "optimizer, and set the rate only with train.learning_rate and train.schedule"
         )
     return optimizer
 

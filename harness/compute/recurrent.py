@@ -142,7 +142,7 @@ def turns_of_two(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Compute an LSTM layer; process two words per iteration of the loop.
 
-    If XLA compiles this loop, it takes a sixth less time than a loop with one word per iteration.
+    If XLA compiles this loop, the loop takes a sixth less time than with one word per iteration.
     Loops of other recurrent layers would not be faster with two words per iteration.
 
     A layer with `go_backwards` reads its input from the end, because with a reversed copy of the
@@ -259,8 +259,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN "
-        "needs train.xla = auto or off, and a run that began on a GPU; a GRU also needs "
-        "model.reset_after = true; a layer of a custom network needs Keras's default activations "
-        "and biases, and no masks, recurrent_dropout or unroll"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN is used only "
+        "if train.xla is auto or off and the run began on a GPU; a GRU also needs "
+        "model.reset_after = true; a layer of a custom network also needs Keras's default "
+        "activations and biases, and must not use masks, recurrent_dropout or unroll"
     )

@@ -258,7 +258,7 @@ def _expect_heartbeats(num_workers: int) -> None:
 
 
 def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
-    """Whether the strategy has workers in several processes, which must agree on a stop."""
+    """Whether the strategy has workers in several processes, which must stop at the same step."""
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)

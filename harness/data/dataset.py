@@ -92,7 +92,10 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """The line that a run prints about a user's texts or a sample with a note; else empty."""
+        """The line with which a run introduces a user's texts, or explains why it uses the sample.
+
+        The line is empty for IMDB from a folder or a download.
+        """
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -176,7 +179,9 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 def content_checksum(
     train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
 ) -> str:
-    """Return the sha256 of a dataset's reviews, labels and words, whatever the file format.
+    """Return the sha256 of a dataset's reviews, labels and words.
+
+    The checksum does not depend on the format of the files that contain the dataset.
 
     Args:
         num_validation: the number of validation reviews at the end of `train`.

@@ -158,8 +158,9 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         if reason := distrust(path, owners):
             remedy = (
-                "unset HARNESS_DATA and run harness data fetch, or, if you trust the owner, write "
-                f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
+                f"if you trust the owner, write export {OWNERS}=<the owner's name> into "
+                "slurm/site.sh and source that file; otherwise unset HARNESS_DATA and run harness "
+                "data fetch"
             )
             if reason == OTHERS_WRITE:
                 remedy = f"chmod -R go-w {quoted(folder)}"
@@ -193,7 +194,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
             # On a file system without locks, another process may have made the dataset in the
             # meantime. In this case, open that dataset.
             if not open_if_whole(cached):
-                remedy = "free up space there, or set XDG_CACHE_HOME to a folder on another disk"
+                remedy = "free up disk space, or set XDG_CACHE_HOME to a folder on another disk"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
         return open_folder(cached)
 

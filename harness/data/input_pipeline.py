@@ -84,8 +84,8 @@ def permutations_ahead(
 ) -> np.ndarray:
     """Return the order of the reviews in the next epochs.
 
-    The result covers the first epochs of `epochs`: as many as fit into `MAX_PERMUTED` indices, but
-    at least one.
+    The result covers the first epoch of `epochs`, and as many of the next epochs as fit into
+    `MAX_PERMUTED` indices.
 
     Args:
         epochs: the indices of the remaining epochs; the first epoch of a run has index 0.
@@ -195,7 +195,7 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
 @dataclass(frozen=True)
 class Reviews(Split):
-    """Encoded reviews; `encode_split` makes their tokens."""
+    """Reviews whose tokens are the word indices that `encode_split` returns."""
 
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
@@ -284,7 +284,7 @@ class BatchSource:
     """The data for all batches, as tensors on the CPU."""
 
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
-        """Copy the data into tensors, because each graph would contain its own copy of an array.
+        """Copy the data into tensors: TensorFlow would copy an array into each graph that uses it.
 
         An empty review contains the token START, because cuDNN does not accept an empty row, and a
         network's mean over the words of an empty row is not finite. After the tokens of the last
@@ -389,7 +389,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """Return the reviews of the test split; `ratios` is the third value from `training_reviews`."""
+    """Return the test reviews; `ratios` are the n-gram ratios that `training_reviews` returned."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return replace(reviews, ratios=ratios.at_words(reviews.words())) if ratios else reviews

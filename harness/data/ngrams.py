@@ -3,10 +3,10 @@
 An n-gram is a sequence of one to three words in a review. The log-count ratios are from Wang &
 Manning, "Baselines and Bigrams" (2012).
 
-With each word, a network may read the ratios of the n-grams that end at this word: the word itself,
-the pair and the triple. An n-gram is known if at least two training reviews contain it. The ratio
-of an unknown n-gram is 0. For more than two classes, an n-gram has a ratio for each class: this
-class against all other classes.
+With each word, a network may read the ratios of the n-grams that end at this word: the word alone,
+the last two words, and the last three words. An n-gram is known if at least two training reviews
+contain it. The ratio of an unknown n-gram is 0. For more than two classes, an n-gram has a ratio
+for each class: this class against all other classes.
 
 The ratios are computed from the labels of the training reviews. The training reviews are divided
 into five folds; the ratios for a training review are computed from the four other folds, because
@@ -158,10 +158,10 @@ def to_archive(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 
 def from_archive(content: bytes, *names: str) -> tuple[Any, ...]:
-    """Return the n-grams, and then the arrays with these names, from the content of a file.
+    """Return the n-grams in the content of a file, followed by the arrays called `names`.
 
     Raises:
-        ValueError: if `content` is not an archive of these arrays.
+        ValueError: if `content` is not an archive of n-grams with an array for each of `names`.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -257,7 +257,7 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """Return an array for each length of n-grams: the n-gram that ends at each word.
+    """For each length of n-grams, return an array with the n-gram that ends at each word.
 
     An entry of an array is the n-gram's column in the matrix that `binary_ngrams` returns, or -1 if
     the n-gram is unknown.

@@ -151,10 +151,10 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 
 
 def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """Return the name of each table in a folder, and the split that this name contains.
+    """Return the name of each table in a folder, with the split that occurs in this name.
 
-    If no name contains a split and the folder has subfolders, the result is empty. If no name
-    contains a split and the folder has no subfolders, the split of each table is "".
+    If no table's name contains the name of a split, the result depends on the folder: if the folder
+    has subfolders, the result is empty; otherwise the split of each table is "".
 
     Raises:
         InputError: if one table's name contains the name of a split, but another table's name
@@ -177,7 +177,7 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
 
 
 def _saved_parts(source: Path, split: str) -> Iterator[SourceFile]:
-    """Yield the files that `save_to_disk` wrote into a folder, in the order of its state.json."""
+    """Yield the files that `save_to_disk` wrote into a folder, as ordered in state.json."""
     folder = source / split
     files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
     files = files if isinstance(files, list) else []
@@ -373,14 +373,14 @@ def _classes(names: list[str]) -> tuple[str, ...]:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(
                 f"the label {name[:MAX_CLASS_CHARACTERS]!r} should have at most "
-                f"{MAX_CLASS_CHARACTERS} characters, all printable; name another column in "
-                "data.label_column, or correct the label"
+                f"{MAX_CLASS_CHARACTERS} characters, all printable; set data.label_column "
+                "to another column, or correct the label"
             )
     if not 2 <= len(names) <= MAX_CLASSES:
         number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
         raise InputError(
             f"contains {number} classes ({listed(names)}), but should contain 2 to "
-            f"{MAX_CLASSES:,}; name the column of the classes in data.label_column"
+            f"{MAX_CLASSES:,}; set data.label_column to the column of the classes"
         )
     if all(NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))

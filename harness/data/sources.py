@@ -67,8 +67,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
     Raises:
-        InputError: if a named folder contains no dataset, if a dataset is refused, or if `full` is
-            set and IMDB is missing.
+        InputError: if a named folder contains no dataset, if imdb.npz is not Keras's, if an
+            untrusted user could have changed a dataset, or if `full` is set and IMDB is missing.
         RunError: if a dataset is broken, or if the disk fails.
     """
     if named := data or named_folder():
@@ -98,8 +98,9 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless the folder HARNESS_DATA or the cache already contains it.
 
     Raises:
-        InputError: if the source contains no reviews, or reviews that are refused; or if the folder
-            for IMDB in the cache contains files, but no dataset.
+        InputError: if the source contains no reviews, an imdb.npz other than Keras's, or a dataset
+            that an untrusted user could have changed; or if the folder for IMDB in the cache
+            contains files, but no dataset.
         RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
@@ -210,7 +211,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
             paths = sorted((folder / name / kind).glob("*.txt"))
             if not paths:
                 raise InputError(
-                    f"--from {folder}: contains no {name}/{kind}/*.txt; name the folder aclImdb"
+                    f"--from {folder}: contains no {name}/{kind}/*.txt; pass the path of aclImdb"
                 )
             for path in paths:
                 text = _read(path).decode(errors="replace")

@@ -143,8 +143,8 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
         raise
     except UnicodeError:
         raise InputError(
-            f"is not {form.encoding.upper()}; save the file as UTF-8, or name its encoding in "
-            "data.encoding"
+            f"is not {form.encoding.upper()}; save the file as UTF-8, or set data.encoding to "
+            "the encoding of the file"
         ) from None
     except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:200]
@@ -249,13 +249,13 @@ def _text(
     elif not isinstance(split, str) or (split := split.strip().casefold()) not in KNOWN_SPLITS:
         raise InputError(
             f"{row}: the split is {repr(split)[:40]}, but should be train, validation or test; "
-            "correct it, or name another column in data.split_column"
+            "correct it, or set data.split_column to another column"
         )
     if not (isinstance(text, str | None) and isinstance(label, str | bool | int | float | None)):
         raise InputError(
             f"{row}: the text {repr(text)[:40]} should be a string, and the label "
-            f"{repr(label)[:40]} should be a string or a number; name other columns in "
-            "data.text_column and data.label_column"
+            f"{repr(label)[:40]} should be a string or a number; set "
+            "data.text_column and data.label_column to other columns"
         )
     return Text(text or "", _label(label, names), split, location)
 
@@ -278,8 +278,8 @@ def _columns(names: Sequence[str], table: SourceFile, form: DataConfig) -> list[
     """Return the names of the columns that contain texts, labels and, if present, splits."""
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
-            f"has one column, {names[0][:40]!r}; name the delimiter of its columns, such as "
-            f"data.delimiter = {min(others)!r}"
+            f"has one column, {names[0][:40]!r}; set the delimiter between its columns, "
+            f"such as data.delimiter = {min(others)!r}"
         )
     keys = ["text_column", "label_column", *(["split_column"] if form.split_column else [])]
     found = [_column(names, getattr(form, key), f"data.{key}") for key in keys]
@@ -299,8 +299,8 @@ def _column(names: Sequence[str], name: str, key: str) -> str:
     if len(found) != 1:
         raise InputError(
             f"has {len(found) or 'no'} columns named {name}, but should have one"
-            f"{did_you_mean(name, names)}; its columns are {listed(names)}; name the right column "
-            f"in {key}"
+            f"{did_you_mean(name, names)}; its columns are {listed(names)}; set {key} to the "
+            "right column"
         )
     return found[0]
 

@@ -100,7 +100,10 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         if path.suffix == ".npy":
             files.append(path.with_suffix(".txt"))
             if not is_file(files[1]):
-                raise InputError(f"needs {files[1].name} beside it; write a word into each line")
+                raise InputError(
+                    f"needs {files[1].name} beside it; write the word of each row into that file, "
+                    "one word per line"
+                )
         try:
             pairs = dict((_from_text if len(files) == 1 else _from_array)(path, words, width))
             checksum, *others = map(sha256_of, files)
@@ -146,9 +149,9 @@ def _from_array(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[
     listed = read_plain_file(path.with_suffix(".txt")).splitlines()
     if array.shape != (len(listed), width) or array.dtype.kind != "f":
         raise InputError(
-            f"has the shape {array.shape} and the type {array.dtype}, but should have floats, a "
-            f"row for each of the {len(listed):,} words of its .txt file, and model.embedding_dim "
-            f"= {width} columns; correct the files or model.embedding_dim"
+            f"has the shape {array.shape} and the type {array.dtype}, but should have "
+            f"floats in {len(listed):,} rows (one for each word of its .txt file) and {width} "
+            "columns (model.embedding_dim); correct the files or model.embedding_dim"
         )
     for row, word in enumerate(listed):
         if (number := numbers.pop(word, None)) is not None:

@@ -238,8 +238,8 @@ def judge_card(card: Card, driver: str | None, build: Mapping[str, Any]) -> Find
     is_ptx = code.startswith("compute_")
     if is_ptx and by_driver and Version(by_driver) < Version(build["cuda"]):
         text = (
-            f"{found}: TensorFlow has only PTX code of CUDA {build['cuda']} for this GPU, and the "
-            f"driver compiles code up to CUDA {by_driver}"
+            f"{found}: TensorFlow has only PTX code of CUDA {build['cuda']} for this GPU, but the "
+            f"driver compiles only PTX code up to CUDA {by_driver}"
         )
         return Finding("red", "card", text, "use another card, or ask your site for a newer driver")
     warm = "run harness doctor --probe on a node with this GPU"
@@ -291,7 +291,7 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Check Slurm's programs, its controller, GPUs, a job script and the site's settings."""
+    """Check that Slurm answers; report partitions with GPUs; check a job script and site.sh."""
     if not has_client("sinfo"):
         remedy = (
             "if you run this command in a container, change nothing: the job script runs "
@@ -347,7 +347,7 @@ def describe_partitions(text: str) -> Finding:
 
 
 def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Finding]:
-    """Report how long a run can save in each partition whose jobs can be preempted.
+    """Report how much time a preempted run has to save, for each partition with preemption.
 
     Args:
         text: the output of `scontrol --oneliner show partition`.
@@ -375,7 +375,7 @@ def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Find
             remedy = "lower train.checkpoint_every_s, so that the last checkpoint is newer"
             yield Finding("yellow", "preemption", found, remedy)
     if settings.get("JobRequeue") == "0":
-        found = "JobRequeue is 0: Slurm requeues jobs with --requeue only, which the scripts have"
+        found = "JobRequeue is 0: Slurm requeues only jobs with --requeue; the job scripts set it"
         yield Finding("green", "requeue", found)
 
 
@@ -385,14 +385,17 @@ def _first_number(text: str) -> int:
 
 
 def check_script() -> Finding:
-    """Check that sbatch accepts a job script, after the changes that the site's rules demand."""
+    """Check that sbatch accepts a job script.
+
+    The script is first changed as HARNESS_SBATCH_NEVER and HARNESS_SBATCH_ALWAYS demand.
+    """
     name, site = "slurm/lstm.sh", site_options()
     script, args = (PROJECT / name).read_text(errors="replace"), list[str]()
     always = os.environ.get(ALWAYS, "").split()
     line, unset = f"sbatch {name}", list[str]()
     remedy = (
-        "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
-        "slurm/site.example.sh"
+        "set the account, partition, GPUs and memory that your site demands (SBATCH_GRES=none "
+        "requests no GPU): see the end of slurm/site.example.sh"
     )
     if refused_options() or always:
         header = read_header(PROJECT, "lstm")

@@ -35,9 +35,9 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
     The class encodes each text as `harness.data.vocabulary.encode_text` does, and keeps the last
-    `maxlen` words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, texts
-    are padded at the end instead, and a batch that contains only short texts is padded to fewer
-    than `maxlen` words. With `ratios` the model has a second input, the result of
+    `maxlen` words. A text of fewer than `maxlen` words is padded to `maxlen` words: in front, or at
+    the end if `bucket` is set. With `bucket`, a batch that contains only short texts is padded to
+    fewer than `maxlen` words. With `ratios` the model has a second input, the result of
     `NgramRatios.at_words`.
     """
 

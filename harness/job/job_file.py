@@ -69,7 +69,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     Args:
         job: the job.
         path: the job's file.
-        origins: for each key that an option has set, this option, such as `--set train.seed=2`.
+        origins: a mapping from each key set by an option to the option, such as
+            `--set train.seed=2`.
 
     Raises:
         InputError: if a source is refused, for example because other users could have changed it.
@@ -95,7 +96,7 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 
 
 def _of_file(name: str) -> str:
-    """Put `./` before a function reference from an option if the referenced file exists.
+    """Put `./` before a function reference that an option sets, if the referenced file exists.
 
     The harness then reads this file, even if `[code]` contains a source with the same path.
     """
@@ -137,8 +138,8 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Args:
         content: the tables and keys of the file.
         path: the path of the file, for error messages.
-        origins: for each key that an option has set, this option, such as `--set train.seed=2`;
-            for error messages.
+        origins: a mapping from each key set by an option to the option, such as
+            `--set train.seed=2`; for error messages.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.

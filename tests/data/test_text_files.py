@@ -52,7 +52,7 @@ HEAD = b"text,label\n"
     ("content", "said"),
     [
         (b"", "is empty; begin it with the names of its columns"),
-        (b"review,sentiment\nx,1\n", "'review', 'sentiment'; name the right column in data.text"),
+        (b"review,sentiment\nx,1\n", "'review', 'sentiment'; set data.text_column to the right"),
         (
             b"texts,label\nx,1\n",
             "no columns named text, but should have one; did you mean texts?; its columns",
@@ -62,7 +62,10 @@ HEAD = b"text,label\n"
         (b"text,label,label\nx,1,1\n", "2 columns named label, but should have one"),
         (HEAD + b"fine,pos\n\n:-),neg\n", "row 3 has no word in its text; complete or remove"),
         (HEAD + b"fine, \nx,\n", "row 2 has no label"),
-        (HEAD + b"fine,pos\ncaf\xe9,neg\n", "is not UTF-8; save the file as UTF-8, or name its"),
+        (
+            HEAD + b"fine,pos\ncaf\xe9,neg\n",
+            "is not UTF-8; save the file as UTF-8, or set data.encoding",
+        ),
         (HEAD + b"fi\0ne,pos\n", "row 2 contains a NUL byte or an unpaired surrogate; save the"),
         (HEAD + b"fine, really,pos\n", "3 fields, but the header has 2; put double quotes"),
         (HEAD + b'x,pos\n"fine,pos\nx,neg\n', "line 3 has a double quote that joins"),
@@ -70,9 +73,9 @@ HEAD = b"text,label\n"
         (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', "line 2 has a double quote that joins"),
         (b"text,label,split\nfine,pos,later\n", "'later', but should be train, validation or test"),
         (HEAD, "has no rows"),
-        (HEAD + b"fine,1\ndull,1\n", "1 classes ('1'), but should contain 2 to 1,000; name the"),
+        (HEAD + b"fine,1\ndull,1\n", "1 classes ('1'), but should contain 2 to 1,000; set data"),
         (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), "over 1,000 classes ('0', "),
-        (HEAD + b"pos," + b"a" * 61 + b"\n", "at most 60 characters, all printable; name"),
+        (HEAD + b"pos," + b"a" * 61 + b"\n", "at most 60 characters, all printable; set"),
         (HEAD + b'pos,"a\x1b[1mb"\n', "all printable"),
         (HEAD + b"fine,pos\ndull,neg\n", "train reviews, but should contain at least 10"),
     ],

@@ -67,8 +67,8 @@ def test_a_bad_array_is_refused(tmp_path: Path) -> None:
     for array, said in (
         (np.array([["a"], [None]], object), "can't be read"),
         (np.zeros((2, 3), np.int32), r"the shape \(2, 3\) and the type int32, but"),
-        (np.zeros((2, 4)), "model.embedding_dim = 3 columns"),
-        (np.zeros((3, 3)), "each of the 2 words"),
+        (np.zeros((2, 4)), r"3 columns \(model.embedding_dim\)"),
+        (np.zeros((3, 3)), r"2 rows \(one for each word"),
     ):
         np.save(path, array, allow_pickle=True)
         with pytest.raises(InputError, match=said):

@@ -252,7 +252,7 @@ def test_the_printed_command_requests_what_was_checked(
             (9, 0),
             {"driver_cuda": "12.4"},
             "red",
-            "the driver compiles code up to CUDA 12.4",
+            "the driver compiles only PTX code up to CUDA 12.4",
         ),
         ("B200", (10, 0), {}, "yellow", "XLA may abort on it"),
         ("K80", (3, 7), {}, "red", "TensorFlow has no code for it"),

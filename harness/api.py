@@ -1,9 +1,10 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
-`train`, `tune` and `audit` run their command in a separate process. So the results are bitwise
-equal to those of the command line, and a thread or a notebook that already uses TensorFlow can call
-these functions. A call leaves no signal handlers or settings of TensorFlow behind. A call prints
-the output of the process; if the process fails, the call raises its error.
+`train`, `tune` and `audit` run their command in a separate process. The separate process makes the
+results bitwise equal to those of the command line, and lets a thread or a notebook that already
+uses TensorFlow call these functions. A call leaves no signal handlers or settings of TensorFlow
+behind. A call prints the command's output; if the command fails, the call raises the command's
+error.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
@@ -55,7 +56,7 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or unfinished. Each property reads the folder at every use."""
+    """A run, finished or unfinished. Each property reads the run's folder at every use."""
 
     folder: Path
 
@@ -74,7 +75,7 @@ class Run:
 
         Raises:
             InputError: if the run is unfinished, or the folder contains no run.
-            RunError: if the file is broken.
+            RunError: if `result.json` is broken.
         """
         _check_finished("run", self.folder, self.finished)
         return self._directory.result()
@@ -137,9 +138,9 @@ class Sweep:
     def leaderboard(self) -> list[dict[str, Any]]:
         """The trials, best first, with the columns of `leaderboard.csv`.
 
-        The list is empty if there are no trials. A missing number is None, and so is the missing
-        value of a key; a missing text is empty. Other values have the same types as in the job and
-        the result.
+        The list is empty if there are no trials. A number or the value of a key is None if it is
+        missing; a text is empty if it is missing. Values keep their types, such as int or bool,
+        instead of being converted to text.
 
         Raises:
             InputError: if the folder contains no sweep, or another version wrote the sweep.
@@ -323,8 +324,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
             f"run {run}: the audit does not count, because the result changed during the audit, "
-            f"or because other users can write to {folder / AUDITS}; in the second case run: "
-            f"chmod go-w {quoted(folder / AUDITS)}"
+            f"or because other users can write to {folder / AUDITS}; if other users can write "
+            f"there, run: chmod go-w {quoted(folder / AUDITS)}"
         )
     return Audit(**latest)
 
@@ -377,8 +378,8 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `settings` is not a dictionary, or if `options` contains `set` (instead of
-            `settings`) or `seeds` (instead of one call per seed).
+        InputError: if `settings` is not a dictionary, or if `options` contains `set` or `seeds`: a
+            caller passes settings as `settings`, and calls the function once per seed.
     """
     if not isinstance(settings, Mapping | None):
         raise InputError(

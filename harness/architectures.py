@@ -116,7 +116,7 @@ class Padding:
 
     The operations are plain Keras, so a saved model does not need this package. Layers need no
     mask, because a recurrent layer's outputs at the words do not depend on the padding after the
-    words. A loop with a mask would take longer on a CPU.
+    words. On a CPU, a mask would make a recurrent layer's loop over time slower.
 
     Args:
         tokens: the network's input, `[batch, time] int32`.
@@ -169,7 +169,7 @@ def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
 
     The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`, the
     gradient of a sum would need the shape of the sum's input. The length of the time axis differs
-    between batches, so each training step would wait until the GPU has computed this shape.
+    between batches, so each training step would wait until the GPU has computed the input's shape.
     """
     from keras import ops
 

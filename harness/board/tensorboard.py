@@ -141,7 +141,7 @@ def _changed_s(run: Path) -> float:
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """Return the resolved paths of the runs at or below `roots`, including runs of sweeps.
 
-    Add each path that can't be searched to `refused`, with the reason.
+    If a path can't be searched, add the path and the reason to `refused`.
     """
     found = find_runs(
         (root.resolve() for root in roots), ("trials", "winner"), refused, foreign_links=False
@@ -208,7 +208,8 @@ def write_connection(text: str) -> Path:
     open to them.
 
     Raises:
-        RunError: if the cache can't be written, or if its `tensorboard/` belongs to another user.
+        RunError: if the cache can't be written, or if the cache's folder `tensorboard` belongs to
+            another user.
     """
     folder = cache_folder() / "tensorboard"
     try:
@@ -285,8 +286,8 @@ class Watch:
 def open_browser(address: str, folder: Path) -> bool:
     """Show the address in this desktop's browser; return whether there is a browser.
 
-    Everyone can see a browser's command line, so it names a file that leads to the address. Only
-    this user can read the file, which is in `folder`.
+    Everyone can see a browser's command line, so the command line contains only the path of a file
+    that leads to the address. Only this user can read the file, which is in `folder`.
     """
     known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
     if sys.platform == "linux" and not known:
@@ -357,7 +358,7 @@ def check_memory(num_runs: int, memory_gb: float) -> None:
     """Check that the points of these runs fit into memory.
 
     Raises:
-        InputError: if they need more than `memory_gb`.
+        InputError: if the points need more than `memory_gb`.
     """
     needed_gb = BASE_GB + GB_PER_RUN * num_runs
     if needed_gb > memory_gb:

@@ -45,7 +45,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="set a key of the job, such as train.epochs=8; repeat it for more keys",
+        help="set a key of the job, such as train.epochs=8; repeat the option for more keys",
     ),
 ]
 DataFolder = Annotated[

@@ -42,8 +42,8 @@ def compare(
         Literal["ngrams", "none"] | None,
         typer.Option(
             "--baseline",
-            help="ngrams: also fit a logistic regression over 1- to 3-grams, and show it here and "
-            "in later comparisons; none: skip all baselines",
+            help="ngrams: also fit a logistic regression over 1- to 3-grams, and show it in "
+            "this and in later comparisons; none: skip all baselines",
         ),
     ] = None,
     where: Annotated[
@@ -51,7 +51,8 @@ def compare(
         typer.Option(
             "--where",
             metavar="KEY=VALUE",
-            help="compare only runs with this setting, such as model.units=64; repeat it for more",
+            help="compare only runs with this setting, such as model.units=64; repeat the option "
+            "to require several settings",
         ),
     ] = None,
     pairs: Annotated[
@@ -103,7 +104,8 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="ensemble to copy the weights from, if the runs have no validation reviews",
+            help="copy the weights of the members from this ensemble, if the runs have no "
+            "validation reviews",
         ),
     ] = None,
     run_id: Annotated[
@@ -152,7 +154,8 @@ def audit(
         typer.Option(
             "--data",
             metavar="PATH",
-            help="folder of IMDB, instead of HARNESS_DATA; for a run on your texts, their path",
+            help="folder of IMDB, instead of HARNESS_DATA; if the run was trained on your texts, "
+            "the table or folder of these texts",
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),

@@ -97,7 +97,10 @@ def status(
             else:
                 print_table(found, runs, everything=everything or bool(names), clears=watch)
             if queue.problem:
-                log(logging.WARNING, f"{queue.problem}; the table shows the run folders only")
+                log(
+                    logging.WARNING,
+                    f"{queue.problem}; the table shows only what the run folders contain",
+                )
             if not (watch and any(each.alive for each in found)):
                 break
             time.sleep(WATCH_S)
@@ -298,7 +301,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def _notes(status: RunStatus) -> Iterator[str]:
-    """Yield facts about a run that the other columns do not show."""
+    """Yield the facts about a run that no other column shows."""
     if status.architecture and status.architecture != status.job:
         yield status.architecture
     if status.slurm_job and status.slurm_job not in status.run:

@@ -119,7 +119,7 @@ def fetch(
     """Put IMDB into ~/.cache/harness.
 
     Downloads IMDB if neither HARNESS_DATA nor ~/.cache/harness contains it. With --from, copies
-    IMDB instead.
+    IMDB and downloads nothing.
     """
     from harness.data.sources import fetch as fetch_dataset
 
@@ -154,8 +154,8 @@ def describe(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="set a key that describes the texts, such as data.text_column=review; repeat it "
-            "for more keys",
+            help="set a key that describes the texts, such as data.text_column=review; repeat "
+            "the option for more keys",
         ),
     ] = None,
 ) -> None:

@@ -124,7 +124,8 @@ def submit(
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code.
 
-    Later edits do not affect the job. The job requeues itself before its time limit and continues.
+    Edits of the code after the submission do not affect the job. The job requeues itself before its
+    time limit and continues.
     """
     sbatch_flags = list(flags or ())
     names: list[str] = []

@@ -79,8 +79,8 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="begin with the last checkpoint of RUN if only train.epochs differs between the "
-            "two jobs; otherwise begin with the weights of RUN",
+            help="begin with the last checkpoint of RUN if JOB differs from the job of RUN only in "
+            "train.epochs; otherwise begin with the weights of RUN",
         ),
     ] = None,
     strict: Strict = False,
@@ -232,7 +232,8 @@ def predict(
     """Classify raw text with the model of a finished run.
 
     RUN can also be an ensemble. Classifies each line as soon as it arrives; skips lines without
-    words, and ends at the first line that is not text.
+    words, and ends with an error at the first line that is not valid UTF-8, or not valid JSON if
+    the lines are JSON.
     """
     from harness.inference.predict import (
         JSON_LINES,

@@ -1,4 +1,4 @@
-"""`tune` searches for better settings; `sweep` shows, uses or joins a search."""
+"""`tune` searches for better settings; `sweep` shows or joins a search or trains its best trial."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -126,7 +126,8 @@ def worker_request(
 @sweep_app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="SWEEP", help="folders of sweeps: runs/tune_lstm/a")
+        list[Path],
+        typer.Argument(metavar="SWEEP", help="folders of sweeps, such as runs/tune_lstm/a"),
     ],
     trust_code: TrustCode = False,
 ) -> None:

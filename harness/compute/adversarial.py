@@ -1,8 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
-Adversarial training changes the vectors before the network receives them. If XLA compiles the steps
-on a GPU, a look-up outside of the network also makes steps without adversarial training faster (see
-`OuterLookupStep`).
+Adversarial training changes the word vectors before the network receives them. If XLA compiles the
+steps on a GPU, a look-up outside of the network also makes steps without adversarial training
+faster (see `OuterLookupStep`).
 """
 
 import functools
@@ -37,7 +37,7 @@ class OuterLookupStep(TrainStep):
     """A step that looks up the word vectors outside of the part that XLA compiles.
 
     With deterministic operations, XLA computes the embedding's gradient on a GPU in a slow loop
-    over all words of a batch. TensorFlow's kernel, which sorts the words, is faster.
+    over all words of a batch. TensorFlow's kernel, which sorts the words, is faster than this loop.
     """
 
     @functools.cached_property
@@ -78,8 +78,8 @@ class OuterLookupStep(TrainStep):
         In the result, the gradient of `vectors` replaces the gradient of the embedding's table.
 
         Args:
-            batch: the part of a batch.
-            vectors: the word vectors of this part of the batch, `[examples, time, channels]`.
+            batch: some examples of a global batch.
+            vectors: the word vectors of these examples, `[examples, time, channels]`.
         """
         trained = [each.value for each in self.model.trainable_variables]
         trained[self._table_index] = vectors
@@ -106,9 +106,10 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
     """Return the change of the word vectors that increases the loss most.
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017). The paper scales the word vectors to variance 1, because large vectors
-    would make a change of fixed length harmless. This function scales the change instead: the norm
-    of an example's change is the root mean square of all numbers in the example's word vectors.
+    Classification" (2017). Miyato et al. scale the word vectors to variance 1, because a change of
+    fixed length would hardly affect large vectors. Instead of scaling the vectors, this function
+    scales the change: the norm of an example's change is the root mean square of all numbers in the
+    example's word vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

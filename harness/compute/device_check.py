@@ -88,9 +88,10 @@ def check_gpus(
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
     The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
-    Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU. If the node
-    has NVIDIA's driver, a warning then says why TensorFlow sees no GPU. If CUDA_VISIBLE_DEVICES
-    hides all GPUs, this warning is left out; but if Slurm promised GPUs, an error is raised.
+    Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU; if the
+    node has NVIDIA's driver and CUDA_VISIBLE_DEVICES does not hide all GPUs, a warning says why
+    TensorFlow sees no GPU. If CUDA_VISIBLE_DEVICES hides all GPUs although Slurm promised GPUs, an
+    error is raised.
 
     Args:
         requested: the devices that `--devices`, HARNESS_DEVICES or the run's record requests, or
@@ -239,7 +240,7 @@ def check_devices(warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the plan, or one without cuDNN if a plain RNN's results differ from the CPU's.
+    """Return the plan; leave out cuDNN if its results for a plain RNN differ from the CPU's.
 
     Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The function does not
     report the difference between cuDNN and the CPU as a fault of the node.
@@ -257,7 +258,7 @@ def take_memory(gpus: Sequence[Any]) -> None:
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a
     loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If the
-    process's first request is for at most 2,304 bytes, the loop never ends: 10 % less than 2,304
+    process's first request is for at most 2,304 bytes, the retries never end: 10 % less than 2,304
     bytes is rounded up to 2,304 bytes again.
 
     Raises:

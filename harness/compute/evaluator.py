@@ -44,7 +44,7 @@ class Evaluator:
         *,
         num_rows: int = 0,
     ) -> None:
-        """Prepare a model for evaluation; depending on `plan`, replace its layers' kernels.
+        """Prepare a model for evaluation; `plan` and the device decide how its layers compute.
 
         Args:
             num_rows: the number of reviews per replica in a batch; 0 stands for EVALUATION_BATCH.
@@ -108,8 +108,8 @@ class Evaluator:
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
         """Return the probabilities of a batch, in the batch's order, and the votes of all replicas.
 
-        A replica's vote is 1 if a signal has asked its process to stop, else 0. In a single
-        process, None replaces the votes.
+        A replica's vote is 1 if a signal has asked its process to stop, else 0. If the run has
+        a single process, the method returns None instead of the votes.
         """
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:

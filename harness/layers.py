@@ -44,7 +44,7 @@ def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
     """Dropout whose mask depends only on (seed, step, the example's position in the global batch).
 
-    Keras's layer would draw the same mask on all replicas, and has a random generator whose state
+    Keras's `Dropout` draws the same mask on all replicas, and has a random generator whose state
     no checkpoint contains. This layer has no state, and its results do not depend on the number of
     replicas.
 
@@ -146,10 +146,11 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 
 
 def look_up_by_gather(model: keras.Model) -> None:
-    """Let the embeddings of a model look up words with a plain gather.
+    """Let the embeddings of a model look up words with `tf.gather`.
 
-    Keras first adds the size of the table to negative indices. TensorFlow computes this sum on the
-    host, so each step on a GPU would copy its word indices to the host.
+    Before the lookup, Keras's `Embedding` adds the size of the table to negative indices.
+    TensorFlow would compute the addition on the host, so each step on a GPU would copy its word
+    indices to the host.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -159,7 +160,10 @@ def look_up_by_gather(model: keras.Model) -> None:
 
 
 def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
-    """Look up word indices >= 0: `[examples, time]` to vectors `[examples, time, channels]`."""
+    """Return the vectors `[examples, time, channels]` of words `[examples, time]`.
+
+    The indices of the words must not be negative.
+    """
     if tokens.dtype not in (tf.int32, tf.int64):
         tokens = tf.cast(tokens, tf.int32)
     table = keras.ops.convert_to_tensor(layer.embeddings)
@@ -208,7 +212,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
     """Make a model's dropout layers, even nested ones, draw masks as `GlobalBatchDropout` does.
 
     A layer inside another layer, or in a subclass of `keras.Model`, can't be replaced by another
-    object. So the layers stay, and their method `call` is replaced.
+    object. Therefore each dropout layer stays in the model, and only its method `call` is replaced.
 
     Returns:
         The names of the layers whose random numbers or batch statistics (as in batch normalization)

@@ -53,7 +53,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),
         ("model.units = { min = 8 }", "model.units = {'min': 8}: a range needs numbers"),
         ("model.units = { min = 8, max = 8 }", "min below max"),
-        ("model.units = { min = 8, max = 16, step = 9 }", "step above 0 and at most max - min"),
+        ("model.units = { min = 8, max = 16, step = 9 }", "step should be above 0 and at most"),
         ("model.units = { min = 8, max = 16, stepp = 2 }", "units.stepp is unknown here; known: "),
         ("model.units = { min = 8.5, max = 16 }", "integers if model.units is an integer"),
         ("model.units = { values = [8], min = 8 }", "min is unknown here; known: values, when"),
@@ -67,7 +67,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("model.dropout = { values = [0.1], when = { model.units = [8] } }", "[8]}}: should name"),
         (
             "model.units = [8]\nmodel.dropout = { values = [0.1], when = { model.units = [9] } }",
-            "{'units': [9]}}: should name one key that has a list",
+            "{'units': [9]}}: should name one key and some of its values",
         ),
         ("model.dropout = { values = [0.1], when = 3 }", "dropout.when = 3: should name one key"),
     ],

@@ -105,7 +105,7 @@ def _of_file(name: str) -> str:
 
 
 def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> Any:
-    """Return a value as the job stores it; if it names a function, add its sources to `code`.
+    """Return the value that the job stores for `name`; add a function's sources to `code`.
 
     Args:
         name: a reference to a function, such as `file.py:function`, or a plain value such as
@@ -247,7 +247,8 @@ def explain(
 ) -> str:
     """Describe one of pydantic's errors in one line, and add the number of other errors.
 
-    An unknown key comes first: a misspelled table may be the reason why another key is missing.
+    If several keys are wrong, the line describes an unknown key, because a misspelled table may be
+    the reason why another key is missing.
     """
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])

@@ -427,8 +427,8 @@ class Job(ConfigSection):
     def identity(self) -> str:
         """Return the settings that determine a run's result, as JSON.
 
-        The paths of data and word vectors are left out. Keys with their default value are left out
-        too, so that a run keeps its identity if a later version of the harness adds a key.
+        The JSON does not contain the paths of data and word vectors. It contains no key with its
+        default value, so that the JSON stays the same if a later version of the harness adds a key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
@@ -449,7 +449,7 @@ class Job(ConfigSection):
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """Return a key that contradicts other keys, and the rule; None if there is no such key."""
+        """Return a key that contradicts other keys, and the rule; None if no rule is broken."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):

@@ -2,8 +2,9 @@
 
 A job refers to a function as `file.py:function` or `package.module:function`. The job's table
 `[code]` contains the source of the function's module, and the sources of all modules that it
-imports from its folder or package. So the sources are part of a run's identity. Later commands run
-the code from `[code]` and do not read the files. Other code can't import the modules in `[code]`.
+imports from its folder or package. A change of a source is therefore a change of the job. Commands
+that use an existing run execute the code from `[code]`, and do not read the user's files. Other
+code can't import the modules in `[code]`.
 """
 
 import ast
@@ -144,7 +145,7 @@ def _root_of(module: str) -> Path:
 
 
 def _path_of(module: str, exists: Callable[[str], bool]) -> str | None:
-    """Return the path of a module's source, `….py` or `…/__init__.py`; None if neither exists."""
+    """Return the path of a module's source, `….py` or `…/__init__.py`; None if no file exists."""
     stem = module.replace(".", "/")
     return next(filter(exists, (f"{stem}.py", f"{stem}/__init__.py")), None)
 
@@ -231,8 +232,8 @@ def _check_function(code: Mapping[str, str], module: str, function: str) -> None
 class _Code:
     """The Python modules that are made from the sources in a job.
 
-    Imports in the job's modules search the job's modules first. Other code can't import the job's
-    modules. Two jobs with files of the same name do not share a module.
+    An `import` in the job's code looks for a module in the job first, and then elsewhere. Other
+    code can't import the job's modules. Two jobs with files of the same name do not share a module.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -306,7 +307,7 @@ def load_function(
     """Import a job's function, and check that it accepts the arguments `given` and `named`.
 
     Args:
-        where: the name of the key, with which error messages begin.
+        where: the beginning of error messages, such as `model.architecture`.
         form: the expected arguments as text for error messages, such as `(labels, probabilities)`.
         given, named: example values of the positional and the keyword arguments.
 
@@ -331,7 +332,7 @@ def own_errors(where: str) -> Iterator[None]:
     """Turn an error in a user's function into a message of one line, with file and line number.
 
     Raises:
-        InputError: instead of an error that the `with` block raises.
+        InputError: if the `with` block raises any error except RunError and Interrupted.
     """
     try:
         yield
@@ -364,7 +365,10 @@ class OptionReader(UserDict[str, Any]):
     """The options for a user's function; this mapping records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`: the function may change the copy."""
+        """Copy the options of a table such as `model.options`.
+
+        The user's function may change the copy.
+        """
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 

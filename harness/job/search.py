@@ -139,9 +139,9 @@ def _parameter(key: str, raw: object, where: str) -> Parameter:
         or not (log in (None, False) or (log is True and low > 0 and step is None))
     ):
         raise InputError(
-            f"{where} = {shown(raw)}: a range needs numbers, integers if {key} is an integer, "
-            "with min below max, step above 0 and at most max - min; log = true needs "
-            "a min above 0 and no step"
+            f"{where} = {shown(raw)}: a range needs numbers min and max (integers if {key} "
+            "is an integer), with min below max; a step should be above 0 and at most max - min; "
+            "log = true needs a min above 0 and no step"
         )
     is_whole = declared is int or (key not in KEYS and kinds == {int})
     return Parameter(key, (), low, high, step, log is True, is_whole=is_whole)
@@ -160,7 +160,10 @@ def _choices(values: Any, where: str, *, is_float: bool) -> tuple[Value, ...]:
 def _dependent(
     parameter: Parameter, when: object, free: Mapping[str, Parameter], path: Path
 ) -> Parameter:
-    """Return the parameter with its condition: a key of `free`, and some values of that key."""
+    """Return the parameter with the condition `when`, which names a key and values of that key.
+
+    The key must be one of `free`, the parameters without a condition.
+    """
     items = when.items() if isinstance(when, dict) else ()
     settings = [setting for name, value in items for setting in flat(name, value)]
     parent, values = settings[0] if len(settings) == 1 else ("", [])
@@ -169,8 +172,8 @@ def _dependent(
     if not values or not all(value in known for value in values):
         raise InputError(
             f"job {path}: search.space.{parameter.key}.when = {shown(when)}: should name one key "
-            "that has a list in search.space and no condition, and should name some values of this "
-            'list, such as { model.architecture = ["stacked_lstm"] }'
+            'and some of its values, such as { model.architecture = ["stacked_lstm"] }; '
+            "search.space should list these values for the key, without a condition (when)"
         )
     # `when` may contain the integer 1 where the other key's list contains the float 1.0. KerasTuner
     # needs the value from the list, 1.0.
@@ -282,7 +285,7 @@ class SearchSpec:
 
     @property
     def trial_limit(self) -> float:
-        """The value of `search.trials`; infinity for 0, which sets no limit."""
+        """The value of `search.trials`, or infinity if the value is 0 (no limit)."""
         return self.table.trials or math.inf
 
     @property
@@ -296,7 +299,7 @@ class SearchSpec:
         return self.table.tuner in ("hyperband", "asha")
 
     def without_effect(self) -> Iterator[str]:
-        """Yield lines about options that end a search of a key, and settings without any effect."""
+        """Yield lines about options that set searched keys, and about settings without effect."""
         yield from self.fixed
         yield from self.job.without_effect([parameter.key for parameter in self.space])
 
@@ -352,7 +355,7 @@ class SearchSpec:
         return range(first, first + self.table.executions)
 
     def with_table(self, **changes: int) -> "SearchSpec":
-        """Return a copy of the search in which some keys of `[search]` have new values."""
+        """Return a copy of the search that has new values for some keys of `[search]`."""
         return replace(self, table=self.table.model_copy(update=changes))
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
@@ -388,7 +391,7 @@ def is_search(path: Path) -> bool:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is the folder of a sweep."""
+    """Whether a folder contains the file `search.toml` of a sweep."""
     return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - `Path.is_file` may raise an error
 
 
@@ -437,9 +440,10 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 def _without_fixed(
     raw: Mapping[str, Any], job: Job, path: Path, origins: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Remove the keys that an option has set from a space; also return a line for each option.
+    """Remove from `search.space` each key that an option sets; return a line for each option.
 
-    A key whose `when` names a fixed key is searched in all trials, or removed too.
+    If an option sets the key that another key's `when` names, the other key is removed if its
+    condition is false, and searched in all trials if its condition is true.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

@@ -81,7 +81,7 @@ class Baseline:
 
 
 def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -> list[Baseline]:
-    """Return the baselines for the reviews of a group, from the cache or fit now.
+    """Return the baselines for the reviews of a group; read them from the cache if possible.
 
     TF-IDF is fit twice: on the last words of each review, which the runs read, and on whole
     reviews. The n-gram model reads whole reviews, and is included if `ngrams` is set or if the
@@ -128,7 +128,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
     Args:
         dataset: the training and the test reviews.
-        limit: the number of reviews to use, the first ones of each split; 0 for all.
+        limit: the number of reviews to use from the start of each split; 0 for all.
         maxlen: how many tokens of each review to read, counted from its end; 0 for all.
         vocab_size: the size of the runs' vocabulary, including the four special indices.
 
@@ -190,7 +190,7 @@ def score_ngrams(dataset: Dataset, *, limit: int) -> Baseline:
 
     Args:
         dataset: the training and the test reviews.
-        limit: the number of reviews to use, the first ones of each split; 0 for all.
+        limit: the number of reviews to use from the start of each split; 0 for all.
 
     Raises:
         InputError: if the training reviews are too few or too much alike.
@@ -271,9 +271,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews.
 
-    C is the inverse of the model's regularization strength. If `share` is 0 and the dataset has a
-    validation split, the training reviews include this split, and C is chosen on the split.
-    Otherwise C is chosen on the last fifth of the training reviews. The result is deterministic.
+    C is the inverse of the model's regularization strength. If the dataset has a validation split,
+    on which the runs also trained because `share` is 0, C is chosen on the validation split. In all
+    other cases, C is chosen on the last fifth of the training reviews. The result is deterministic.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -410,8 +410,8 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look in `data`, or without `data` where a new run would look, but download nothing. Then look
-    where the group's first run found its data.
+    Look first in the folder `data`; if `data` is None, look where a new run would look. If the
+    dataset is not there, look where the group's first run found its data. Download nothing.
 
     Raises:
         InputError: if the dataset is not found.
@@ -427,8 +427,9 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(
-        f"the reviews of {group.title} were not found here; give the folder of IMDB with --data, "
-        "put your own texts back at data.source, or leave the baselines out with --baseline none"
+        f"the reviews of {group.title} were not found here; for IMDB, give its folder with --data; "
+        "for your own texts, put the texts back at data.source; or leave the baselines out with "
+        "--baseline none"
     )
 
 

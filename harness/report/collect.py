@@ -132,8 +132,9 @@ class DatasetGroup:
         """The mean scores of each job over its seeds; NaN if the score of one seed is unknown.
 
         `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
-        the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN for a single
-        seed or equal accuracies, which say nothing about the spread.
+        the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN if the
+        job has only one seed, or if all seeds have the same accuracy, because such scores do not
+        show the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
@@ -374,7 +375,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
     """Group runs by job and settings.
 
-    A group's name is the job, with the settings that differ from the job's most common settings.
+    A group's name consists of the job's name and the settings that differ from the settings of the
+    job's largest group.
     """
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
@@ -413,8 +415,8 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
     """Return the sort key of a table's row.
 
-    Jobs whose name begins with `notebook` come last. Apart from that, rows are sorted by
-    architecture, in the order of the constant `BOOK`, then by name.
+    Rows are sorted by architecture, in the order of the constant `BOOK`, then by name. Jobs whose
+    name begins with `notebook` come after all other jobs.
     """
     name, (first, *_) = row
     book = [*BOOK, first.architecture]

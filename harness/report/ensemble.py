@@ -237,7 +237,7 @@ class RunMember:
     def shared(self) -> dict[str, Any]:
         """The properties that all runs of an ensemble must share.
 
-        The keys are the names that error messages use for the properties.
+        Each key of the result is the name of a property in error messages.
         """
         labels, _ = self.predictions.get(VALIDATION_PREDICTIONS, ((), None))
         return {
@@ -317,8 +317,8 @@ def make_ensemble(
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
-        The ensemble's folder, the content of its `result.json`, and the weights of the runs, then
-        of the linear model.
+        The ensemble's folder, the content of its `result.json`, and the weights of the members. If
+        the linear model is a member, it is the last one.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -463,8 +463,9 @@ def _given_weights(
     jobs = [each.job for each in ensemble.runs]
     if mine != (ensemble.dataset_checksum, jobs, ensemble.ngrams_weight is not None):
         raise InputError(
-            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) or other "
-            "data; give an ensemble of the same members in the same order"
+            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) or "
+            "was made on other data; give an ensemble with the same members in the same order, "
+            "made on the same data"
         )
     return ensemble.weights
 

@@ -74,7 +74,7 @@ def write_comparison(folder: Path, parts: Sequence[Part], left_out: Sequence[Lef
 
 
 def render(parts: Sequence[Part], left_out: Sequence[LeftOut], made: str) -> str:
-    """Return the HTML page; `made` states the harness's version and the time."""
+    """Return the HTML page; `made` states the harness's version and the current time."""
     import pandas
 
     environment = jinja2.Environment(

@@ -232,8 +232,8 @@ def _calibration(group: DatasetGroup, predictions: Predictions) -> Picture:
     chart.axes.set(**calibration_labels(len(predictions.classes)))
     return chart.picture(
         "Calibration",
-        "The predictions of all seeds, in ten bins of equal width. On the grey line, the "
-        "probabilities are exact.",
+        "The predictions of all seeds, in ten bins of equal width. The grey line shows perfect "
+        "calibration.",
     )
 
 

@@ -5,11 +5,12 @@ With several pairs, Bonferroni's correction makes the intervals simultaneous: wi
 all of them hold at once. A sentence calls one job better than another only if the interval of the
 difference lies above 0, so sentences and intervals always agree.
 
-With more than 12 jobs, the spread over the seeds is pooled over all jobs, because the few seeds of
-one pair would give useless intervals. In this case each job is compared only with the best job.
-Bonferroni's correction still counts all pairs, because the best job was chosen on the same data.
-Dunnett's intervals are not used, because they need a best job that is known beforehand. Here
-Dunnett's intervals would show a difference between equal jobs in a quarter of all comparisons.
+With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
+pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's
+correction counts all pairs of jobs, because the compared scores also decide which job is the best.
+Dunnett's intervals are not used, because they need a best job that is known beforehand. For a best
+job that is chosen by its score, Dunnett's intervals would show a difference between equal jobs in a
+quarter of all comparisons.
 """
 
 import itertools
@@ -52,13 +53,14 @@ def differences(group: DatasetGroup, *, in_pairs: bool = False) -> "pandas.DataF
 
     Returns:
         A table with a row per comparison. The rows with `is_shown` come before the other rows. Each
-        of these two parts is sorted by `mean`, the largest first. Columns: `first` and `second`,
-        the names of two jobs, of which `first` has the higher mean accuracy over the compared
-        seeds; `num_seeds`, the number of seeds that both jobs have (with more than `MAX_PAIRED`
-        jobs, the smaller of the jobs' numbers of seeds); `mean`, the accuracy of the first job
-        minus that of the second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if
-        no useful interval exists; `is_shown`, whether the data show that the first job is better;
-        `sentence`, the comparison in words.
+        of these two parts is sorted by `mean`, the largest first. The columns `first` and `second`
+        are the names of two jobs, of which `first` has the higher mean accuracy over the compared
+        seeds. The column `num_seeds` is the number of seeds that both jobs have. If the jobs are
+        compared with the best job only, `num_seeds` is the number of seeds of the job with fewer
+        seeds. The column `mean` is the accuracy of the first job minus that of the second. The
+        columns `low` and `high` are the simultaneous 95 % interval of `mean`, NaN if no useful
+        interval exists. The column `is_shown` is true if the data show that the first job is
+        better. The column `sentence` is the comparison in words.
     """
     import pandas
 
@@ -123,7 +125,7 @@ def _sentence(row: Any) -> str:
     """Return a comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
-        why = "the seeds are too few for so many comparisons, or their results too alike"
+        why = "the seeds are too few for so many comparisons, or show no spread"
         return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:
@@ -141,13 +143,13 @@ def explanations(
     if len(compared):
         spread = "with one spread over seeds for all jobs" if pooled else "paired over seeds"
         lines.append(
-            f"The intervals are t intervals, {spread}. Comparisons that Bonferroni's correction "
-            f"counts: {_num_comparisons(group, compared):,}. The 95 % confidence holds for all "
+            f"The intervals are t intervals, {spread}. Number of comparisons for Bonferroni's "
+            f"correction: {_num_comparisons(group, compared):,}. The 95 % confidence holds for all "
             "intervals together, so comparing fewer jobs gives narrower intervals."
         )
     if not pooled and (left := num_pairs - len(compared)):
         lines.append(
-            f"Pairs of jobs that share fewer than two seeds and can't be compared: {left}."
+            f"Pairs of jobs that can't be compared, as they share fewer than two seeds: {left}."
         )
     if (group.jobs["num_seeds"] < 2).all():
         lines.append("No job has two seeds, so there is no interval: train with --seeds 1-5.")
@@ -172,7 +174,8 @@ def read_predictions(group: DatasetGroup) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
     Print a line for each run whose file is missing or broken, or has other labels than the files of
-    the other runs. The plots of predictions leave such a run out; its scores stay in the tables.
+    the other runs. The plots of predictions leave out a run without a valid file; the tables
+    contain the scores of all runs.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
@@ -222,8 +225,9 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
 def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
     """Return a sentence that says which jobs, if any, are better than a linear model.
 
-    McNemar's exact test compares each run with the model on the same reviews. A job is better if
-    all its runs are significantly better; Bonferroni's correction counts the jobs.
+    McNemar's exact test compares each run with the linear model on the same reviews. A job is
+    better than the linear model if all runs of the job are significantly better. Bonferroni's
+    correction counts the jobs.
     """
     import pandas
     from scipy.stats import binom

@@ -160,9 +160,9 @@ def compared(
         One `Part` for each dataset, and the runs that no part contains.
 
     Raises:
-        InputError: if no run is finished, tested and has the settings of `where`, a named folder is
-            missing, `data` contains no dataset, or `baseline` is `ngrams` and the model can't be
-            fit to the dataset.
+        InputError: if a named folder is missing; if `data` contains no dataset; if no run with the
+            settings in `where` is finished and tested; if `baseline` is `ngrams`, but the n-gram
+            model can't be fit.
         RunError: if the dataset in `data` is broken.
     """
     if data:

@@ -136,8 +136,8 @@ def _training(
 def _search(words: Sequence[str], runs: str, allocation: SlurmEnvironment | None) -> Plan:
     """Return a search's command, which is the same for all tasks of an array.
 
-    If `words` contain `--join X`, the command is `harness sweep join X`. The options `--retrain`,
-    `--show` and `--best` become commands of `harness sweep` too.
+    The options `--join`, `--retrain`, `--show` and `--best` select a command of `harness sweep`.
+    For example, the command for `--join X` is `harness sweep join X`.
     """
     command, arguments = ["tune"], []
     for word in words:
@@ -181,7 +181,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 class Counters(BaseModel, frozen=True):
-    """Counters over all starts of a run; `decide` uses the counters to choose requeue or stop."""
+    """Facts about all starts of a run, from which `decide` chooses requeue or stop."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -256,7 +256,7 @@ class Decision:
     code: int | None = None  # exit code of a stopped job; None for the harness's exit code
 
     def line(self) -> str:
-        """Return one line: `requeue` and the job's new settings, or `stop` and its exit code."""
+        """Return one line: `requeue` and the job's new settings, or `stop` and an exit code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -438,9 +438,9 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    Each training step adds 1 to the number. Each finished trial adds STEPS_OF_A_TRIAL, which is
-    more than the number of steps of any trial. So the number grows when a trial finishes, even if
-    the folder of the trial's run is then removed and the run's steps no longer count.
+    Each training step adds 1 to the progress. Each finished trial adds STEPS_OF_A_TRIAL, which is
+    more than the number of steps of any trial. Therefore the progress grows when a trial finishes,
+    even if the trial's run is then removed and the steps of this run no longer count.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

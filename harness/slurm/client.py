@@ -100,9 +100,10 @@ def read_settings() -> dict[str, str]:
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """Return the names of the nodes of the job step or job, in the order of the step's tasks.
+    """Return the names of the job step's nodes, in the order of the step's tasks.
 
-    The name of a job's only node may be empty.
+    Outside of a job step, return the names of the job's nodes. If the job has only one node, the
+    name of this node may be empty.
 
     Raises:
         InputError: if no job script exported the names and scontrol is not on the PATH.
@@ -117,7 +118,7 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """Return the command `sbatch`, after an `env` that removes the variables in `unset`."""
+    """Return the command `sbatch`, which `env` runs without the variables in `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
@@ -278,9 +279,9 @@ def find_job(
 
 
 def training_script(job: QueuedJob) -> tuple[str, str, list[str]] | None:
-    """Return the project's folder, <name> and the arguments of a job that runs `slurm/<name>.sh`.
+    """Return the project's folder, the script's name and the script's arguments.
 
-    For any other job, return None.
+    For a job that runs no script `slurm/<name>.sh` of a project, return None.
     """
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2], (found[3] or "").split()) if found else None

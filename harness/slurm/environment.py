@@ -1,7 +1,7 @@
 """Slurm's environment variables, which no other module reads, and the settings of the site.
 
-The site's settings are environment variables that slurm/site.sh exports. Job scripts source this
-file, and users source it in their shells.
+The site's settings are environment variables that slurm/site.sh exports. Job scripts source
+slurm/site.sh, and users source it in their shells.
 """
 
 import os
@@ -136,8 +136,8 @@ class SlurmEnvironment:
 def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the seed of this array task; None outside of an array.
 
-    The seed comes from the list HARNESS_ARRAY_SEEDS. If the list has no seed for the task, the seed
-    is the task's index.
+    The seed comes from the list HARNESS_ARRAY_SEEDS. If HARNESS_ARRAY_SEEDS has no seed for the
+    task, the seed is the task's index.
     """
     task = environment.get(OF_ARRAYS[1])
     listed = dict(enumerate(environment.get(ARRAY_SEEDS, "").split(), 1))
@@ -151,7 +151,7 @@ def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
 
 
 def _whole(variables: Mapping[str, str], name: str) -> int | None:
-    """Return a variable's value as an integer; None if it is unset, negative or not an integer."""
+    """Return a variable's value as an integer; None if the value is no integer >= 0."""
     text = variables.get(name, "")
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
@@ -172,13 +172,13 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
-    """Return the number of the job's GPUs on this node; None if Slurm's variables do not say."""
+    """Return the number of the job's GPUs on this node; None if Slurm's variables lack it."""
     num = _whole(allocation.variables, "SLURM_GPUS_ON_NODE")
     return num if num is not None else len(listed_gpus(allocation)) or None
 
 
 def listed_gpus(allocation: SlurmEnvironment) -> tuple[str, ...]:
-    """Return the indices of the job's GPUs on this node; empty if Slurm's variables do not say."""
+    """Return the indices of the job's GPUs on this node; empty if Slurm's variables lack them."""
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
     return tuple(listed.split(",")) if listed else ()
 
@@ -191,7 +191,7 @@ def visible_gpus() -> int:
 
 
 def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
-    """Return the job's memory on this node in GB; None if Slurm's variables do not say."""
+    """Return the job's memory on this node in GB; None if Slurm's variables lack this number."""
     if allocation is None:
         return None
     on_node = {
@@ -286,7 +286,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """Return the command that continues a run or sweep, in a batch job by submitting a new job."""
+    """Return the command that continues a run or sweep; in a batch job, it submits a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.is_batch
     return f"harness {'submit --resume' if as_job else 'resume'} {quoted(folder)}"

@@ -1,11 +1,12 @@
 """Connects the workers, which are the processes that train one model on several nodes.
 
 The workers communicate through a private folder beside the run's folder; each start of a job step
-creates a new folder. TensorFlow waits an hour for a missing worker, so each worker first writes its
-address into the folder and waits until it finds all addresses. The first worker, the chief, also
-writes its execution plan (how steps are computed) and its newest checkpoint into the folder; the
-other workers read these files. A worker that ends writes a report. TensorFlow's heartbeats detect a
-worker that died. The watchdog of each training process detects a worker that hangs.
+creates a new folder. TensorFlow waits an hour for a missing worker. Therefore, before TensorFlow
+connects the workers, each worker writes its address into the private folder and waits until the
+folder contains all addresses. The first worker, the chief, also writes its execution plan (how
+steps are computed) and its newest checkpoint into the private folder; the other workers read these
+files. A worker that ends writes a report. TensorFlow's heartbeats detect a worker that died. The
+watchdog of each training process detects a worker that hangs.
 """
 
 import contextlib

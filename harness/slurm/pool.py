@@ -137,8 +137,8 @@ def srun_args(slot: Slot, name: str) -> list[str]:
     """Return the srun command that runs a task on a slot's node, beside the job's other steps.
 
     The command turns CPU binding off, because otherwise all steps would use the job's first CPUs.
-    The command sets --mem, because otherwise srun fails if two of Slurm's memory variables are set,
-    and the shell that called sbatch may have set one of them.
+    The command sets --mem, because otherwise srun fails if two of Slurm's memory variables are set.
+    The job may have inherited one of these variables from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in refused_options() else ["--mem=0"]

@@ -259,8 +259,8 @@ def test_the_cache_replaces_the_data(
             path.write_text(broken)
     assert baselines(group, None) == []
     assert "not found here" in capsys.readouterr().err
-    remedy = r"the folder of IMDB with --data, put your own texts back at data\.source"
-    with pytest.raises(InputError, match=f"the reviews of .*; give {remedy}, or leave"):
+    remedy = r"for IMDB, give its folder with --data; for your own texts, put the texts back"
+    with pytest.raises(InputError, match=f"the reviews of .*; {remedy} at data.source; or leave"):
         baselines(group, None, ngrams=True)
 
 

@@ -60,7 +60,7 @@ def test_many_pairs_widen_each_interval() -> None:
     test = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()])
     expected = test.confidence_interval(1 - 0.05 / 6)
     assert [expected.low, expected.high] == points(pair.low, pair.high)
-    assert "Bonferroni's correction counts: 6." in explanations(group, found)[0]
+    assert "comparisons for Bonferroni's correction: 6." in explanations(group, found)[0]
 
 
 def test_a_difference_that_is_not_shown() -> None:
@@ -74,7 +74,7 @@ def test_equal_differences_have_no_interval() -> None:
     """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert only.sentence.endswith("or their results too alike")
+    assert only.sentence.endswith("or show no spread")
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -83,7 +83,7 @@ def test_only_common_seeds_are_compared() -> None:
     assert (only.num_seeds, points(only.mean)) == (2, [1.225])
     group = group_of(lstm=LSTM, other={5: 87.1, 6: 99.0})
     assert differences(group).empty
-    assert explanations(group, differences(group))[0].endswith("can't be compared: 1.")
+    assert explanations(group, differences(group))[0].endswith("fewer than two seeds: 1.")
 
 
 def many(means: Sequence[float]) -> DatasetGroup:
@@ -99,7 +99,7 @@ def test_many_jobs_are_compared_with_the_best() -> None:
     assert len(found) == 19
     assert {*found["first"]} == {"row0"}
     assert {f"row{n}" for n in range(1, 6)} <= {*found["second"][found["is_shown"]]}
-    assert "Bonferroni's correction counts: 190." in explanations(group, found)[0]
+    assert "comparisons for Bonferroni's correction: 190." in explanations(group, found)[0]
     (margin,) = {*(found["high"] - found["mean"]).round(9)}
     pooled = statistics.fmean(group.jobs["deviation"] ** 2)
     expected = stats.t.ppf(1 - 0.05 / 190 / 2, 80) * (pooled * 2 / 5) ** 0.5

@@ -2,13 +2,14 @@
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
-and the model by training the run's job. If the results differ on another machine, where rounding
-may differ, the audit also trains with another implementation of the layers, on another number of
-replicas, or both, to measure how large rounding differences are.
+and the model by training the run's job. Another machine may round differently. If the results of
+the training differ on another machine, the audit trains a second time, with another implementation
+of the layers, on another number of replicas, or both. The difference between the audit's two
+training runs shows how large rounding differences are.
 
-An audit never writes to the run's folder. It builds the network from the job and runs no code from
-the model file. If the job contains custom code, the audit runs this code, but only if the auditing
-user trusts it.
+An audit never writes to the run's folder. An audit builds the network from the job and runs no code
+from the model file. If the job contains custom code, the audit runs this code, but only if the
+auditing user trusts the code.
 """
 
 import hashlib
@@ -102,7 +103,7 @@ class Audit:
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of all comparisons; if one was omitted, at best `within rounding`."""
+        """The worst outcome of all comparisons; `not compared` counts as `within rounding`."""
         outcomes = {check.outcome for check in self.checks}
         worst = next(each for each in (DIFFERS, ROUNDING, OMITTED, EQUAL) if each in outcomes)
         return ROUNDING if worst == OMITTED else worst
@@ -117,7 +118,7 @@ class Audit:
         how = "to the byte" if self.outcome == EQUAL else "within rounding"
         found = "computed the same numbers as the run"
         if self.depth == "quick":
-            found = "trained nothing; files, scores and model agree"
+            found = "trained nothing; the run's files, scores and model agree with each other"
         elif self.depth != "full":
             found += f" in the first {self.depth.removeprefix('1 ')}"
         omitted = [each for each in self.checks if each.outcome == OMITTED]
@@ -372,7 +373,10 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """Return why results on `machine` may differ from the run's, for example other packages."""
+        """Return why results on `machine` may differ from the run's results.
+
+        Other packages or another processor are such reasons.
+        """
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -540,7 +544,10 @@ class Auditor:
             kept = [each.get("kept_epoch") for each in (result, self.subject.result)]
             if result and kept[0] != kept[1]:
                 mine = {"metrics.jsonl": mine["metrics.jsonl"]}
-                why = f"because the audit exported epoch {kept[0]}, but the run epoch {kept[1]}"
+                why = (
+                    f"because the audit exported epoch {kept[0]}, "
+                    f"and the run exported epoch {kept[1]}"
+                )
                 yield Check("model.keras", OMITTED, why)
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file

@@ -104,8 +104,8 @@ class RunCallbacks:
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
         their states from the checkpoint. A resumed run also calls `on_train_begin` of the user's
         callbacks, which can change variables of the model and the optimizer. The checkpoint already
-        contains the changes that `on_train_begin` made at the run's first start. So a resumed run
-        sets all variables back to the checkpoint's values after the call.
+        contains the changes that `on_train_begin` made at the run's first start. So after
+        `on_train_begin` a resumed run sets all variables back to the checkpoint's values.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
@@ -133,7 +133,7 @@ class RunCallbacks:
             self.model.stop_training = progress.stopped
 
     def on_epoch_begin(self, epoch: int) -> None:
-        """Call the user's callbacks before the epoch with this index, from 0."""
+        """Call the user's callbacks before an epoch; the first epoch has index 0."""
         for callback in self.own:
             self._call(callback, "on_epoch_begin", epoch, {})
 

@@ -52,8 +52,9 @@ class Progress:
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. These checkpoints are certainly broken, because this
-    run resumed from its newest intact checkpoint.
+    If the folder contains checkpoints of later steps than the new checkpoint, these checkpoints are
+    certainly broken, because this run resumed from its newest intact checkpoint. So `save` removes
+    these checkpoints too.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.
@@ -129,8 +130,8 @@ def adopt(
     Args:
         source: the other run.
         target: the new run; this process must hold the new run's lease.
-        identity: the identity of the new run.
-        of: the identity, a checksum of job and data, that a suitable checkpoint contains.
+        identity: the checksum of the new run's job and data.
+        of: the checksum of job and data that a checkpoint must contain to be suitable.
         max_epochs: the largest number of trained epochs that the checkpoint may contain; None for
             no limit.
 

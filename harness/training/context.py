@@ -62,7 +62,7 @@ class RunContext:
 class Compute:
     """The devices of a run, the plan for using them, and the console, monitor and stop request.
 
-    On several nodes only the chief prints, but all workers stop together.
+    On several nodes only the chief prints. A stop request to one worker stops all workers.
     """
 
     strategy: "tf.distribute.Strategy"

@@ -54,7 +54,7 @@ def recorded_failures(
 
 
 def watching(compute: Compute, heartbeat: Heartbeat) -> contextlib.AbstractContextManager[None]:
-    """Let the watchdog end the run, and record why, if the run's devices stop responding."""
+    """If the run's devices stop responding, let the watchdog end the run and record why."""
     folder, group = heartbeat.run.folder, compute.worker_group
     title = title_of_devices(describe_devices(one_device()), compute.plan.threads)
     where, next_step = f"{title} of {node_name()}", f"continue with: {resume_command(folder)}"

@@ -240,7 +240,10 @@ def plan_of(job: Job, kind: str, run: RunDirectory) -> ExecutionPlan:
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
-    """Return the chief's value on every worker, because nodes may have different CPUs and GPUs."""
+    """Return the chief's value on every worker.
+
+    Nodes may have different CPUs and GPUs, so workers may compute different values.
+    """
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
@@ -318,7 +321,8 @@ def dataset_of(
     """Open the data that the record of a run or sweep names; without a record, the job's data.
 
     Raises:
-        InputError: if the data have changed or are missing, or are the sample despite `full`.
+        InputError: if the data have changed or are missing, or if `full` is set and the data are
+            the sample.
         DiskError: if the disk fails while the record is read.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
@@ -344,8 +348,8 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
             GPUs.
 
     Raises:
-        SystemExit: in the parent, with the child's exit code, if this process forked because it can
-            use GPUs.
+        SystemExit: in the parent, with the exit code of the child. A process that can use GPUs
+            forks, and its child continues.
         NodeFault, RunError: if a GPU fails or computes wrong results.
     """
     devices = devices or site_devices()

@@ -31,13 +31,14 @@ MAX_NAME = 24  # the maximum length of a class name in a picture; longer names a
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. All scores are JSON values.
 
-    For two classes `precision`, `recall` and `f1` are the scores of label 1. For more classes they
-    are means over all classes that occur in the labels or the predictions. `f1_macro` is the mean
-    of F1 over all classes that occur in the labels or the predictions, even for two classes.
-    A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean of the
-    areas of all classes in the labels, each class against all others. `roc_auc` is None if all
-    labels are equal. `confusion_matrix`, for at most 100 classes, has a row per label; for two
-    classes it is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
+    For two classes `precision`, `recall` and `f1` are the scores of label 1. For more than two
+    classes `precision`, `recall` and `f1` are means over all classes that occur in the labels or
+    the predictions. `f1_macro` is the mean of F1 over all classes that occur in the labels or the
+    predictions, even for two classes. A score is 0 if its denominator is 0. For more than two
+    classes `roc_auc` is the mean of the one-vs-rest areas of all classes in the labels. `roc_auc`
+    is None if all labels are equal. `confusion_matrix`, for at most 100 classes, has a row per
+    label; for two classes it is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10
+    classes.
 
     Args:
         labels: the index of each example's true class, `[n]`.
@@ -224,10 +225,10 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def events(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return whether each event of a calibration curve occurred, and its probability, `[n]`.
+    """Return whether the event of each review occurred, and the event's probability, `[n]`.
 
-    The event is that the review is positive; for more than two classes, that the prediction is
-    correct. The arguments are the results of `checked`.
+    A calibration curve compares both. The event is that the review is positive; for more than two
+    classes, that the prediction is correct. The arguments are the results of `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:
@@ -248,7 +249,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw the ROC curve as a PNG of 640 x 480, with the area under the curve in the legend.
 
     The labels must contain at least two classes. For more than two classes the curve is the mean
-    of the curves of each class against the rest.
+    of the one-vs-rest curves of all classes in the labels.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import RocCurveDisplay
@@ -267,8 +268,8 @@ def mean_roc_curve(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return false positive rates, and the true positive rate at each of them.
 
-    For more than two classes the true positive rates are means over the classes, each against the
-    rest. The arguments are the results of `checked`.
+    For more than two classes the true positive rate is the mean over the one-vs-rest curves of all
+    classes in the labels. The arguments are the results of `checked`.
     """
     from sklearn.metrics import roc_curve
 

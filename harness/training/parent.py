@@ -3,8 +3,8 @@
 If only `train.epochs` differs, the new run continues from the parent's checkpoint. The new run's
 result is bitwise identical to the result of a run that trained all epochs itself. If another
 setting or the data differ, the new run begins with the weights of the parent's trained model, layer
-by layer. In both cases the new run writes a checkpoint before its first step. After this checkpoint
-the new run doesn't need the parent.
+by layer. In both cases the new run writes a checkpoint before its first step, and then no longer
+needs the parent.
 """
 
 from collections import Counter
@@ -48,7 +48,10 @@ class Parent:
     def describe(self) -> str:
         """Say in one line how the new run begins."""
         if self.continues:
-            return f"continues run {self.run.folder}; ends as if it had trained all epochs itself"
+            return (
+                f"continues run {self.run.folder}; the result is the same as after training from "
+                "the start"
+            )
         shown = ", ".join(self.differences)
         start = f"begins with the weights of run {self.run.folder}"
         return f"{start}, because these settings differ: {shown}"
@@ -89,7 +92,10 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
 
 
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
-    """Yield the settings and data that differ from the parent's, except job name and epochs."""
+    """Yield the settings and data in which the new run differs from its parent.
+
+    `train.epochs` and settings that don't affect a result are left out.
+    """
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
     for key in changing:
@@ -171,7 +177,10 @@ def _take_weights(
         if layer is pretrained:
             yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
         elif shapes != others:
-            yield f"{name}: starts from random weights of shape {shapes}; in the parent: {others}"
+            yield (
+                f"{name}: starts from random weights of shape {shapes}, because its weights in "
+                f"run {parent.folder} have shape {others}"
+            )
         elif isinstance(layer, Embedding) and words != their_words:
             yield (
                 f"{name}: starts from random weights, because run {parent.folder} has another "
@@ -198,7 +207,7 @@ def _take_weights(
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
     """Yield the layers that have weights, with names that are the same in all runs.
 
-    Keras's names differ between runs.
+    Keras may name the same layer differently in another run.
     """
     counts = Counter[str]()
     for layer in model.layers:

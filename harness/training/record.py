@@ -134,9 +134,9 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     """Write the validation predictions, from which an ensemble chooses its weights.
 
-    A trial writes no predictions, to save time and space. If the objective of the search is neither
-    validation loss nor validation accuracy, a trial returns all other validation scores. The score
-    `val_roc_auc` is None if all reviews are of one class.
+    A trial writes no predictions, to save time and space. A trial returns all validation scores
+    except loss and accuracy, but nothing if the objective of the search is validation loss or
+    validation accuracy. The score `val_roc_auc` is None if all reviews are of one class.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:

@@ -14,8 +14,8 @@ Users' dashboards rely on these tags:
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
 TensorBoard keeps all points in memory, and a curve needs only hundreds of points. So the log
-contains the losses of about 500 evenly spaced steps; only the run's number of steps determines
-which steps these are. The log contains learning rate, speed and the machine's load for about 100
+contains the losses of about 500 evenly spaced steps. Runs with the same number of steps log the
+losses of the same steps. The log contains learning rate, speed and the machine's load for about 100
 steps at most; the run copies results from the device after each of these steps.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
@@ -73,7 +73,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         num_steps: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Open the log; truncate its files to the sizes in `mark`, or remove them without a mark.
+        """Open the log, and remove all events that were written after the checkpoint.
 
         Args:
             folder: the folder for the run's event files; created if missing.
@@ -155,7 +155,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             self._write("validation", _scalar_event(validation, epoch))
 
     def scores(self, group: str, scores: Mapping[str, object]) -> None:
-        """Log the scores that are numbers; a tag is group and name, such as `test/accuracy`."""
+        """Log the scores that are numbers, with tags `<group>/<name>` such as `test/accuracy`."""
         numbers = {f"{group}/{name}": n for name, n in scores.items() if isinstance(n, int | float)}
         self._write(".", _scalar_event(numbers))
 
@@ -182,9 +182,9 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
     def hyperparameters(self, row: TrialRow) -> None:
         """Log a row of the HParams page, and the list of metrics that the page shows.
 
-        TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
-        --logdir is the log's folder itself, TensorBoard looks for a run named "./validation", which
-        does not exist.
+        TensorBoard finds the validation metrics only if its --logdir is a parent of the log's
+        folder. If --logdir is the log's folder itself, TensorBoard looks for a run named
+        "./validation", which does not exist.
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.
@@ -234,7 +234,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
     def _start(self, key: str, step: int) -> None:
         """Make a running TensorBoard forget all events from `step` on.
 
-        TensorBoard may have read events of a killed process that are no longer in the files.
+        TensorBoard may have read events that the resumed run has removed from the files.
         """
         if key not in self._started:
             self._started.add(key)

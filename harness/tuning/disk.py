@@ -33,8 +33,8 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
     Args:
         folder: the new folder; its parent must exist.
-        files: the name and the content of each file; at least one file, because the rename by a
-            second process would replace an empty folder.
+        files: the name and the content of each file. At least one file is required: if the new
+            folder were empty, a second process could replace it.
 
     Raises:
         OSError: if the disk fails; even after this error, the new folder may exist.
@@ -105,7 +105,7 @@ class Disk:
         replace_file(self.folder / path, to_bytes(record), synced=False)
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        """Wait for `time_s`; log `error` if the previous call had no error.
+        """Wait for `time_s`; of consecutive calls with an `error`, only the first logs its error.
 
         Raises:
             Interrupted: after a signal.

@@ -249,7 +249,7 @@ def _column(sweep: SweepDirectory) -> dict[str, str]:
 
 
 def digits_of(scores: Sequence[float]) -> int:
-    """Return the smallest number of decimals with which different scores look different."""
+    """Return the smallest number of decimals at which unequal scores are displayed differently."""
     least, most = DIGITS
     counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
     return next(digits for digits, count in counts.items() if count == counts[most])
@@ -277,11 +277,12 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
 
 
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
-    """Return the trials with comparable scores: all, or those with the same number of epochs.
+    """Return the trials with comparable scores.
 
     hyperband and asha train good settings for more epochs, which also changes the scores. So for
-    hyperband and asha, only the trials with the most common number of epochs are returned. If two
-    numbers of epochs are equally common, the trials with the larger number are returned.
+    hyperband and asha, only the trials with the most common number of epochs are returned; for
+    other tuners, all trials. If two numbers of epochs are equally common, the trials with the
+    larger number are returned.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -375,7 +376,7 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
 
     The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
     its middle. Trials with the same value of a list get slightly different heights, so that their
-    lines stay visible. The same applies to trials that do not use the key.
+    lines stay visible. Trials that do not use the key get slightly different heights too.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

@@ -1,26 +1,26 @@
 """Creates KerasTuner's oracles, which a `Schedule` calls in one process and in a fixed order.
 
-This module adds `AshaOracle`. Its other oracles differ from those of KerasTuner 1.4.8 in six ways.
-Each item first says what KerasTuner does:
+This module adds `AshaOracle`. The other oracles of this module differ from those of KerasTuner
+1.4.8 in six ways. Each item first says what KerasTuner does:
 
 - KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
   restore its state, a new oracle receives the accepted results again.
 - KerasTuner's grid search proposes a trial only when another trial has ended. The grid
   search of this module proposes the next trial without waiting, so that no worker is idle.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
-  search space has too few untried settings left, this round can't be filled. The Hyperband of this
-  module then shrinks the round.
+  search space has too few untried settings left, the first round can't be filled. The Hyperband of
+  this module then shrinks the first round.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
   0.5. Here a range with a step becomes a list of its values. The list contains the maximum if the
   maximum is a whole number of steps above the minimum.
 - KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a
   `Boolean`, and a list of one boolean becomes a `Fixed`.
-- KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each proposal,
-  in O(n³) time. Then it minimizes the acquisition function from 50 starting points. Each step of a
-  minimization needs at least one prediction by the Gaussian process. The Bayesian search of this
-  module fits the Gaussian process to at most 100 finished trials. With one prediction, it computes
-  the acquisition function at many random points, and starts minimizations only from the best few
-  of these points. So the cost of a proposal does not grow with the number of trials.
+- KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
+  proposal, in O(n³) time. Then it minimizes the acquisition function from 50 starting points. Each
+  step of a minimization needs at least one prediction by the Gaussian process. The Bayesian search
+  of this module fits the Gaussian process to at most 100 finished trials. One prediction yields the
+  acquisition function at many random points, and minimizations start only from the best few of
+  these points. So the cost of a proposal does not grow with the number of trials.
 """
 
 import contextlib
@@ -165,10 +165,9 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the oracle must wait, because the next trial is known to be a promotion.
+        """Whether the sweep's folder records the next trial as a promotion.
 
-        The sweep's folder records this promotion. Until the oracle can propose the promotion, the
-        oracle draws no random setting.
+        Until the oracle can propose the recorded promotion, the oracle draws no random setting.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

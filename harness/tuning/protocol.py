@@ -84,7 +84,10 @@ class Trial(Record):
 
 
 class Attempt(Record):
-    """An attempt at a trial by a worker; only this worker writes into the attempt's folder."""
+    """Says which worker tries to train a trial.
+
+    Only this worker writes into the attempt's folder.
+    """
 
     worker: str  # uuid of the worker's process
     name: str = ""  # name of the worker in messages and logs
@@ -148,7 +151,10 @@ def gone_file(n: int, k: int) -> str:
 
 @dataclass
 class Heard:
-    """What a process knows about the newest attempt at a trial without an accepted result."""
+    """What a process knows about an open trial's newest attempt.
+
+    A trial is open while it has no accepted result.
+    """
 
     k: int = 0  # number of the attempt, 0 before the first one
     attempt: Attempt | None = None  # None while `owner.json` is not visible
@@ -222,7 +228,7 @@ class View:
         self.open.pop(trial.n, None)
 
     async def _look_at(self, n: int, gone: set[str]) -> None:
-        """Read whether an open trial is accepted, and which worker trains it."""
+        """Read whether an open trial has an accepted result, and which worker trains the trial."""
         names = set(await self.disk.names(trial_folder(n)))
         if ACCEPTED in names:
             if trial := await self.disk.read(Trial, result_file(n)):
@@ -343,7 +349,7 @@ class Worker:
             self.view.accept(trial)
 
     async def _report(self, trial: Trial) -> bool:
-        """Report a trial's result; return whether this report is the first, which alone counts."""
+        """Report a trial's result; return False if the trial already has an accepted result."""
         folder = f"{trial_folder(trial.n)}/{ACCEPTED}"
         return await self.view.disk.make(folder, "trial.json", trial)
 

@@ -22,7 +22,7 @@ RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's statu
 
 
 class Schedule:
-    """Gets trials from an oracle and gives the oracle their results, ordered by a virtual clock."""
+    """Asks an oracle for trials and gives it their results, in the order of a virtual clock."""
 
     def __init__(
         self,
@@ -173,7 +173,11 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether to propose another trial; always True if the oracle learns from results."""
+        """Whether few enough trials wait for a worker.
+
+        Always True for an oracle that learns from results: the number of simulated workers already
+        limits its proposals.
+        """
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 

@@ -122,13 +122,13 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """If the tuner needs `search.parallel` and it is unset, set it to twice `num_workers`."""
+    """Set `search.parallel` to twice `num_workers` if the tuner needs the key and it is unset."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=min(2 * num_workers, MAX_PARALLEL)) if is_open else search
 
 
 class Command:
-    """Controls the processes of one command, writes a search's files for users, prints progress."""
+    """Controls a command's processes, writes leaderboard and result, and prints the progress."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class Command:
         self.pool.tend(len(self.view.accepted))
 
     def _turn(self) -> dict[str, Any] | None:
-        """Check the search once; return the search's result if it has ended, else None.
+        """Check the search once; if the search has ended, return its result, else None.
 
         The result of a cancelled search is empty.
 

@@ -1,10 +1,10 @@
 """Starts, restarts and runs the processes of a search: workers, which train trials, and a proposer.
 
-A command has a worker per GPU or CPU slot, and one proposer. The proposer runs KerasTuner's oracle
-and creates the trials' folders with their values. It is a separate process, so a slow proposal
-delays no worker, and KerasTuner's memory is freed after the last proposal. Proposals depend only on
-the search and the accepted results, so every command may have a proposer, and a killed proposer can
-be restarted.
+A command has one proposer, and one worker for each slot (a GPU, or some CPUs of a node). The
+proposer runs KerasTuner's oracle and creates the trials' folders with their values. The proposer is
+a separate process, so a slow proposal delays no worker, and KerasTuner's memory is freed after the
+last proposal. Proposals depend only on the search and the accepted results, so every command may
+have a proposer, and a killed proposer can be restarted.
 
 `python -m harness.tuning.worker SWEEP NAME` runs one of these processes: a proposer with the option
 `--ahead N`, otherwise a worker. `WorkerPool` restarts a process that ends with an error.

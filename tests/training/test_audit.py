@@ -480,7 +480,8 @@ def test_from_python_a_difference_is_an_answer(
         monkeypatch.setenv(name, value)
     audit = package.audit(run, quick=True, runs=tmp_path)
     assert (audit.outcome, audit.depth) == ("equal", "quick")
-    assert "trained nothing; files, scores and model agree, to the byte" in audit.sentence
+    found = "trained nothing; the run's files, scores and model agree with each other, to the byte"
+    assert found in audit.sentence
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     plant_scores(copy, f1=0.9999)

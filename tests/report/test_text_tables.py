@@ -55,6 +55,7 @@ def test_markdown_escapes_html_and_links() -> None:
     text = markdown_table(pandas.DataFrame([row]))
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert r"\[a\](javascript:b) # c" in text
+    assert text.splitlines()[1:2] == ["| --- | ---: | --- |"]  # numbers to the right
     assert len(text.splitlines()) == 3
     assert markdown("`a` *b*\x1b[2J") == r"\`a\` \*b\*\\x1b\[2J"
 

@@ -22,3 +22,12 @@ def test_line_ends_are_recorded_and_put_back_as_they_are(
     write_version(project, version["commit"], version["uncommitted_diff"], folder=tmp_path / "back")
     for name, content in {**new, "edited.txt": b"print(1)\n"}.items():
         assert (tmp_path / "back" / name).read_bytes() == content
+
+
+def test_variables_of_git_select_no_other_repository(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook of git, for example, sets GIT_DIR for the programs that it starts."""
+    commit = code_version(project)["commit"]
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert code_version(project)["commit"] == commit

@@ -1,9 +1,10 @@
 """The resources that a job requests: sbatch options from three sources.
 
-The sources, in this order, are the script's header, the site's variables and the user's options.
-With sbatch alone, an option replaces only the same option of an earlier source: if a script sets
-`--gres=gpu:1` and the user adds `--gpus-per-node=2`, the job gets one GPU, without a warning. With
-`harness submit`, an option also replaces the other options for the same resource.
+The sources, from the lowest to the highest priority, are the script's header, the site's variables
+and the user's options. With sbatch alone, an option replaces only the same option of a lower
+source: if a script sets `--gres=gpu:1` and the user adds `--gpus-per-node=2`, the job gets one GPU,
+without a warning. With `harness submit`, an option replaces all options of the lower sources for
+the same resource.
 """
 
 import os
@@ -104,7 +105,7 @@ def compose(
         header: the options in the script's `#SBATCH` lines.
         args: the user's options, apart from `--gpus`.
         gpus: the value of `--gpus`, per node; if None, the site's or the script's request remains.
-        environment: the site's variables: those for sbatch, HARNESS_SBATCH_NEVER and
+        environment: the site's variables for sbatch, with HARNESS_SBATCH_NEVER and
             HARNESS_SBATCH_ALWAYS.
 
     Raises:
@@ -208,8 +209,8 @@ class Resources:
             match = GPU_REQUEST.fullmatch(self.gpus)
             if not match or int(match[2]) > 64:
                 raise InputError(
-                    f"--gpus {self.gpus}: should be 0 to 64 per node, with or without a type: "
-                    "2 or a100:2"
+                    f"--gpus {self.gpus}: should be the number of GPUs per node, 0 to 64, "
+                    "or their type and number, such as a100:2"
                 )
             if twice := names_of(self.flags) & {*GPUS}:
                 raise InputError(f"--gpus, --{min(twice)}: both request GPUs; use only one of them")
@@ -275,7 +276,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: should be {MAX_SEEDS:,} seeds at most")
     if twice := {seed for seed, count in Counter(seeds).items() if count > 1}:
-        raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
+        raise InputError(f"--seeds {text}: contains seed {min(twice)} twice; give each seed once")
     return tuple(sorted(seeds))
 
 

@@ -41,7 +41,7 @@ OTHERS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request for a Slurm job that begins or continues one or several runs, or a search."""
+    """A request for a Slurm job that begins or continues runs or a search."""
 
     job: Job | SearchSpec
     resources: Resources

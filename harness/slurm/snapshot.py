@@ -147,7 +147,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
-    """Return a checksum of the kinds and contents of files.
+    """Return a checksum of the names, kinds (such as executable or link) and contents of files.
 
     A missing file is no error, because a scratch disk may delete old files of a snapshot.
     """

@@ -99,7 +99,7 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     """
     project, wanted = project_folder(), tuple(jobs)
     if project.resolve() == runs.resolve():
-        raise InputError(f"--runs {runs}: is the project itself; name another folder")
+        raise InputError(f"--runs {runs}: is the project itself; choose another folder")
     for each in wanted:
         read_header(project, script_of(each.job))
         each.resources.check()
@@ -247,8 +247,8 @@ def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
     The script of the running job runs the sbatch command outside of the site's container, because
-    the container may lack sbatch. The container may lack git too, so the new job runs the code of
-    the running job, without a new snapshot.
+    the container may lack sbatch. The container may also lack git, so this function
+    takes no new snapshot: the submitted job runs the code of the running job.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
@@ -316,8 +316,8 @@ def _submit(submission: SbatchJob) -> str:
         atomic_write(record, to_json(_record_of(submission, job_id)))
     except (OSError, RunError) as error:
         raise RunError(
-            f"{error}; job {job_id} is in the queue, but without this file harness can't find the "
-            f"job; cancel the job: scancel {job_id}"
+            f"{error}; job {job_id} is in the queue, but harness can't find the job without "
+            f"{record.name}; cancel the job: scancel {job_id}"
         ) from None
     return job_id
 

@@ -79,7 +79,7 @@ class Console:
             log(logging.WARNING, text)
 
     def advance(self, what: str, done: int, total: int, *, figures: str) -> None:
-        """Update the label, the position and the figures of the progress bar, if there is one."""
+        """Update the label and position of the progress bar, and the numbers beside it."""
         if not self._bar:
             return
         if self._task is None:
@@ -121,7 +121,7 @@ def take_any_text() -> None:
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     """Print text, and escape its control characters.
 
-    All text that a command prints for users goes through this function, `log` or `rich_console`.
+    All text that a command prints for users goes through `echo`, `log` or `rich_console`.
 
     Raises:
         SystemExit: (code 0) if the program that reads the output, such as `head`, has ended.
@@ -173,7 +173,7 @@ def log(level: int, text: str) -> None:
 
 
 def log_last_error(text: str) -> None:
-    """Write an error line like `log`, but without `sys.stderr`, whose lock a thread may hold."""
+    """Write an error line without `sys.stderr`, because another thread may hold its lock."""
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     with contextlib.suppress(OSError):
         os.write(error_descriptor, f"{_line(record, error_descriptor)}\n".encode())

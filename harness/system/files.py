@@ -52,7 +52,10 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """Return the owner of a symbolic link; empty for other paths and links of this user or root."""
+    """Return the owner of a symbolic link, or '' if the owner is this user or root.
+
+    For a path that is not a symbolic link, the result is empty too.
+    """
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -107,7 +110,7 @@ def atomic_write(
 
     Args:
         target, content, mode: see `replace_file`.
-        remedy: what the user can do if the write fails; the end of the error's message.
+        remedy: what the user can do if the write fails; this text ends the error's message.
 
     Raises:
         DiskError: if the write fails.
@@ -157,9 +160,11 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     """
     if target.is_symlink():
         if target.lstat().st_uid != os.getuid():
-            raise InputError(f"{target}: is another user's link; name another folder")
+            raise InputError(f"{target}: is another user's link; choose another folder")
         if not target.exists():
-            raise InputError(f"{target}: is a broken link; remove the link, or name another folder")
+            raise InputError(
+                f"{target}: is a broken link; remove the link, or choose another folder"
+            )
     target = target.resolve()
     old = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     try:
@@ -396,7 +401,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Return if an error only means that a file is missing or not plain; else raise an error.
+    """Do nothing if an error only means that a file is missing or not plain; else raise an error.
 
     Raises:
         DiskError: if the error has another cause; the message contains a remedy.
@@ -448,7 +453,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove this user's scratch folders that are an hour old, and that no process has locked."""
+    """Remove this user's scratch folders that are over an hour old and not locked."""
     for folder in parent.glob(f"{SCRATCH}{'[a-z0-9_]' * 8}"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             status = folder.lstat()
@@ -458,7 +463,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until `stack` closes; False if it is locked, or the disk has no locks."""
+    """Lock a folder until `stack` closes; return whether the folder could be locked."""
     with contextlib.suppress(OSError):
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(folder, flags)

@@ -75,8 +75,8 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
     Returns:
         A dictionary with these keys: `commit`; `uncommitted_diff`, a binary patch against the
         commit, including new files; `untracked_files`, the names of new files that git does not
-        ignore; `left_out_files`, the names of files that are too large for the patch, can't be read
-        or look like secrets, and of nested repositories; `snapshot`, the path of `project` if the
+        ignore; `left_out_files`, the names of nested repositories, and of files that are too large
+        for the patch, can't be read or look like secrets; `snapshot`, the path of `project` if the
         project is a snapshot. Bytes that are not UTF-8 become surrogate escapes. Unknown values are
         None; if git failed, `git_problem` is git's error.
     """

@@ -70,18 +70,18 @@ def load_libraries() -> list[str]:
     """Load NVML and the CUDA libraries; return the names of the libraries that can't be loaded.
 
     Call this function before TensorFlow looks for devices. If a library is missing, TensorFlow
-    registers no GPU. TensorFlow 2.21 uses a CUDA library that is already loaded. Otherwise it
-    searches LD_LIBRARY_PATH, its RUNPATH and the system's folders. The RUNPATH does not contain
-    `nvidia/cusolver/lib`.
+    registers no GPU. TensorFlow 2.21 uses a CUDA library that is already loaded. TensorFlow
+    searches for the other libraries in LD_LIBRARY_PATH, TensorFlow's RUNPATH and the system's
+    folders. The RUNPATH does not contain `nvidia/cusolver/lib`.
     """
     return [name for name in (NVML, *LIBRARIES) if _load(name) is None]
 
 
 def shadowing_libraries() -> dict[str, str]:
-    """Return the paths, by name, of libraries that were loaded instead of the environment's copies.
+    """Return the libraries that were loaded instead of the environment's copies, with their paths.
 
-    A site's environment modules may cause this, because they may set LD_LIBRARY_PATH, which has
-    priority over TensorFlow's RUNPATH.
+    A site's environment modules may set LD_LIBRARY_PATH, which has priority over TensorFlow's
+    RUNPATH, so TensorFlow may load the site's libraries.
     """
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -291,7 +291,7 @@ class Memory:
 
 
 def memory_of_gpus() -> dict[str, Memory]:
-    """Return the memory of each visible GPU that NVML knows, by the GPU's index or UUID."""
+    """Return the memory of each visible GPU that NVML knows; the keys are indices or UUIDs."""
     found = dict[str, Memory]()
     nvml, gpus = open_gpus()
     for name, gpu in gpus.items():

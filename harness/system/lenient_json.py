@@ -88,7 +88,7 @@ def number(value: object) -> float | None:
 
 
 def numbers(content: object) -> dict[str, float]:
-    """Return the numbers in a JSON object, by their names; `number` decides which values count."""
+    """Return a JSON object without the values that `number` rejects."""
     items = content.items() if isinstance(content, dict) else ()
     return {str(name): value for name, each in items if (value := number(each)) is not None}
 

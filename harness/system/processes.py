@@ -56,7 +56,7 @@ class StopRequest:
             signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None = None) -> None:
-        """Store a signal to stop; at the second Ctrl-C, end the process at once."""
+        """Store a signal that asks the run to stop; at the second Ctrl-C, end the process."""
         if self.signal == number == signal.SIGINT:
             end_at_once()  # the run can be resumed from its last checkpoint
         if self.signal != signal.SIGTERM:  # no later signal replaces SIGTERM, which means: cancel
@@ -113,8 +113,8 @@ ENDS = threading.RLock()
 def end_at_once(text: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
     """Kill this process's children, write an error line to standard error, and exit with `code`.
 
-    An exception is not enough: an import of TensorFlow, for example, may drop the exception or
-    print a traceback.
+    An exception would not always end the process: an import of TensorFlow, for example, may drop
+    the exception or print a traceback.
     """
     import psutil  # imported here, because `harness --help` does not need it
 
@@ -186,7 +186,7 @@ def own_code_first() -> dict[str, str]:
 
 
 def age_s() -> float:
-    """Return the seconds since this process started; psutil would round the start to a second."""
+    """Return the seconds since this process started, more exactly than psutil: to 0.01 s."""
     # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
     stat = Path("/proc/self/stat").read_text(errors="replace")
     started = int(stat.rpartition(")")[2].split()[19])

@@ -1,6 +1,6 @@
 """Filters TensorFlow's messages, and explains why a process that computes on GPUs has died.
 
-TensorFlow writes some messages to which no user can react: noise. The log level does not suppress
+Some of TensorFlow's messages are noise: users can't act on them. The log level does not suppress
 the noise, because TensorFlow writes a part of it before it reads the log level, and logs the rest
 as errors. Therefore this module removes the noise.
 
@@ -67,7 +67,7 @@ class Capture:
         return messages((whole + newline).decode(errors="replace"))
 
     def show(self, found: Sequence[str]) -> None:
-        """Write messages to standard error, without noise.
+        """Write messages to standard error, except noise: messages that users can't act on.
 
         Information and warnings are written only if the user set TF_CPP_MIN_LOG_LEVEL to 0 or 1.
         """
@@ -96,7 +96,8 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    By default TensorFlow then logs only errors; in a process that called `capture`, also warnings.
+    By default TensorFlow then logs only errors. In a process that called `capture`, TensorFlow logs
+    warnings too.
     """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
@@ -129,7 +130,9 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back the block's output to file descriptor 2; at the end, write it without noise.
+    """Hold back the block's output to file descriptor 2.
+
+    At the end of the block, write the output without noise: messages that users can't act on.
 
     Yields:
         A list, which is empty until the block ends. It then contains all lines of the output,
@@ -176,8 +179,8 @@ def stand_guard(on_death: Callable[[signal.Signals, str, int], None]) -> None:
     """Fork this process, and return only in the child.
 
     The parent waits for the child, and ends with the same exit code or signal as the child. Call
-    this function before this process imports TensorFlow or uses CUDA: a process that has done
-    either can't be forked safely.
+    this function before this process imports TensorFlow or uses CUDA, because afterwards the
+    process can't be forked safely.
 
     Args:
         on_death: a function that the parent calls if a signal in `FAULTS` kills the child. The

@@ -1,7 +1,8 @@
-"""Ends this process if its main thread can't end it, because TensorFlow waits for a device.
+"""Ends this process if its main thread hangs while TensorFlow waits for a device.
 
 While the main thread waits, no Python signal handler runs. So a second thread ends the process some
-time after the first signal to stop, or after a long time without a result from the devices.
+time after the first signal that asks the run to stop, or after a long time without a result from
+the devices.
 """
 
 import contextlib
@@ -56,9 +57,11 @@ class Watchdog:
 
         Args:
             stall_s: the longest time in seconds without progress; 0 means no limit.
-            stop_s: the longest time in seconds after the first signal to stop; 0 means no limit.
+            stop_s: the longest time in seconds after the first signal that asks the run to stop; 0
+                means no limit.
             end: a function that ends the process; its arguments are a message and an exit code.
-            stepped_stall_s: the value of `stall_s` after the first step, if it differs.
+            stepped_stall_s: the limit that replaces `stall_s` after the first step; None keeps
+                `stall_s`.
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
         self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
@@ -141,7 +144,7 @@ class Watchdog:
                 self.note(number)
 
     def note(self, number: int) -> None:
-        """Store a signal to stop. At the second Ctrl-C, end the process."""
+        """Store a signal that asks the run to stop. At the second Ctrl-C, end the process."""
         if number in STOPPING:
             self._request.note(number)  # here, because the main thread may hang
 

@@ -42,7 +42,10 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audits by depth; empty if another user could have written the audits."""
+    """Return the audits of a result, with their depths as keys.
+
+    The dictionary is empty if another user could have written the audits.
+    """
     return _trusted(_path(runs, hashlib.sha256(result).hexdigest()))
 
 

@@ -46,7 +46,7 @@ def jobs_of(
         if names.count(name) > 1:
             raise InputError(
                 f"job {name}: is given {names.count(name)} times, so its runs would have the same "
-                "names; name each job file once, and set a different name in each job file"
+                "names; list each job file once, and set a different name in each job file"
             )
     return jobs
 

@@ -37,8 +37,8 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of a search, given the search's folder.
-        alone: whether to stop only this run and not its Slurm job or command, which trains other
-            seeds too.
+        alone: whether to stop only this run, while its Slurm job or `harness train` command
+            continues to train other seeds.
         problem: why squeue gave no answer; None if squeue answered or is not installed.
 
     Returns:
@@ -58,7 +58,7 @@ def ask_to_stop(
         if status.phase and status.state in ALIVE and status.state != "pending":
             return None
         job = status.slurm_job
-        return f"{status.run}: will not start; harness cancel {job} ends all seeds of the job"
+        return f"{status.run}: will not start; to stop all seeds of its job: harness cancel {job}"
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
         # `stop_search` stops the running tasks of an array; scancel removes the waiting tasks.
@@ -81,7 +81,7 @@ def ask_to_stop(
         if problem and status.reported_job:
             raise RunError(
                 f"run {status.run}: {problem}; if the run's job is in the queue, call harness "
-                f"cancel on a login node, or: scancel {status.slurm_job}"
+                f"cancel on a login node, or cancel the job with: scancel {status.slurm_job}"
             )
         if is_queued and status.state in ALIVE:  # an interactive job, or the user's own script
             raise RunError(

@@ -56,8 +56,9 @@ class Follower:
         self._position = 0  # offset in bytes of the end of the last line that was read
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """Yield the lines since the last call; if `at_end`, also a last line without a line break.
+        """Yield the lines that were written since the last call.
 
+        If `at_end` is true, also yield a last line without a line break.
         A truncated or replaced file is read from its beginning. Every call opens the file again,
         because otherwise NFS does not show the lines that another node wrote.
 

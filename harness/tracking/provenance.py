@@ -225,10 +225,12 @@ def reproduce(
         RunError: if the folder can't be written.
     """
     if folder.exists() or folder.is_symlink():
-        raise InputError(f"--to {folder}: exists already; name a new folder")
+        raise InputError(f"--to {folder}: exists already; choose a new folder")
     record = run.read_json(RECORD)
     if not record:
-        raise InputError(f"run {run.folder}: code unknown: there is no readable provenance.json")
+        raise InputError(
+            f"run {run.folder}: its {RECORD}, which records the code, is missing or broken"
+        )
     read = (run.folder, run.path(RECORD), run.path("job.toml"))
     reasons = [f"{each}: {reason}" for each in read if (reason := distrust(each))]
     if reasons and not trust_code:

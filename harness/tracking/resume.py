@@ -48,7 +48,7 @@ def resume_request(
         RunError: if Slurm does not answer, because then nobody knows which runs have waiting jobs.
     """
     if everything == bool(names):
-        raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
+        raise InputError("--resume: give runs (folders or ids) or --all-interrupted, but not both")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
     # In a job script of the harness, Slurm's answer is not needed: the job continues its own run,
@@ -112,7 +112,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     """
     folder = status.folder.absolute()
     if status.state == "finished":
-        raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
+        raise InputError(f"--resume {status.run}: is finished; choose an unfinished run")
     # The running Slurm job of a run may submit the next job for the same run. Several jobs may
     # share a search, but the heartbeat of the search names only one of the jobs.
     own = SlurmEnvironment.from_environment()

@@ -112,7 +112,7 @@ def find_runs(
 
     Args:
         tops: the folders to search.
-        in_sweeps: the subfolders of each sweep to search for runs too: `trials`, `winner` or both.
+        in_sweeps: which subfolders of a sweep to search for runs: `trials`, `winner`, both or none.
             If `in_sweeps` is not empty, the function reads no heartbeats.
         refused: a dictionary that receives each path that can't be searched, with the reason.
         foreign_links: whether to follow the symbolic links of other users; if not, `refused`
@@ -205,7 +205,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run that supplied a run's initial weights; None if no run did.
+    """Return the folder of the run whose weights a run began with; None if there is no such run.
 
     A run that continues its parent's checkpoint has the initial weights of the parent.
     """
@@ -214,12 +214,12 @@ def weights_of(record: Mapping[str, Any]) -> str | None:
 
 
 def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> None:
-    """Refuse a record of another format.
+    """Refuse a record whose format is not FORMAT.
 
     Args:
         name: the beginning of the message, such as `run runs/lstm/a`.
         record: the record to check; an empty record is accepted, because a new run has none.
-        remedy: the end of the message: how to get the version that wrote the record.
+        remedy: the end of the message, which says how to get the version that wrote the record.
 
     Raises:
         InputError: if the format is not FORMAT.
@@ -228,16 +228,16 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
         return
     version = f"harness {record.get('harness', 'of an unknown version')}"
     raise InputError(
-        f"{name}: was written by {version} (format {record.get('format')}), this is harness "
-        f"{__version__} (format {FORMAT}); continue it with the version that wrote it{remedy}"
+        f"{name}: was written by {version} (format {record.get('format')}), but this is "
+        f"harness {__version__} (format {FORMAT}); use the version that wrote the record{remedy}"
     )
 
 
 def check_record(folder: LeasedDirectory) -> None:
-    """Refuse a run or a sweep whose record is broken or of another format.
+    """Refuse a run or a sweep whose record is broken, or has a format that is not FORMAT.
 
     Raises:
-        InputError: if the record is broken or of another format.
+        InputError: if the record is broken, or if its format is not FORMAT.
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
@@ -274,7 +274,8 @@ class RunDirectory(LeasedDirectory):
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
         """Return a new run of `job`, or the existing run with this id if its job equals `job`.
 
-        If `run_id` is None, this method creates the folder, otherwise `take_lease` does it later.
+        If `run_id` is None, this method creates the folder. Otherwise `take_lease` creates the
+        folder later.
 
         Raises:
             InputError: if the id is not a file name, if the folder contains another job, or if
@@ -483,7 +484,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete: it has a test or validation score, classes and a checksum."""
+    """Whether a result has an accuracy (test or validation), classes and a data checksum."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)

@@ -215,7 +215,7 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 def _unrecorded(
     queue: Queue, known: Sequence[RunStatus], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
-    """Yield this project's jobs from plain sbatch that have not created a run yet."""
+    """Yield this project's jobs that `harness submit` did not submit and that have no run yet."""
     taken = {each.queued.id for each in known if each.queued}
     names = {each.run for each in known}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
@@ -253,7 +253,7 @@ def select_runs(
     """Return the runs that `pick` finds for these names, in the order of `survey`.
 
     Raises:
-        InputError: as `pick` raises it.
+        InputError: if `pick` refuses a name.
     """
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
@@ -277,7 +277,7 @@ def pick(
     """Return the runs that a name selects: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: the runs to search: the result of `survey` with `name` among the `folders`.
+        statuses: the runs to search, which `survey` returned for `folders` that include `name`.
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
@@ -285,7 +285,7 @@ def pick(
             id of a job may select several runs in any case.
     """
     if not name.strip():
-        raise InputError("run '': name a folder, a run id or the id of a Slurm job")
+        raise InputError("run '': specify a folder, a run id or the id of a Slurm job")
     paths = [(os.path.realpath(each.folder), each) for each in statuses]
     for folder in (os.path.realpath(name), os.path.realpath(runs / name)):
         found = [each for path, each in paths if path == folder]

@@ -246,11 +246,11 @@ class Sides(NamedTuple):
 
 
 def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
-    """Compare the audit's values with the run's; `read(*args)` returns both.
+    """Compare values of the audit with values of the run, as `read(*args)` returns them.
 
-    The result names the first value that differs; if none differs, the value with the largest
-    rounding difference. If `read` raises an error that is not listed under `Raises`, the run's file
-    is broken, so the outcome is `differs`.
+    The result names the first value that differs. If no value differs, the result names the value
+    with the largest rounding difference. If `read` raises an error that is not listed under
+    `Raises`, the run's file is broken, so the outcome is `differs`.
 
     Raises:
         RunError, Interrupted, MemoryError: if this machine failed; the run's file may be fine.
@@ -296,7 +296,8 @@ def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
     """Return the files whose content the job determines.
 
     Args:
-        epochs: None = return all files; else only metrics.jsonl, cut to its first `epochs` lines.
+        epochs: if None, return all these files; else return only the first `epochs` lines of
+            metrics.jsonl.
     """
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
@@ -490,7 +491,7 @@ class Auditor:
         return self._in_result(found | scores)
 
     def _last(self) -> Sides:
-        """Return the epoch at which the run's scores end its training, and the run's last epoch."""
+        """Return the last epoch by EarlyStopping's rule, and the last epoch in the run's files."""
         history, what = lines_of(self.subject.files), "the last epoch"
         return Sides({what: last_epoch(history, self.subject.job.train)}, {what: len(history)})
 
@@ -622,14 +623,14 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Train the job in another way, and measure the difference.
+        """Train the job with the devices and plan of `_other_training`; measure the difference.
 
         Returns:
             How far the values of each metric and of each file may differ from `base`, the files of
             the audit's first training run.
 
         Raises:
-            InputError: if the job can't be trained in the other way.
+            InputError: if the job can't be trained with these devices and this plan.
         """
         devices, plan = self._other_training()
         other = self._decided(self._train("another way", devices, plan, epochs), epochs)
@@ -648,7 +649,7 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return the devices and the plan of the training that measures rounding."""
+        """Return devices and a plan with which a training run differs only by rounding."""
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1
@@ -682,8 +683,8 @@ def audit(
     """Audit a finished run.
 
     Args:
-        epochs: the number of epochs to train again; 0 = none; None = all, and compare the result
-            too.
+        epochs: the number of epochs to train again, which may be 0. If None, all epochs are trained
+            again, and the new `result.json` is compared too.
         data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
             that contains these texts.
         devices: the value of `--devices`; by default devices like those in the run's record.

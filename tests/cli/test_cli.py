@@ -29,7 +29,7 @@ AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
         (["audit", "runs/a", "--epochs", "x"], ("--epochs", "valid integer")),
         (["tensorboard", "--hours", "nan"], ("--hours", "8760")),
         (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
-        (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names seed 1 twice")),
+        (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "contains seed 1 twice")),
         (["prune", JOBS], ("contains no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "gpu:4")),
         (["doctor", "--devices", "tpu"], ("--devices tpu",)),

@@ -163,7 +163,7 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
 
     assert states() == ["pending"] * 3
     done = harness.run_here("cancel", third)
-    assert "will not start; harness cancel" in done.stdout, done.stderr
+    assert "will not start; to stop all seeds of its job: " in done.stdout, done.stderr
     assert states() == ["pending", "pending", "cancelled"]
     project.cluster.run("scontrol", "release", record["job_id"])
     wait_until(lambda: newest_step(second) >= 20, timeout_s=60, poll_s=0.05)

@@ -46,7 +46,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
         *((text, "numbers and ranges") for text in ("", ",", "a", "1-", "-1", "1..3")),
         ("2,5-3", "a range should begin with its smaller number: 3-5"),
         *((text, "10,000 seeds at most") for text in ("1-10001", "1-9999,20000-30000")),
-        *((text, "names seed [124] twice") for text in ("1,1", "1-3,2", "4,1-5")),
+        *((text, "contains seed [124] twice") for text in ("1,1", "1-3,2", "4,1-5")),
     ],
 )
 def test_wrong_seeds_are_refused(text: str, message: str) -> None:

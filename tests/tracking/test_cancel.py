@@ -52,7 +52,7 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="lstm: matches 5 runs; specify one, such as "):
         names("lstm")
     for name in ("", " "):
-        with pytest.raises(InputError, match="name a folder"):
+        with pytest.raises(InputError, match="specify a folder"):
             names(name)
     with pytest.raises(InputError, match=r"did you mean .*slurm-12_1"):
         names("slurm-12-1")
@@ -102,7 +102,7 @@ def test_all_waiting_tasks_of_a_search_are_cancelled(site: Site) -> None:
 def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:
     """The command says that it can't see the queue, unless the run was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
-    with pytest.raises(RunError, match=r"squeue is not installed here; .* or: scancel 12"):
+    with pytest.raises(RunError, match=r"squeue is not installed here; .* with: scancel 12"):
         ask_to_stop(site.only())
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGTERM")
     assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
@@ -212,7 +212,7 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
     site.run("slurm-12-seed2", "training", slurm_job="12")
     done = harness.run_here("cancel", one.folder)
-    said = "lstm/slurm-12-seed1: will not start; harness cancel 12 ends all seeds of the job\n"
+    said = "lstm/slurm-12-seed1: will not start; to stop all seeds of its job: harness cancel 12\n"
     assert (done.returncode, done.stdout, noted.exists()) == (0, said, False), done.stderr
     (now,) = (each for each in survey(site.runs, Queue()) if each.run == "lstm/slurm-12-seed1")
     assert (now.asked_to_cancel, now.state, now.job_lives) == (True, phase, False)

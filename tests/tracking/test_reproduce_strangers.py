@@ -122,7 +122,7 @@ def test_an_existing_folder_is_refused(stranger: Strangers) -> None:
         stranger.reproduce()
     stranger.target.rmdir()
     (stranger.run / "provenance.json").unlink()
-    stranger.refused("no readable provenance.json")
+    stranger.refused("which records the code, is missing or broken")
 
 
 def test_a_job_of_another_version_is_restored_unchecked(stranger: Strangers) -> None:

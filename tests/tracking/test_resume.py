@@ -130,7 +130,7 @@ def test_each_task_of_an_array_continues_its_search(
             with pytest.raises(InputError, match=f"is {status.state}; {remedy}"):
                 as_job(status, Resources())
     status.state = "finished"
-    with pytest.raises(InputError, match="is finished; name an unfinished run"):
+    with pytest.raises(InputError, match="is finished; choose an unfinished run"):
         as_job(status, Resources())
 
 
@@ -155,7 +155,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--resume"], "give folders or ids of runs, or --all-interrupted"),
+        (["--resume"], "give runs (folders or ids) or --all-interrupted"),
         (
             ["--all-interrupted"],
             "for a run that SIGTERM or Ctrl-C ended, use: harness submit --resume RUN",

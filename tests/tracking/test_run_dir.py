@@ -164,12 +164,12 @@ def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link
 def test_a_record_of_another_format_is_refused() -> None:
     """The line names both versions and formats; a run without a record may begin."""
     check_format("run a", {})
-    here = f"this is harness {__version__} (format {FORMAT}); continue it with the version that"
+    here = f"this is harness {__version__} (format {FORMAT}); use the version that wrote the record"
     for record, version in (
         ({"format": FORMAT + 1, "harness": "9.9.0"}, f"9.9.0 (format {FORMAT + 1})"),
         ({"commit": "c"}, "of an unknown version (format None)"),
     ):
-        line = f"run a: was written by harness {version}, {here}"
+        line = f"run a: was written by harness {version}, but {here}"
         with pytest.raises(InputError, match=re.escape(line)):
             check_format("run a", record)
 
@@ -201,8 +201,8 @@ def test_another_versions_run_is_refused(other: tuple[Harness, Path], command: s
     done = harness.run_here(*words, *(["good"] if command == "predict" else []))
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
-    assert "was written by harness 9.9.0 (format 99), this is" in line
-    assert "continue it with the version that wrote it: harness reproduce" in line
+    assert "was written by harness 9.9.0 (format 99), but this is" in line
+    assert "use the version that wrote the record: harness reproduce" in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

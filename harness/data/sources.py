@@ -127,8 +127,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     raise InputError(
-        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; name "
-        f"another folder, or unset HARNESS_DATA and run harness data fetch"
+        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; "
+        f"choose another folder, or unset HARNESS_DATA and run harness data fetch"
     )
 
 
@@ -293,7 +293,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
         dataset = open_dataset(data, full=full)
         if full and dataset.is_sample:
             raise InputError(
-                f"--full: {dataset.folder} contains the SAMPLE of IMDB; name another folder by "
+                f"--full: {dataset.folder} contains the SAMPLE of IMDB; choose another folder by "
                 "--data, or leave --full out"
             )
         return dataset

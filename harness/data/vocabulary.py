@@ -113,10 +113,10 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
             raise
         except (OSError, ValueError, EOFError) as error:
             said = " ".join(str(error).split())[:200]
-            raise InputError(f"can't be read ({said}); name another file") from None
+            raise InputError(f"can't be read ({said}); choose another file") from None
         if not pairs:
             raise InputError(
-                f"contains none of the {len(words):,} words of the vocabulary; name another file"
+                f"contains none of the {len(words):,} words of the vocabulary; choose another file"
             )
     return WordVectors(path, np.array([*pairs]), np.stack([*pairs.values()]), len(words), checksum)
 
@@ -133,7 +133,7 @@ def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[i
                 raise InputError(
                     f"line {line_number} has {len(fields) - 1:,} numbers after the word, but "
                     f"model.embedding_dim = {width}; set model.embedding_dim to the dimension of "
-                    "the vectors, or name another file"
+                    "the vectors, or choose another file"
                 )
             is_first = False
             # If a later line has more fields, its word contains spaces. Skip such a line, because

@@ -71,7 +71,7 @@ def open_lines(path: Path) -> BufferedReader:
         return path.open("rb")
     except OSError as error:
         raise InputError(
-            f"--file {path}: can't be read: {error.strerror}; name another file"
+            f"--file {path}: can't be read: {error.strerror}; choose another file"
         ) from None
 
 

@@ -318,7 +318,7 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
             )
         found = [run for run in found if _is(run.settings.get(key), value)]
         if not found:
-            raise InputError(f"--where {each}: no run has this setting; name another value")
+            raise InputError(f"--where {each}: no run has this setting; choose another value")
     return found
 
 

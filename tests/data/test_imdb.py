@@ -184,7 +184,7 @@ def test_full_refuses_a_stored_sample(tmp_path: Path) -> None:
     save_folder(sample, tmp_path / "sample")
     job = load_job(JOBS / "lstm.toml")
     assert open_data(job, tmp_path / "sample").is_sample
-    with pytest.raises(InputError, match=r"^--full: .*sample contains the SAMPLE of IMDB; name"):
+    with pytest.raises(InputError, match=r"^--full: .*sample contains the SAMPLE of IMDB; choose"):
         open_data(job, tmp_path / "sample", full=True)
 
 
@@ -195,10 +195,10 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
-    with pytest.raises(InputError, match="; name another folder, or unset HARNESS_DATA"):
+    with pytest.raises(InputError, match="; choose another folder, or unset HARNESS_DATA"):
         open_dataset()
     for name in ("typo", "x" * 300):
-        with pytest.raises(InputError, match=r"--from .* name another folder"):
+        with pytest.raises(InputError, match=r"--from .* choose another folder"):
             fetch(tmp_path / name)
 
 

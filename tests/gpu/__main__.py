@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         report = accept(devices, options.data, options.runs, is_full=options.full)
         text = json.dumps(report, indent=2)
         try:
-            atomic_write(out, text, remedy="name another folder with --runs")
+            atomic_write(out, text, remedy="choose another folder with --runs")
         except RunError:  # the report took minutes, so show it anyway
             echo(text)
             raise

@@ -138,9 +138,9 @@ class Sweep:
     def leaderboard(self) -> list[dict[str, Any]]:
         """The trials, best first, with the columns of `leaderboard.csv`.
 
-        The list is empty if there are no trials. A number or the value of a key is None if it is
-        missing; a text is empty if it is missing. Values keep their types, such as int or bool,
-        instead of being converted to text.
+        The list is empty if there are no trials. A missing number is None, and a missing text is
+        empty. If a trial does not use a key of the search space, the value of this key is None.
+        Values keep their types, such as int or bool, instead of being converted to text.
 
         Raises:
             InputError: if the folder contains no sweep, or another version wrote the sweep.

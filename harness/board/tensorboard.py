@@ -112,8 +112,8 @@ class Shown:
         found = [run for run in every if run in shown]
         if hidden := len(every) - len(found):
             self.left_out = (
-                f"only the newest runs are shown, and {hidden:,} older runs are not: name runs, or "
-                "folders of runs, to see others"
+                f"only the newest runs are shown, and {hidden:,} older runs are not: specify "
+                "runs, or folders of runs, to see others"
             )
         return found
 
@@ -364,8 +364,8 @@ def check_memory(num_runs: int, memory_gb: float) -> None:
     if needed_gb > memory_gb:
         raise InputError(
             f"{num_runs:,} runs: TensorBoard needs about {needed_gb:.1f} GB of memory for them, "
-            f"but {memory_gb:.1f} GB are free; name fewer runs, or request more memory: sbatch "
-            f"--mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
+            f"but {memory_gb:.1f} GB are free; specify fewer runs, or request more memory: "
+            f"sbatch --mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
         )
 
 

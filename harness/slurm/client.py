@@ -118,7 +118,7 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """Return the command `sbatch`, which `env` runs without the variables in `unset`."""
+    """Return the command for sbatch; if `unset` has names, `env` removes these variables."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
@@ -260,7 +260,7 @@ def seconds(text: str) -> float:
 def find_job(
     jobs: Sequence[QueuedJob], raw_id: str | None, shown_id: str | None
 ) -> QueuedJob | None:
-    """Return the job that trains a run; None if no job does.
+    """Return the job that trains a run; return None if no job trains the run.
 
     Args:
         jobs: the user's jobs.
@@ -281,7 +281,7 @@ def find_job(
 def training_script(job: QueuedJob) -> tuple[str, str, list[str]] | None:
     """Return the project's folder, the script's name and the script's arguments.
 
-    For a job that runs no script `slurm/<name>.sh` of a project, return None.
+    If the job's script is not `<project's folder>/slurm/<name>.sh`, return None.
     """
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2], (found[3] or "").split()) if found else None

@@ -128,8 +128,8 @@ def compose(
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     """Return the sbatch option that requests `gpus` on each node.
 
-    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If `gpus`
-    contains no GPU type, the option requests the GPU type in the site's variables, if there is one.
+    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If only
+    the site's variables contain a GPU type, the option requests this type.
     """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"

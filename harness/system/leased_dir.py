@@ -128,7 +128,7 @@ class LeasedDirectory:
             self.path("lease.json").unlink()
 
     def _read_lease(self) -> bytes | None:
-        """Read the lease; None if it is missing. Repeat a failing read for a minute.
+        """Read the lease; return None if there is no lease. Repeat a failing read for a minute.
 
         The lease may exist even if a read fails, for example because the server of a network disk
         restarts or this process has too many open files.

@@ -1,6 +1,7 @@
 """Measures how much of the CPUs, memory and GPUs this process uses.
 
-The GPU figures come from NVML, a library of NVIDIA's driver. The other figures need no driver.
+The GPU figures come from NVML, a library of NVIDIA's driver. The figures of the CPUs
+and the memory need no driver.
 """
 
 import contextlib

@@ -80,10 +80,10 @@ def default_runs() -> Path:
 
 
 def named_or_all(named: Sequence[Path] | None, runs: Path) -> Sequence[Path]:
-    """Return the named folders, or the folder of all runs if none is named.
+    """Return the named folders, or the folder of all runs if no folder is named.
 
     Raises:
-        InputError: if none is named and there is no folder of all runs.
+        InputError: if no folder is named and there is no folder of all runs.
     """
     if not named and not os.path.isdir(runs):  # noqa: PTH112 - `Path.is_dir` may raise an error
         raise InputError(
@@ -205,9 +205,10 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run whose weights a run began with; None if there is no such run.
+    """Return the folder of the run whose weights a run began with, or None.
 
-    A run that continues its parent's checkpoint has the initial weights of the parent.
+    If the run continues its parent's checkpoint, return the folder of the run whose weights the
+    parent began with.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -257,7 +258,8 @@ def check_record(folder: LeasedDirectory) -> None:
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without the values whose keys end in `_s`: measured times and speeds.
 
-    The other values are identical in all runs of a job on the same devices.
+    Values that are not measured are identical in all deterministic runs of a job on the same
+    devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
 
@@ -274,8 +276,8 @@ class RunDirectory(LeasedDirectory):
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
         """Return a new run of `job`, or the existing run with this id if its job equals `job`.
 
-        If `run_id` is None, this method creates the folder. Otherwise `take_lease` creates the
-        folder later.
+        If `run_id` is None, this method creates the folder. If `run_id` is given, `take_lease`
+        creates the folder later.
 
         Raises:
             InputError: if the id is not a file name, if the folder contains another job, or if
@@ -381,7 +383,7 @@ class RunDirectory(LeasedDirectory):
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; if it contains a diff of the code, only this user can read the file.
 
-        The diff may contain secrets.
+        A diff of the code may contain secrets.
         """
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 

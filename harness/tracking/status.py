@@ -277,7 +277,8 @@ def pick(
     """Return the runs that a name selects: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: the runs to search, which `survey` returned for `folders` that include `name`.
+        statuses: the runs to search, as `survey` returns them. To find a folder outside of
+            `runs`, pass `name` to `survey` as one of its `folders`.
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:

@@ -296,8 +296,8 @@ def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
     """Return the files whose content the job determines.
 
     Args:
-        epochs: if None, return all these files; else return only the first `epochs` lines of
-            metrics.jsonl.
+        epochs: if None, return all files whose content the job determines; else return only the
+            first `epochs` lines of metrics.jsonl.
     """
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
@@ -376,7 +376,7 @@ class Auditor:
     def others(self, machine: Mapping[str, Any]) -> list[str]:
         """Return why results on `machine` may differ from the run's results.
 
-        Other packages or another processor are such reasons.
+        A reason is, for example, another version of a package, or another processor.
         """
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]

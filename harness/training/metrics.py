@@ -227,8 +227,9 @@ def events(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return whether the event of each review occurred, and the event's probability, `[n]`.
 
-    A calibration curve compares both. The event is that the review is positive; for more than two
-    classes, that the prediction is correct. The arguments are the results of `checked`.
+    A calibration curve compares how often the events occur with the events' probabilities. For two
+    classes the event is that the review is positive. For more than two classes the event is that
+    the prediction is correct. The arguments are the results of `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:

@@ -1,10 +1,11 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-If only `train.epochs` differs, the new run continues from the parent's checkpoint. The new run's
-result is bitwise identical to the result of a run that trained all epochs itself. If another
-setting or the data differ, the new run begins with the weights of the parent's trained model, layer
-by layer. In both cases the new run writes a checkpoint before its first step, and then no longer
-needs the parent.
+The new run's job is compared with the parent's job, without settings that don't affect a result. If
+only `train.epochs` differs, the new run continues from the parent's checkpoint. The new run's
+result is bitwise identical to the result of a run that trained all epochs itself. If the data or
+any compared setting except `train.epochs` differ, the new run begins with the weights of the
+parent's trained model, layer by layer. In both cases the new run writes a checkpoint before its
+first step, and then no longer needs the parent.
 """
 
 from collections import Counter

@@ -3,24 +3,25 @@
 This module adds `AshaOracle`. The other oracles of this module differ from those of KerasTuner
 1.4.8 in six ways. Each item first says what KerasTuner does:
 
-- KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
-  restore its state, a new oracle receives the accepted results again.
+- KerasTuner's oracle writes its whole state in every call. An oracle of this module writes
+  nothing: to restore its state, a new oracle receives the accepted results again.
 - KerasTuner's grid search proposes a trial only when another trial has ended. The grid
   search of this module proposes the next trial without waiting, so that no worker is idle.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
   search space has too few untried settings left, the first round can't be filled. The Hyperband of
   this module then shrinks the first round.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
-  0.5. Here a range with a step becomes a list of its values. The list contains the maximum if the
-  maximum is a whole number of steps above the minimum.
-- KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a
-  `Boolean`, and a list of one boolean becomes a `Fixed`.
+  0.5. This module turns a range with a step into a list of the range's values. This list contains
+  the range's maximum if the maximum is a whole number of steps above the minimum.
+- KerasTuner's `Choice` turns booleans into integers. This module turns a list of two booleans
+  into a `Boolean`, and a list of one boolean into a `Fixed`.
 - KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
-  proposal, in O(n³) time. Then it minimizes the acquisition function from 50 starting points. Each
-  step of a minimization needs at least one prediction by the Gaussian process. The Bayesian search
-  of this module fits the Gaussian process to at most 100 finished trials. One prediction yields the
-  acquisition function at many random points, and minimizations start only from the best few of
-  these points. So the cost of a proposal does not grow with the number of trials.
+  proposal, in O(n³) time. After this fit, KerasTuner's search minimizes the acquisition function
+  from 50 starting points. Each step of a minimization needs at least one prediction by the Gaussian
+  process. The Bayesian search of this module fits the Gaussian process to at most 100 finished
+  trials. One prediction yields the acquisition function at many random points, and minimizations
+  start only from the best few of these points. So the cost of a proposal does not grow with the
+  number of trials.
 """
 
 import contextlib
@@ -183,7 +184,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return rungs
 
     def _promotable(self, rung: list[KerasTrial], above: list[KerasTrial]) -> KerasTrial | None:
-        """Return the best unpromoted trial in the top 1/factor of a rung; None if there is none."""
+        """Return the best unpromoted trial in the top 1/factor of a rung, or None."""
         ended = [trial for trial in rung if trial.status == TrialStatus.COMPLETED]
         sign = -1 if self.objective.direction == "max" else 1
         ended.sort(key=lambda t: sign * t.score)
@@ -214,8 +215,8 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
     Except for rounding, the values depend only on the seed and on the earlier trials. Processors
-    may round differently. So if a sweep continues, the oracle reads the values that the Gaussian
-    process chose earlier from the sweep's folder, and does not compute these values again.
+    may round differently. So if a sweep continues, the oracle does not repeat the choices of the
+    Gaussian process, but reads the chosen values from the sweep's folder.
     """
 
     known: Sequence[Trial] = ()  # the sweep's trials, sorted by number; grows during the search

@@ -149,8 +149,8 @@ def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
     Before the lookup, Keras's `Embedding` adds the size of the table to negative indices.
-    TensorFlow would compute the addition on the host, so each step on a GPU would copy its word
-    indices to the host.
+    TensorFlow would compute this sum of indices and size on the host, so each step on a GPU would
+    copy its word indices to the host. `tf.gather` needs no sum.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):

@@ -1,4 +1,4 @@
-"""`tune` searches for better settings; `sweep` shows or joins a search or trains its best trial."""
+"""The command `tune`, which searches for better settings, and the commands `sweep` for searches."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +61,7 @@ def tune(
 ) -> None:
     """Search for better settings, or add workers to a search.
 
-    The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
+    To add workers, repeat the command with the same --sweep-id on any node. No trial is lost if a
     worker or a command is killed. harness sweep show prints the result.
     """
     request = worker_request(devices, data, workers, workers_per_gpu)

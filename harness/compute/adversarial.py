@@ -37,7 +37,7 @@ class OuterLookupStep(TrainStep):
     """A step that looks up the word vectors outside of the part that XLA compiles.
 
     With deterministic operations, XLA computes the embedding's gradient on a GPU in a slow loop
-    over all words of a batch. TensorFlow's kernel, which sorts the words, is faster than this loop.
+    over all words of a batch. TensorFlow's kernel sorts the words, which is faster than a loop.
     """
 
     @functools.cached_property

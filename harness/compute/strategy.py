@@ -163,9 +163,10 @@ def quick_imports() -> Iterator[None]:
     """Halve the time of `import keras` inside the `with` block.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for functions that the harness does not use. In the `with` block, an import of these packages
-    fails as if they were not installed; after the block they can be imported. The garbage collector
-    is off in the block, because it would scan a million permanent objects repeatedly.
+    for functions that the harness does not use. In the `with` block, an import of one of
+    these packages fails as if the package were not installed; after the block the packages can be
+    imported. The garbage collector is off in the block, because it would scan a million permanent
+    objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None raises ImportError
@@ -244,7 +245,8 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
 def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
-    The default of 10 s is too short for a busy node. TensorFlow has no public API for this limit.
+    TensorFlow's default limit of 10 s is too short for a busy node. No public API of TensorFlow
+    changes the limit of the heartbeats.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context

@@ -3,8 +3,8 @@
 `jobs/README.md` explains how files, classes and splits are recognized. Hidden files and files of
 other types are ignored.
 
-The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. Users
-can remove that folder at any time.
+The dataset is made once, in the user's cache, as the folder
+`texts-<checksum of the source>-<FORMAT>/`. Users can remove the dataset's folder at any time.
 
 The reviews of a split are sorted by the hash of their words. If the source does not state which
 reviews are test reviews, the hash of a review's words decides whether it is a test review. So the

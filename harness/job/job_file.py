@@ -69,7 +69,7 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     Args:
         job: the job.
         path: the job's file.
-        origins: a mapping from each key set by an option to the option, such as
+        origins: the keys that options set, each with its option, such as
             `--set train.seed=2`.
 
     Raises:
@@ -98,7 +98,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def _of_file(name: str) -> str:
     """Put `./` before a function reference that an option sets, if the referenced file exists.
 
-    The harness then reads this file, even if `[code]` contains a source with the same path.
+    Because of `./`, the harness reads the referenced file, even if `[code]` contains a source with
+    the same path.
     """
     is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
     return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
@@ -138,7 +139,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Args:
         content: the tables and keys of the file.
         path: the path of the file, for error messages.
-        origins: a mapping from each key set by an option to the option, such as
+        origins: the keys that options set, each with its option, such as
             `--set train.seed=2`; for error messages.
 
     Raises:

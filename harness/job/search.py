@@ -442,8 +442,8 @@ def _without_fixed(
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove from `search.space` each key that an option sets; return a line for each option.
 
-    If an option sets the key that another key's `when` names, the other key is removed if its
-    condition is false, and searched in all trials if its condition is true.
+    An option may set a key that the condition `when` of a second key names. If the condition is
+    false, the second key is removed; if the condition is true, all trials search the second key.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}
@@ -460,7 +460,7 @@ def _without_fixed(
     if given and not kept:
         raise InputError(f"{', '.join(given)}: leaves no key to search; remove this option")
     return kept, [
-        f"{option}: all trials have this value, so it is not searched" for option in given
+        f"{option}: all trials have this value, so no other values are tried" for option in given
     ]
 
 

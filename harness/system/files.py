@@ -52,9 +52,9 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """Return the owner of a symbolic link, or '' if the owner is this user or root.
+    """Return the owner of a symbolic link.
 
-    For a path that is not a symbolic link, the result is empty too.
+    The result is empty if the owner is this user or root, or if the path is not a symbolic link.
     """
     try:
         status = os.lstat(path)

@@ -112,7 +112,10 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials had; "" if none. Numbers in the errors may differ."""
+    """Return an error that three trials had; "" if none.
+
+    Errors that differ only in their numbers count as the same error.
+    """
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:
@@ -376,7 +379,7 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
 
     The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
     its middle. Trials with the same value of a list get slightly different heights, so that their
-    lines stay visible. Trials that do not use the key get slightly different heights too.
+    lines stay visible; so do trials that do not use the axis's key, which are below the axis.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

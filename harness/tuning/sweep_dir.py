@@ -184,7 +184,7 @@ def stop_now(**fields: Any) -> Stop:
 
 
 def stop_search_in(folder: Path) -> None:
-    """Cancel a sweep's search; `harness resume` can continue it.
+    """Cancel a sweep's search, which `harness resume` can continue later.
 
     Raises:
         DiskError: if `stop.json` can't be written.

@@ -110,7 +110,10 @@ class WorkerPool(ProcessPool):
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
-        """Create a pool, but start no process; the names of all processes begin with `name`."""
+        """Create a pool, but start no process.
+
+        The argument `name` is the prefix of the names of all processes in the pool.
+        """
         super().__init__(allocation)
         self.folder, self.request, self.name, self.console = folder, request, name, console
         self.workers = [self._process(f"{name}-w{i}", slot) for i, slot in enumerate(slots)]
@@ -190,7 +193,7 @@ class WorkerPool(ProcessPool):
 
 
 def schedule_of(search: SearchSpec, view: View) -> Schedule:
-    """Make the schedule of a search."""
+    """Return a `Schedule` with a new oracle and with the trials and results in `view`."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(

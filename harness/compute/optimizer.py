@@ -59,8 +59,8 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
     every checkpoint contains. All replicas therefore use the same rate, and a resumed run continues
-    the schedule where the run stopped. Keras's ReduceLROnPlateau lowers `cut` when the score of
-    `train.monitor` stops improving.
+    the schedule where the run stopped. When the score of `train.monitor` stops improving,
+    Keras's ReduceLROnPlateau lowers the factor `cut`, and thus the rate.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
@@ -79,7 +79,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return `cut` under the name that Keras's ReduceLROnPlateau reads and sets."""
+        """Return the factor `cut`, which Keras's ReduceLROnPlateau reads and sets by this name."""
         return self.cut
 
     @learning_rate.setter

@@ -171,7 +171,7 @@ def describe_kernels(kind: str) -> Finding:
 def check_cpus(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     """Check how many of the machine's CPUs this process may use."""
     given, seen = given_cpus(allocation), os.cpu_count() or 1
-    found = f"{given} of the machine's {seen} for this process"
+    found = f"this process may use {given} of the machine's {seen} CPUs"
     if allocation and given == 1 < seen:
         yield Finding("yellow", "cpus", found, "request more: sbatch --cpus-per-task=4")
     else:
@@ -375,7 +375,10 @@ def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Find
             remedy = "lower train.checkpoint_every_s, so that the last checkpoint is newer"
             yield Finding("yellow", "preemption", found, remedy)
     if settings.get("JobRequeue") == "0":
-        found = "JobRequeue is 0: Slurm requeues only jobs with --requeue; the job scripts set it"
+        found = (
+            "JobRequeue is 0: Slurm requeues only jobs with --requeue; all job scripts that train "
+            "have this option"
+        )
         yield Finding("green", "requeue", found)
 
 
@@ -387,7 +390,8 @@ def _first_number(text: str) -> int:
 def check_script() -> Finding:
     """Check that sbatch accepts a job script.
 
-    The script is first changed as HARNESS_SBATCH_NEVER and HARNESS_SBATCH_ALWAYS demand.
+    The options in HARNESS_SBATCH_NEVER are first removed from the script, and the options in
+    HARNESS_SBATCH_ALWAYS are added.
     """
     name, site = "slurm/lstm.sh", site_options()
     script, args = (PROJECT / name).read_text(errors="replace"), list[str]()

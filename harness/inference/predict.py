@@ -78,7 +78,7 @@ def open_lines(path: Path) -> BufferedReader:
 def read_lines(
     file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool
 ) -> Iterator[list[Line]]:
-    """Yield lists of lines that arrived together from a UTF-8 file; skip lines without words.
+    """Yield the lines of a UTF-8 file in lists, one list per read; skip lines without words.
 
     Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
     that occur inside reviews, such as \\x85.
@@ -189,7 +189,8 @@ class Prediction:
         """Return the predicted class and a probability, such as `neg, P(pos) = 0.031`.
 
         With two classes, the probability is always that of label 1, so a user can sort texts by the
-        probability. With more classes, the probability is that of the predicted class.
+        probability. With three or more classes, the probability is that of the predicted
+        class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted

@@ -1,10 +1,10 @@
 """Functions that a user writes: networks, losses, optimizers and callbacks.
 
 A job refers to a function as `file.py:function` or `package.module:function`. The job's table
-`[code]` contains the source of the function's module, and the sources of all modules that it
-imports from its folder or package. A change of a source is therefore a change of the job. Commands
-that use an existing run execute the code from `[code]`, and do not read the user's files. Other
-code can't import the modules in `[code]`.
+`[code]` contains the source of the function's module. If this module imports modules of its own
+folder or package, `[code]` contains their sources too. If one of the sources in `[code]` changes,
+the job changes. Commands that use an existing run execute the code from `[code]`, and do not read
+the user's files. Other code can't import the modules in `[code]`.
 """
 
 import ast
@@ -367,7 +367,7 @@ class OptionReader(UserDict[str, Any]):
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
         """Copy the options of a table such as `model.options`.
 
-        The user's function may change the copy.
+        If the user's function changes the copied options, the job's options stay the same.
         """
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()

@@ -237,7 +237,7 @@ class RunMember:
     def shared(self) -> dict[str, Any]:
         """The properties that all runs of an ensemble must share.
 
-        Each key of the result is the name of a property in error messages.
+        The keys of the returned dictionary are the names of the properties in error messages.
         """
         labels, _ = self.predictions.get(VALIDATION_PREDICTIONS, ((), None))
         return {
@@ -306,7 +306,7 @@ def make_ensemble(
     A member's weight is its share in the average of the members' probabilities. Without
     `weights_from`, the weights minimize the log loss on the validation reviews. With
     `weights_from`, the weights are copied from an older ensemble. The linear model over n-grams is
-    fit to the same training reviews as the runs. Nothing is chosen on the test set.
+    fit to the same training reviews as the runs. The weights do not depend on the test reviews.
 
     Args:
         folders: the folders of the runs.
@@ -502,8 +502,9 @@ def content_of(
 
 
 def settings_of(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
-    """Return the settings of the runs by `table.key`, such as `16 + 32` if two runs differ.
+    """Return the settings of an ensemble's runs, with `table.key` as keys.
 
+    If the runs have different values of a key, the setting lists all runs' values: `16 + 32`.
     Ensembles with equal settings combine the same jobs; the seeds may differ.
     """
     of_runs = [each.run.settings for each in members]

@@ -127,8 +127,8 @@ def arrays_of(wanted: Wanted, array_size: int) -> Iterator[Wanted]:
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
     """Return the indices of an array's tasks, and the variables that the job's script exports.
 
-    The index of a task is its seed, unless a seed is too large for MaxArraySize. In that case, the
-    indices are 1, 2, ... and HARNESS_ARRAY_SEEDS lists the seeds.
+    If all seeds are below MaxArraySize, the index of a task is its seed. If a seed is not below
+    MaxArraySize, the indices are 1, 2, ... and HARNESS_ARRAY_SEEDS lists the seeds.
     """
     if len(seeds) < 2:
         return (), {}
@@ -252,8 +252,8 @@ def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
 def comparison_submission(trainings: Mapping[str, SbatchJob], request: Request) -> SbatchJob:
     """Compose the comparison job, which starts when all training jobs have ended.
 
-    The comparison job has the user's sbatch options for the first training job, except the requests
-    for GPUs and memory: it requests the memory in the header of slurm/compare.sh.
+    The comparison job has the sbatch options that the user gave for the first training job, without
+    the requests for GPUs and memory. The header of slurm/compare.sh requests the job's memory.
 
     Args:
         trainings: the training jobs, with their job ids as keys.

@@ -13,12 +13,12 @@
 A folder marked `once` is created by exactly one process, together with its first file.
 
 Three kinds of processes take part in a search: workers train trials, proposers choose the trials'
-values, and commands such as `harness tune` start workers and proposers. Each kind follows the
-protocol by running coroutines. The coroutines reach the sweep's folder only through the methods of
-a `Disk`, and use no clock or random number. The real `Disk` has blocking methods, which never
-suspend a coroutine, so one call of `execute` runs a coroutine from start to end. The tests execute
-the coroutines in a simulation. The simulation suspends a coroutine at each operation of its `Disk`,
-kills processes, lets nodes fail, and shows new files late.
+values, and commands such as `harness tune` start workers and proposers. All three kinds of
+processes follow the protocol by running coroutines. The coroutines reach the sweep's folder only
+through the methods of a `Disk`, and use no clock or random number. The real `Disk` has blocking
+methods, which never suspend a coroutine, so one call of `execute` runs a coroutine from start to
+end. The tests execute the coroutines in a simulation. The simulation suspends a coroutine at each
+operation of its `Disk`, kills processes, lets nodes fail, and shows new files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -79,7 +79,7 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """Return the fields that the oracle decides."""
+        """Return the fields of the trial that the oracle decides."""
         return self.n, self.values, self.limit, self.parent
 
 

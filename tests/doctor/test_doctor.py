@@ -128,7 +128,10 @@ def test_the_cpus_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
         {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "1"}
     )
     finding = only(check_cpus(allocation))
-    assert (finding.level, finding.found) == ("yellow", "1 of the machine's 64 for this process")
+    assert (finding.level, finding.found) == (
+        "yellow",
+        "this process may use 1 of the machine's 64 CPUs",
+    )
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

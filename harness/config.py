@@ -1,7 +1,8 @@
 """Defines the base class of the tables in a job file, and functions that write TOML.
 
-A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
-stores the key's other properties. All lists of keys are derived from these declarations.
+A key is declared once, as a field of its table, with type, bounds, default and description. The
+class `Facts` stores all other properties of a key. All lists of keys are derived from these
+declarations.
 """
 
 import json
@@ -67,9 +68,9 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: `result` if the key changes the result of a run, else `nothing`. For example, it is
-            `nothing` for a file's path, because the run's record identifies the file by its
-            checksum.
+        changes: `result` if the key changes the result of a run, else `nothing`. For example,
+            `changes` is `nothing` for a file's path, because the run's record identifies the file
+            by its checksum.
         not_searched: the reason why a search may not vary the key.
         only_with: the other keys on which this key's effect depends, each with a tuple of values.
             This key has an effect only if at least one of the other keys has a value in its tuple.
@@ -77,8 +78,8 @@ class Facts:
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.
-        unvalidated: the only value that a job without validation reviews may give the key; None
-            allows any value.
+        unvalidated: the only value that a job without validation reviews may give the key; if
+            `unvalidated` is None, the job may give the key any value.
     """
 
     choices: tuple[str, ...] = ()

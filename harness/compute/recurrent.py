@@ -37,7 +37,8 @@ def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU process all words in one operation of cuDNN.
 
     Keras uses cuDNN only for LSTM and GRU. For a plain RNN, Keras uses a loop, which starts kernels
-    for each word. If XLA compiles the loop, the backward pass also waits for the host at each word.
+    for each word. XLA would not help: if XLA compiles Keras's loop, the backward pass waits for the
+    host at each word.
 
     Args:
         model: a model or a plain RNN layer.

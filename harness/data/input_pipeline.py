@@ -284,11 +284,13 @@ class BatchSource:
     """The data for all batches, as tensors on the CPU."""
 
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
-        """Copy the data into tensors: TensorFlow would copy an array into each graph that uses it.
+        """Copy the NumPy arrays into tensors.
+
+        TensorFlow copies a NumPy array, but not a tensor, into each graph that uses it.
 
         An empty review contains the token START, because cuDNN does not accept an empty row, and a
-        network's mean over the words of an empty row is not finite. After the tokens of the last
-        review, the tensor of tokens therefore contains a padding token and START.
+        network's mean over the words of an empty row is not finite. The tensor of tokens ends with
+        a padding token and START, the only token of the empty review.
         """
         self.shape, self.num_reviews = shape, len(reviews)
         self.num_tokens = int(reviews.offsets[-1])

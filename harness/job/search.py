@@ -222,7 +222,8 @@ class SearchConfig(ConfigSection):
         3,
         ge=2,
         le=10,
-        description="the best 1/`factor` of the trials continue, for `factor` times the epochs",
+        description="the best 1/`factor` of the trials continue, until they have trained for "
+        "`factor` times as many epochs",
     )
     parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED})] = Field(
         0,

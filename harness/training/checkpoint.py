@@ -52,9 +52,8 @@ class Progress:
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    If the folder contains checkpoints of later steps than the new checkpoint, these checkpoints are
-    certainly broken, because this run resumed from its newest intact checkpoint. So `save` removes
-    these checkpoints too.
+    Also remove every checkpoint of a later step than the new checkpoint: it is certainly broken,
+    because this run resumed from its newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.
@@ -98,8 +97,8 @@ def restore(
         InputError: if another version of harness wrote the checkpoint.
         Interrupted: if the chief is lost before it sends the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
-        RunError: if a checkpoint was written for another job or other data, or if all are broken
-            and the run began with the weights of another run.
+        RunError: if a checkpoint was written for another job or other data, or if every checkpoint
+            is broken in a run that began with the weights of another run.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()

@@ -180,7 +180,7 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
 
 
 def may_use_gpus(devices: str | None) -> bool:
-    """Whether a process with these `--devices` can use GPUs; TensorFlow is not imported."""
+    """Whether a process with these `--devices` can use GPUs; does not import TensorFlow."""
     if devices and parse_devices(devices).kind == "cpu":
         return False
     return not gpu.hidden_by() and gpu.has_driver()
@@ -323,7 +323,7 @@ def dataset_of(
     Raises:
         InputError: if the data have changed or are missing, or if `full` is set and the data are
             the sample.
-        DiskError: if the disk fails while the record is read.
+        DiskError: if the record of the run or sweep can't be read because the disk fails.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:

@@ -121,7 +121,7 @@ def retrain(
     """Train the best trial on all training reviews, once per seed, and print the test scores.
 
     If runs of the same trial already exist, unfinished ones continue and finished ones stay
-    unchanged. The runs of an earlier best trial also stay unchanged.
+    unchanged. If an earlier call retrained another trial, the runs of that trial stay unchanged.
 
     Args:
         sweep: the sweep whose best trial is trained.
@@ -146,8 +146,8 @@ def retrain(
         )
     if best_job(search, best).train.reduce_lr_patience:
         console.warning(
-            "train.reduce_lr_patience needs validation reviews; without them, the learning rate "
-            "stays constant"
+            "train.reduce_lr_patience needs validation reviews; the retrained runs have none, so "
+            "this key has no effect"
         )
     console.info(
         f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"

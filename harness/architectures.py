@@ -105,7 +105,7 @@ def _chained(x: "keras.KerasTensor", layers: Sequence["keras.Layer"]) -> "keras.
 def _pooling(kind: str) -> Sequence["keras.Layer"]:
     """Return the layers that pool outputs over time.
 
-    `last` needs no layer, because the recurrent layers then return only their last output.
+    The pooling `last` needs no layer: with it, recurrent layers return only their last output.
     """
     from keras import layers
 
@@ -171,8 +171,9 @@ def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
     The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`, the
-    gradient of a sum would need the shape of the sum's input. As the length of the time axis
-    differs between batches, the GPU would compute the shape, and each step would wait for it.
+    gradient of a sum would need the shape of the sum's input. The length of the time axis
+    differs between batches, so a gradient that needs the shape makes each training step wait until
+    the GPU has computed the shape.
     """
     from keras import ops
 

@@ -14,7 +14,7 @@ __version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import `harness.api` only when one of its names is used; the commands don't need it."""
+    """Import `harness.api` only when one of its names is used; no command needs this module."""
     if name not in __all__:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
     import harness.api

@@ -149,7 +149,7 @@ class TrainStep:
     def compiled(self) -> Callable[[Batch], Gradients]:
         """Return the function `gradients` as a graph, which XLA compiles if the plan says so.
 
-        XLA compiles only this part of the step: XLA does not support the optimizer's variables,
+        XLA can't compile the update of the weights: XLA does not support the optimizer's variables,
         because these variables have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]

@@ -256,7 +256,7 @@ class Decision:
     code: int | None = None  # exit code of a stopped job; None for the harness's exit code
 
     def line(self) -> str:
-        """Return one line: `requeue` and the job's new settings, or `stop` and an exit code."""
+        """Return the line for `slurm/requeue.sh`: `requeue SETTING…` or `stop [EXIT_CODE]`."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -265,7 +265,7 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """Decide whether to requeue a job. If Python can't start, `slurm/requeue.sh` decides."""
+    """Decide whether to requeue a job. `slurm/requeue.sh` decides itself if Python can't start."""
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:

@@ -134,11 +134,12 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """Return the srun command that runs a task on a slot's node, beside the job's other steps.
+    """Return the srun command that runs a task on a slot's node, beside the job's other job steps.
 
-    The command turns CPU binding off, because otherwise all steps would use the job's first CPUs.
-    The command sets --mem, because otherwise srun fails if two of Slurm's memory variables are set.
-    The job may have inherited one of these variables from the shell that called sbatch.
+    The command turns CPU binding off; otherwise all job steps would use the job's first CPUs.
+    Unless the site refuses --mem, the command sets --mem, because srun without --mem fails if two
+    of Slurm's memory variables are set. The job may have inherited a memory variable from the shell
+    that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in refused_options() else ["--mem=0"]
@@ -315,7 +316,7 @@ def run_tasks(
     allocation: SlurmEnvironment | None,
     console: Console,
 ) -> None:
-    """Run all tasks, one per slot at a time. A failed task does not stop the others.
+    """Run all tasks; each slot runs one task after another. A failed task does not stop others.
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.

@@ -32,12 +32,12 @@ class StopRequest:
 
     All workers of a run must stop after the same step; otherwise some workers would wait for ever
     in a collective operation. So each worker has a vote, 1 to stop and 0 to continue. Every step
-    adds up the votes of all workers. All workers read the sum after the same steps, and stop if the
-    sum is not 0.
+    adds up the votes of all workers. All workers read the sum of the votes after the same steps,
+    and stop if this sum is not 0.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Make a request without a signal. `alone`: whether this is the run's only worker."""
+        """Make a request without a signal. `alone`: whether the run has only one worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -72,7 +72,10 @@ class StopRequest:
             self.agree(self.vote)
 
     def agree(self, votes: float) -> None:
-        """Stop the run if any worker has voted to stop; `votes` is the sum of the votes.
+        """Stop the run if any worker has voted to stop.
+
+        Args:
+            votes: the number of workers that have voted to stop.
 
         Raises:
             Interrupted: if the run stops; the message is the signal's name, or says that another

@@ -151,7 +151,7 @@ class Watchdog:
     def count(self, passed_s: float) -> None:
         """Add `passed_s` to the time without progress and to the time since the first signal.
 
-        If one of the two times reaches its limit, end the process.
+        End the process if the time without progress or since the signal reaches its limit.
 
         Args:
             passed_s: the time in seconds since the last call.

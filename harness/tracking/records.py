@@ -198,7 +198,7 @@ class RunStatus:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the run's folder contains the job, so that a process can continue the run."""
+        """Whether the folder has a run's job file or a sweep's search file, needed to continue."""
         return self.is_there("job.toml") or self.is_there(SEARCH_FILE)
 
     @property

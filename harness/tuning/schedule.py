@@ -4,8 +4,8 @@ A simulation with a virtual clock decides the order of the proposals and results
 the clock, each of a fixed number of simulated workers trains one epoch, or a whole trial if the
 oracle sets no epochs. The oracle proposes a trial when a simulated worker is free. The oracle
 receives a trial's result when the simulated worker ends the trial. So the oracle's state depends
-only on the results. Any process can compute the state again from the results, and an interrupted
-search promotes the same trials as an uninterrupted search.
+only on the results. Any process can compute the oracle's state again from the results, and an
+interrupted search promotes the same trials as an uninterrupted search.
 """
 
 import heapq
@@ -147,7 +147,10 @@ class Proposer:
     _next: Trial | None = None  # the proposed trial whose folder is not created yet
 
     async def turn(self) -> bool:
-        """Propose trials, then wait; return True if all are proposed or the search is stopped.
+        """Propose trials, then wait.
+
+        Returns:
+            True if all trials are proposed or the search is stopped.
 
         Raises:
             RunError: if a proposal differs from the known trial with the same number.
@@ -173,16 +176,16 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether few enough trials wait for a worker.
+        """Whether fewer trials than `ahead` wait for a worker, so that another can be proposed.
 
         Always True for an oracle that learns from results: the number of simulated workers already
-        limits its proposals.
+        limits the oracle's proposals.
         """
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 
     def _propose(self) -> Trial | None:
-        """Return the next trial that no process has proposed yet; None if there is none now."""
+        """Return the next trial that no process has proposed yet; None if the oracle has none."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
                 # Another proposer, which rounded differently or had a larger `search.trials`, has

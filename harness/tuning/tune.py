@@ -178,8 +178,8 @@ class Command:
         """Repeat `_turn` until the search ends; if the disk fails, try again for PATIENCE_S.
 
         Raises:
-            DiskError: if the disk fails for longer than PATIENCE_S, or with an error that does not
-                go away.
+            DiskError: if the disk fails for longer than PATIENCE_S; at once if waiting can't help,
+                for example because a folder is missing.
             InputError, RunError: if the search fails for a reason other than the disk.
             Interrupted: after a signal.
         """
@@ -277,7 +277,7 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _ended(self) -> set[str]:
-        """Return the uuids of workers that are known to have ended, here or in other commands."""
+        """Return the uuids of all commands' workers that are known to have ended."""
         attempts = running(self.view).values()
         dead = {each.worker for each in attempts if has_died(each.process, each.space)}
         return dead | self.pool.ended

@@ -73,8 +73,8 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         job: the job; its `train.xla` can force or forbid XLA.
         kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in the record of a resumed run; empty for a new run. `choose` returns the
-            recorded plan and ignores `cpus`, because the last bits of a sum depend on the number of
+        begun: the plan in the record of a resumed run; empty for a new run. A resumed run keeps
+            this plan and ignores `cpus`, because the last bits of a sum depend on the number of
             threads.
 
     Raises:
@@ -122,7 +122,7 @@ def _way(job: Job, kind: str) -> Way:
 
 
 def _compiles(job: Job, kind: str) -> bool:
-    """Whether XLA compiles validation and test, which then take half the time."""
+    """Whether XLA compiles the evaluation, so that each evaluation after the first is faster."""
     if kind == "gpu" or job.train.xla == "off":
         return False
     if job.train.xla == "on":

@@ -147,10 +147,10 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The training reviews come first. If the dataset has a validation split, the validation
-        reviews are this split; otherwise they are the last reviews of the training split, a
-        fraction `share` of them. If `share` is 0, there are no validation reviews, and all reviews
-        are for training.
+        In the returned split, the training reviews come first. If the dataset has a validation
+        split, the validation reviews are this split; otherwise they are the last reviews of the
+        training split, a fraction `share` of them. If `share` is 0, there are no validation
+        reviews, and all reviews are for training.
 
         Args:
             limit: the value of `data.limit`: how many reviews at the start of each split are used;

@@ -161,7 +161,7 @@ def explanations(
 
 @dataclass(frozen=True)
 class Predictions:
-    """The readable predictions of the runs of a group."""
+    """The predictions of those runs of a group that have a valid file of predictions."""
 
     labels: Ints  # the index of each review's class, [num_reviews]
     # The probabilities `[num_seeds, num_reviews, num_classes]` for each row of the tables. The keys
@@ -227,7 +227,7 @@ def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
 
     McNemar's exact test compares each run with the linear model on the same reviews. A job is
     better than the linear model if all runs of the job are significantly better. Bonferroni's
-    correction counts the jobs.
+    correction divides the significance level by the number of jobs.
     """
     import pandas
     from scipy.stats import binom

@@ -152,7 +152,8 @@ def compared(
         named: runs, folders of runs, or glob patterns that match such folders.
         own: the user's folder of runs, in which `harness audit` stores the user's audits.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
-        data: the folder of the dataset; needed only if a new run would not find the dataset.
+        data: the folder of the dataset; None = look where a new run would look, then where the
+            first compared run found its data.
         where: settings of the runs to compare, such as `model.units=64`.
         in_pairs: whether to compare each pair of jobs, however many jobs there are.
 
@@ -183,7 +184,7 @@ def compared(
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
-    """Format values of a row as text; empty if one of these values is NaN."""
+    """Format values of a row as text; return "" if one of these values is NaN."""
     try:
         return form.format_map({name: value for name, value in row.items() if value == value})
     except KeyError:
@@ -294,7 +295,7 @@ def markdown(text: str) -> str:
 
 
 def defused(cell: object) -> object:
-    """Return a CSV cell; a quote precedes a formula, so that spreadsheets show the formula as text.
+    """Return a CSV cell; put an apostrophe before a formula, so that spreadsheets show it as text.
 
     A formula may start programs or send data (owasp.org, CSV injection).
     """

@@ -1,7 +1,7 @@
 """Snapshots of the code, so that a waiting job runs the code as it was at submission.
 
-A snapshot, `<runs>/.submissions/code-<hash>/`, is complete or absent. All jobs of a user with the
-same code at the same commit share one snapshot.
+A snapshot is a folder `<runs>/.submissions/code-<hash>/`, which appears only when it is complete.
+All jobs of a user with the same code at the same commit share one snapshot.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ MAX_NEW_BYTES = 200_000_000
 
 
 def project_folder() -> Path:
-    """Return the project whose code is submitted: HARNESS_HOME, or the project of this package."""
+    """Return the project to submit: HARNESS_HOME if it is set, else the project of this package."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
 

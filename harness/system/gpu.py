@@ -70,9 +70,9 @@ def load_libraries() -> list[str]:
     """Load NVML and the CUDA libraries; return the names of the libraries that can't be loaded.
 
     Call this function before TensorFlow looks for devices. If a library is missing, TensorFlow
-    registers no GPU. TensorFlow 2.21 uses a CUDA library that is already loaded. TensorFlow
-    searches for the other libraries in LD_LIBRARY_PATH, TensorFlow's RUNPATH and the system's
-    folders. The RUNPATH does not contain `nvidia/cusolver/lib`.
+    registers no GPU. If a CUDA library is already loaded, TensorFlow 2.21 uses the loaded library.
+    TensorFlow searches for the other libraries in LD_LIBRARY_PATH, TensorFlow's RUNPATH and the
+    system's folders. The RUNPATH does not contain `nvidia/cusolver/lib`.
     """
     return [name for name in (NVML, *LIBRARIES) if _load(name) is None]
 
@@ -202,10 +202,10 @@ def keep_compiled_kernels() -> None:
 
 
 def kernel_cache() -> Path | None:
-    """Return the folder where compiled kernels are cached; None if they are not cached.
+    """Return the folder of CUDA's kernel cache; None if the cache is off or the folder is not safe.
 
-    The default folder is not used if other users can access it, because it contains code, which
-    they could replace.
+    A folder that CUDA_CACHE_PATH does not name must be closed to other users, because they could
+    replace the code in the folder.
     """
     if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None
@@ -307,10 +307,10 @@ def memory_of_gpus() -> dict[str, Memory]:
 def open_gpus() -> tuple[Any, dict[str, Any]]:
     """Return `pynvml`, and a dictionary with NVML's handle of each visible GPU, in CUDA's order.
 
-    The keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs. If the
-    variable is not set, the keys are the indices of all GPUs. GPUs that NVML does not know are left
-    out. Without the package nvidia-ml-py, the function returns None and an empty dictionary. NVML
-    stays open until this process ends.
+    The keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs. If
+    CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. GPUs that NVML does not
+    know are left out. Without the package nvidia-ml-py, the function returns None and an empty
+    dictionary. NVML stays open until this process ends.
     """
     try:
         import pynvml as nvml

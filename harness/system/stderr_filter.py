@@ -1,8 +1,8 @@
 """Filters TensorFlow's messages, and explains why a process that computes on GPUs has died.
 
 Some of TensorFlow's messages are noise: users can't act on them. The log level does not suppress
-the noise, because TensorFlow writes a part of it before it reads the log level, and logs the rest
-as errors. Therefore this module removes the noise.
+the noise, because TensorFlow writes some of the noise before reading the log level, and logs the
+rest as errors. Therefore this module removes the noise.
 
 CUDA reports some errors late. After such an error TensorFlow aborts its process, and no `except`
 prevents the abort. Therefore TensorFlow runs in a child process. The parent process, the guard,
@@ -130,7 +130,7 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back the block's output to file descriptor 2.
+    """Hold back what a `with` block writes to file descriptor 2.
 
     At the end of the block, write the output without noise: messages that users can't act on.
 

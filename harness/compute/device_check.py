@@ -85,7 +85,7 @@ def check_gpus(
     allocation: SlurmEnvironment | None,
     warn: Callable[[str], object],
 ) -> None:
-    """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
+    """Raise an error with a remedy if TensorFlow sees fewer GPUs than the run was promised.
 
     The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
     Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU; if the
@@ -141,15 +141,16 @@ def _find_reason(
     given: int | None,
     listed: Sequence[str],
 ) -> tuple[str, str, bool]:
-    """Find the reason why TensorFlow sees fewer GPUs than promised.
+    """Find the reason why TensorFlow sees fewer than `promised` GPUs.
 
     Args:
         num_seen: the number of GPUs that TensorFlow sees.
         promised: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm promised.
         given: the number of GPUs that Slurm allocated; None outside of Slurm, or if Slurm's
             variables do not contain the number.
-        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES contains
-            other names, the function checks whether the driver knows these names.
+        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES differs
+            from `listed`, the function checks whether the driver knows the names in
+            CUDA_VISIBLE_DEVICES.
 
     Returns:
         A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if

@@ -116,7 +116,7 @@ OTHER_ERRORS = (
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """Return an error that explains TensorFlow's messages; None if no pattern matches them.
+    """Return an error that explains TensorFlow's messages; None if they match no known error.
 
     Args:
         texts: one-line messages, the most informative first.

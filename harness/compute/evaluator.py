@@ -44,7 +44,7 @@ class Evaluator:
         *,
         num_rows: int = 0,
     ) -> None:
-        """Prepare a model for evaluation; `plan` and the device decide how its layers compute.
+        """Prepare a model for evaluation; `plan` and the device decide how the layers compute.
 
         Args:
             num_rows: the number of reviews per replica in a batch; 0 stands for EVALUATION_BATCH.

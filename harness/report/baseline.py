@@ -4,8 +4,8 @@ TF-IDF with logistic regression ignores the order of words; fitting it takes sec
 `sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy from
 87.8 to 88.2 % (with the last 200 words of each review). The other options are scikit-learn's
 defaults, except the limit of iterations and the options that restrict TF-IDF to the networks'
-vocabulary. The n-gram model uses sequences of up to three words; fitting it takes a minute. Nothing
-is chosen on the test set.
+vocabulary. The n-gram model uses sequences of up to three words; fitting it takes a minute. No
+option is chosen by its score on the test set.
 """
 
 import contextlib
@@ -271,9 +271,10 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews.
 
-    C is the inverse of the model's regularization strength. If the dataset has a validation split,
-    on which the runs also trained because `share` is 0, C is chosen on the validation split. In all
-    other cases, C is chosen on the last fifth of the training reviews. The result is deterministic.
+    C is the inverse of the model's regularization strength. If the dataset has a validation split
+    and `share` is 0, the runs also trained on the validation split, and C is chosen on this split.
+    In all other cases, C is chosen on the last fifth of the training reviews. The result is
+    deterministic.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -410,8 +411,9 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in the folder `data`; if `data` is None, look where a new run would look. If the
-    dataset is not there, look where the group's first run found its data. Download nothing.
+    Look first in the folder `data`; if `data` is None, look where a new run would look. If no
+    dataset with this checksum is found, look where the group's first run found its data. Download
+    nothing.
 
     Raises:
         InputError: if the dataset is not found.

@@ -88,7 +88,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class DatasetGroup:
-    """The runs on the same reviews. Runs of different groups must not be compared."""
+    """Runs that used the same reviews. Runs of different groups must not be compared."""
 
     data: str  # the dataset's name
     checksum: str
@@ -243,7 +243,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     run = RunDirectory(folder)
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
-        return LeftOut(folder, "search", f"its {count} trials are not tested")
+        return LeftOut(folder, "search", f"the {count} trials of this search have no test scores")
     try:
         # `finished` is called before the result is read, because the run may end in between.
         toml, is_finished = run.certain_toml("job.toml"), run.finished()
@@ -323,7 +323,7 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
 
 
 def _is(setting: Any, value: str) -> bool:
-    """Whether a setting has a value from a command line."""
+    """Whether a setting equals `value`, the text after `KEY=` on a command line."""
     if type(setting) in (int, float):
         with contextlib.suppress(ValueError):
             return bool(float(value) == setting)
@@ -331,7 +331,7 @@ def _is(setting: Any, value: str) -> bool:
 
 
 def as_text(setting: Any) -> str:
-    """Return a setting as text for comparisons: equal for 1 and 1.0, not for 1 and true."""
+    """Return a setting as text for comparisons; 1 and 1.0 have the same text, 1 and true do not."""
     if isinstance(setting, float) and setting.is_integer():
         setting = int(setting)
     return json.dumps(setting, sort_keys=True, default=str)

@@ -172,7 +172,7 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
-    """Return the number of the job's GPUs on this node; None if Slurm's variables lack it."""
+    """Return how many GPUs the job has on this node; None if Slurm's variables lack the number."""
     num = _whole(allocation.variables, "SLURM_GPUS_ON_NODE")
     return num if num is not None else len(listed_gpus(allocation)) or None
 
@@ -209,7 +209,7 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
     """Return the resources that a job requested, as sbatch options.
 
-    A later job that continues the run repeats these options.
+    A later job that continues the run is submitted with the returned options.
 
     Args:
         known: the fields of `scontrol show job`.
@@ -358,7 +358,8 @@ def not_sourced(
 ) -> str:
     """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
 
-    The file is a bash script, so this function reads no values, but only names of variables.
+    Because slurm/site.sh is a bash script, this function reads only the names of the variables from
+    it, not their values.
 
     Args:
         names: the names of the settings to look for; by default those that the file exports.

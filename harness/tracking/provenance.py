@@ -159,7 +159,7 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
     """List the changes of packages, devices and processor since a recorded start.
 
     Args:
-        start: the record of the start.
+        start: an entry of the list `starts` in a run's record.
         machine: the result of `this_machine`, or the record of another start.
     """
     changes = package_changes(start, machine["packages"])
@@ -238,7 +238,7 @@ def reproduce(
             f"{reasons[0]}, and the code that this command restores would run with your "
             "permissions; read the code, then add --trust-code"
         )
-    warnings = [f"{reason}; read the code before you start it" for reason in reasons]
+    warnings = [f"{reason}; read the restored code before you run it" for reason in reasons]
     warnings += package_changes(record)
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):

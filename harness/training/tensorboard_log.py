@@ -1,4 +1,4 @@
-"""Writes a run's `tensorboard/` folder: the same events even if the run is killed and resumed.
+"""Writes the event files in a run's `tensorboard/` folder.
 
 Users' dashboards rely on these tags:
 
@@ -13,10 +13,10 @@ Users' dashboards rely on these tags:
 | `.` | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
-TensorBoard keeps all points in memory, and a curve needs only hundreds of points. So the log
-contains the losses of about 500 evenly spaced steps. Runs with the same number of steps log the
-losses of the same steps. The log contains learning rate, speed and the machine's load for about 100
-steps at most; the run copies results from the device after each of these steps.
+TensorBoard keeps all points in memory, and a curve needs only hundreds of points. Therefore the log
+contains the losses of at most about 500 evenly spaced steps. Runs with the same number of steps log
+the losses of the same steps. The log contains learning rate, speed and the machine's load for about
+100 steps at most; the run copies results from the device after each of these steps.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
 truncates the files to the sizes in the mark, and then writes the same events as an undisturbed run.
@@ -118,8 +118,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             first_step: the number of the first step, counted from 1 over the whole run.
             losses: each step's mean loss over the global batch, `[n]`.
             accuracies: each step's share of correct predictions, `[n]`.
-            measured: the value of each tag at the last of the n steps. A run logs these values
-                about 100 times at most.
+            measured: the values of other tags at the last step in `losses`, by tag. A run logs
+                these values about 100 times at most.
         """
         self._start("train", first_step)
         last_step = first_step + len(losses) - 1

@@ -223,7 +223,7 @@ def test_runs_that_are_left_out_have_a_reason(
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches this pattern"),
-        "sweep": ("search", "its 2 trials are not tested"),
+        "sweep": ("search", "the 2 trials of this search have no test scores"),
         "stale": (
             "unreadable",
             f"{stale}: can't be read: {os.strerror(errno.ESTALE)}; try again later",

@@ -1,10 +1,10 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
-`train`, `tune` and `audit` run their command in a separate process. The separate process makes the
-results bitwise equal to those of the command line, and lets a thread or a notebook that already
-uses TensorFlow call these functions. A call leaves no signal handlers or settings of TensorFlow
-behind. A call prints the command's output; if the command fails, the call raises the command's
-error.
+`train`, `tune` and `audit` run their command in a separate process, print the command's output, and
+raise the command's error if the command fails. The separate process makes the results bitwise equal
+to those of the command line, and changes neither the signal handlers nor the TensorFlow settings of
+the caller, so a thread, or a notebook that already uses TensorFlow, can call `train`, `tune` and
+`audit`.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
@@ -223,7 +223,8 @@ def train(
         run_id: the name of the run. The call continues an unfinished run with this name, and leaves
             a finished run unchanged.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: other options of `harness train`, such as `devices="cpu:2"` or `full=True`.
+        options: options of `harness train` that are not arguments above, such as `devices="cpu:2"`
+            or `full=True`.
 
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written, except
@@ -263,7 +264,7 @@ def tune(
         sweep_id: the name of the sweep. The call continues an unfinished sweep with this name, but
             not a failed or cancelled search.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: other options of `harness tune`.
+        options: options of `harness tune` that are not arguments above.
 
     Raises:
         InputError: if the job, an option or this machine is unsuitable; the folder of a sweep that
@@ -378,8 +379,9 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `settings` is not a dictionary, or if `options` contains `set` or `seeds`: a
-            caller passes settings as `settings`, and calls the function once per seed.
+        InputError: if `settings` is not a dictionary, or if `options` contains `set` or `seeds`.
+            Instead of `set`, a caller passes `settings`; instead of `seeds`, a caller calls `train`
+            once per seed.
     """
     if not isinstance(settings, Mapping | None):
         raise InputError(

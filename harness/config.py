@@ -1,8 +1,8 @@
 """Defines the base class of the tables in a job file, and functions that write TOML.
 
-A key is declared once, as a field of its table, with type, bounds, default and description. The
-class `Facts` stores all other properties of a key. All lists of keys are derived from these
-declarations.
+A key is declared once, as a field of its table: the field has the key's type, bounds, default and
+description, and may have a `Facts` with further properties of the key. All lists of keys are
+derived from the declarations of the keys.
 """
 
 import json
@@ -72,9 +72,9 @@ class Facts:
             `changes` is `nothing` for a file's path, because the run's record identifies the file
             by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: the other keys on which this key's effect depends, each with a tuple of values.
-            This key has an effect only if at least one of the other keys has a value in its tuple.
-            An empty tuple means that any value of the other key except its default is enough.
+        only_with: other keys, each with a tuple of values. The declared key has an effect only if
+            at least one key in `only_with` has a value in its tuple. An empty tuple in `only_with`
+            stands for all values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

@@ -16,7 +16,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """A thread's current step and example positions; each thread traces only one replica."""
+    """The step and the examples' positions for the replica that a thread traces."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -114,7 +114,8 @@ def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     """Draw numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
 
     The function is always compiled, because XLA and TensorFlow's kernel draw different numbers from
-    a seed. The argument `alg` is set because TensorFlow's default algorithm depends on the device.
+    the same seed. The argument `alg` is set because TensorFlow's default algorithm depends on the
+    device.
     """
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
@@ -130,7 +131,7 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
         """Make the layer return `vectors`, `[examples, time, channels]`, during the `with` block.
 
         The vectors are not passed as an argument of the model, because Keras would convert
-        them to integers, like the tokens.
+        them to the integer type of the tokens.
         """
         self._vectors = vectors
         try:
@@ -148,9 +149,10 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
-    Before the lookup, Keras's `Embedding` adds the size of the table to negative indices.
-    TensorFlow would compute this sum of indices and size on the host, so each step on a GPU would
-    copy its word indices to the host. `tf.gather` needs no sum.
+    Keras's `Embedding` supports negative indices: before the lookup it adds the number of rows of
+    its table to them. TensorFlow would execute this addition of indices and number of rows on the
+    host, so each step on a GPU would copy its word indices to the host. `tf.gather` takes the
+    indices as they are.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -211,8 +213,8 @@ def _drops_words(layer: Dropout) -> bool:
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
     """Make a model's dropout layers, even nested ones, draw masks as `GlobalBatchDropout` does.
 
-    A layer inside another layer, or in a subclass of `keras.Model`, can't be replaced by another
-    object. Therefore each dropout layer stays in the model, and only its method `call` is replaced.
+    Each dropout layer stays in the model, and only its method `call` is replaced, because a layer
+    inside another layer, or in a subclass of `keras.Model`, can't be replaced by another object.
 
     Returns:
         The names of the layers whose random numbers or batch statistics (as in batch normalization)

@@ -156,7 +156,7 @@ def test_an_override_replaces_the_search_of_a_key(tmp_path: Path, override: str,
 
 @pytest.mark.parametrize(("network", "is_searched"), [("gru", False), ("stacked_lstm", True)])
 def test_an_override_decides_a_condition(tmp_path: Path, network: str, is_searched: bool) -> None:
-    """A key whose `when` names the key is searched in all trials, or in none."""
+    """If `--set` decides a condition (`when`), all trials search the conditional key, or none."""
     (tmp_path / "a.toml").write_text(HYPERBAND)
     search = load_search(tmp_path / "a.toml", [f"model.architecture={network}"])
     found = {each.key: each.parent for each in search.space}
@@ -167,7 +167,7 @@ def test_overrides_that_leave_no_search_are_refused(tmp_path: Path) -> None:
     """A search needs a key to search."""
     toml = '[model]\narchitecture = "lstm"\n[search]\n[search.space]\nmodel.units = [1, 2]\n'
     said = refusal(tmp_path, toml, "model.units=3")
-    assert said == "--set model.units=3: leaves no key to search; remove this option"
+    assert said == "--set model.units=3: no key is left to search; remove a --set option"
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:

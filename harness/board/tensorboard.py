@@ -1,9 +1,9 @@
 """TensorBoard for one user, on a machine with other users.
 
 TensorBoard has no login, and any user of a node can connect to the ports of the node's loopback
-address. So the path of every request must begin with a secret. This process makes the secret and
-shows it only to the user who started the process, on a terminal or in a file of mode 0600. No
-command line, environment variable or log contains the secret.
+address. To keep other users out, the path of every request must begin with a secret. This process
+makes the secret and shows it only to the user who started the process, on a terminal or in a file
+of mode 0600. No command line, environment variable or log contains the secret.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ class Shown:
         return bool(results) and all(results)
 
     def refusals(self) -> str:
-        """Return a line about the paths refused since the last call; empty if there are none."""
+        """Return a line about the runs and folders refused since the last call; "" if none."""
         # Read a copy of `refused`, because other threads add items.
         new = sorted({*self.refused.copy().items()} - self._reported)
         self._reported.update(new)
@@ -252,9 +252,9 @@ class Watch:
         return f"ends{done} after {IDLE_MIN} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """End TensorBoard at the first signal by raising `Signalled`, even during a slow search.
+        """End TensorBoard at the first signal by raising `Signalled`.
 
-        Under nohup, SIGHUP stays ignored.
+        The exception also interrupts a slow search for runs. Under nohup, SIGHUP stays ignored.
         """
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -355,10 +355,10 @@ def serve(
 
 
 def check_memory(num_runs: int, memory_gb: float) -> None:
-    """Check that the points of these runs fit into memory.
+    """Check that TensorBoard has enough memory to show `num_runs` runs.
 
     Raises:
-        InputError: if the points need more than `memory_gb`.
+        InputError: if TensorBoard needs more than `memory_gb`.
     """
     needed_gb = BASE_GB + GB_PER_RUN * num_runs
     if needed_gb > memory_gb:

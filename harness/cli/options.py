@@ -116,10 +116,10 @@ TrustCode = Annotated[
 
 
 def confirm_here(*, here: bool) -> None:
-    """Warn if this shell lacks settings of site.sh, or if a cluster trains outside of a Slurm job.
+    """Warn if this shell lacks settings of site.sh, or if training should run in a Slurm job.
 
     Args:
-        here: whether the user passed --here.
+        here: whether the user passed --here, which allows training outside of a Slurm job.
 
     Raises:
         InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.

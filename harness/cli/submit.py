@@ -340,7 +340,7 @@ def job_successor(
 ) -> None:
     """Prepare a new Slurm job that continues a run, and print the new job's sbatch command.
 
-    `slurm/requeue.sh` uses the command if Slurm refuses to requeue the run's job.
+    `slurm/requeue.sh` runs the sbatch command if Slurm refuses to requeue the run's job.
 
     Args:
         run: the folder of the run or sweep.

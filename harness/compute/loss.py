@@ -72,7 +72,7 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
         compiled: whether XLA compiles the steps of the run.
 
     Raises:
-        InputError: if the function fails, ignores the probabilities, or computes the loss of one
+        InputError: if the custom loss fails, ignores the probabilities, or computes the loss of one
             example from other examples.
     """
     if not job.train.loss:
@@ -108,8 +108,8 @@ def class_weights(
 ) -> tuple[float, ...]:
     """Return the weight of each class in the loss; empty if the job sets none.
 
-    With `balanced` the reviews of each class have the same total weight, and the mean weight of all
-    reviews is 1. As in scikit-learn, the weight of a class is
+    With `balanced`, every class has the same total weight, summed over its reviews, and the mean
+    weight of all reviews is 1. As in scikit-learn, the `balanced` weight of a class is
     (number of reviews) / (number of classes * number of reviews of the class).
 
     Args:

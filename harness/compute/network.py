@@ -95,8 +95,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
     """Build the network to train: a copy of `export` with dropout masks for the global batch.
 
-    A mask has a row for each example of the global batch, and each replica uses the rows of its
-    examples. So the results of dropout do not depend on the number of replicas.
+    The results of dropout do not depend on the number of replicas, because a mask has a row for
+    each example of the global batch, and each replica uses the rows of its examples.
 
     Raises:
         InputError: if a custom function returns a different network at its second call.

@@ -32,9 +32,9 @@ class RampedAverage:
     contain much of the initial weights.
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
-    average covers about the last n / 9 steps, but at most 1 / (1 - m) steps. A bias correction like
-    Adam's is not used: with this correction, the average would weigh the first 1 / (1 - m) steps
-    almost equally.
+    average covers about the last n / 9 steps, but at most 1 / (1 - `train.ema_momentum`) steps. A
+    bias correction like Adam's is not used: with this correction, the average would weigh the first
+    1 / (1 - `train.ema_momentum`) steps almost equally.
     """
 
     # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The
@@ -58,8 +58,8 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """The learning rate of each step.
 
     Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
-    every checkpoint contains. All replicas therefore use the same rate, and a resumed run continues
-    the schedule where the run stopped. When the score of `train.monitor` stops improving,
+    every checkpoint contains, so all replicas use the same rate, and a resumed run continues the
+    schedule where the run stopped. When the score of `train.monitor` stops improving,
     Keras's ReduceLROnPlateau lowers the factor `cut`, and thus the rate.
     """
 
@@ -87,10 +87,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """Return the factor by which the schedule multiplies the learning rate after `done` steps.
-
-        The factor of the warm-up is not included.
-        """
+        """Return the factor of `train.schedule` after `done` steps, without the warm-up."""
         train = self.train
         if train.schedule == "constant":
             return tf.ones_like(done)

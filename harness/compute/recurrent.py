@@ -37,8 +37,8 @@ def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU process all words in one operation of cuDNN.
 
     Keras uses cuDNN only for LSTM and GRU. For a plain RNN, Keras uses a loop, which starts kernels
-    for each word. XLA would not help: if XLA compiles Keras's loop, the backward pass waits for the
-    host at each word.
+    for each word. If XLA compiled Keras's loop, the loop would still be slow, because its backward
+    pass would wait for the host at each word.
 
     Args:
         model: a model or a plain RNN layer.
@@ -97,9 +97,9 @@ def _cudnn_takes(layer: SimpleRNN) -> bool:
 def compute_in_float32(model: keras.Model) -> list[str]:
     """Let recurrent layers in bfloat16 compute in float32, and return their names.
 
-    In bfloat16, the gradients of cuDNN's recurrent layers are wrong: TensorFlow does not pass the
-    buffer ("reserve space") of the forward pass to the backward pass (cudnn_rnn_ops.cc). Other
-    layers keep their precision.
+    In bfloat16, the gradients of cuDNN's recurrent layers are wrong, because TensorFlow does not
+    pass the buffer ("reserve space") of the forward pass to the backward pass (cudnn_rnn_ops.cc).
+    Layers that are not recurrent keep their precision.
     """
     names = []
     for layer in all_layers(model):
@@ -114,7 +114,7 @@ def compute_in_float32(model: keras.Model) -> list[str]:
 def replace_loops(model: keras.Model, compute: Compute) -> None:
     """Let LSTM layers compute their outputs with `block_lstm` or `turns_of_two`.
 
-    The replacements are faster, because Keras's loop starts dozens of operations per word. Call
+    The replacements are faster than Keras's loop, which starts dozens of operations per word. Call
     this function only for the five built-in networks: the replacements support no masks, no
     activations other than the defaults, and no `dropout` or `recurrent_dropout`.
     """
@@ -215,8 +215,8 @@ def count_parameters(model: keras.Model) -> dict[str, int]:
 def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     """Return the kernel that computes each recurrent layer in the traced graph of a step.
 
-    `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: the compiled
-    loop; `loop`: a loop of TensorFlow operations.
+    `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: a loop that
+    XLA compiles; `loop`: a loop of TensorFlow operations, without XLA.
 
     A node of the graph is named `model/scope/…`. The scope is the layer's name, but TensorFlow adds
     numbers to repeated scopes. So if scopes and layers have the same base name, such as `lstm`,

@@ -163,10 +163,10 @@ def quick_imports() -> Iterator[None]:
     """Halve the time of `import keras` inside the `with` block.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for functions that the harness does not use. In the `with` block, an import of one of
-    these packages fails as if the package were not installed; after the block the packages can be
-    imported. The garbage collector is off in the block, because it would scan a million permanent
-    objects repeatedly.
+    for functions that the harness does not use. In the `with` block, an import of scikit-learn,
+    matplotlib, SciPy or pandas fails as if the package were not installed; after the block all four
+    can be imported. The garbage collector is off in the block, because it would scan a million
+    permanent objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None raises ImportError
@@ -187,8 +187,8 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    Without GPUs the default is the CPU. First call `check_gpus`, which refuses a request for more
-    GPUs than this process sees.
+    Without GPUs the default is the CPU. If GPUs may be requested, the caller must first call
+    `check_gpus`, which refuses a request for more GPUs than this process sees.
 
     With several workers, every node uses the requested devices. In a single process, the strategy
     for one device is TensorFlow's default, which allows XLA and cuDNN; the strategy for several

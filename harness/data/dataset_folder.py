@@ -177,7 +177,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         fill: a function that writes the dataset into an empty folder.
 
     Raises:
-        InputError, RunError: if `fill` raises this error.
+        InputError, RunError: if `fill` raises one of these two errors.
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name

@@ -124,8 +124,8 @@ def padded_lengths(maxlen: int) -> np.ndarray:
 def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
     """Return the padded length of each global batch, `[num_epochs * steps_per_epoch] int32`.
 
-    Call this function only for a job with `data.bucket`. In any other job, all batches have the
-    length `maxlen`.
+    Call this function only for a job with `data.bucket`. In a job without `data.bucket`, all
+    batches have the length `maxlen`.
 
     Args:
         orders: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
@@ -319,8 +319,8 @@ class BatchSource:
     ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
         """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
 
-        As in Keras's `pad_sequences`, each row consists of zeros and then the last tokens of a
-        review. With `data.bucket`, the zeros come last.
+        Without `data.bucket`, each row consists of zeros and then the last tokens of a review, as
+        in Keras's `pad_sequences`. With `data.bucket`, the zeros come last.
 
         Args:
             rows: indices of reviews, `[…]`; the index `num_reviews` means an empty review.

@@ -9,7 +9,7 @@ NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """Return the folders that a run searches for IMDB; empty if one of them contains IMDB."""
+    """Return the folders that a run searches for IMDB, or nothing if one of them contains IMDB."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders

@@ -6,7 +6,7 @@ Manning, "Baselines and Bigrams" (2012).
 With each word, a network may read the ratios of the n-grams that end at this word: the word alone,
 the last two words, and the last three words. An n-gram is known if at least two training reviews
 contain it. The ratio of an unknown n-gram is 0. For more than two classes, an n-gram has a ratio
-for each class: this class against all other classes.
+for each class, which compares this class with all other classes together.
 
 The ratios are computed from the labels of the training reviews. The training reviews are divided
 into five folds; the ratios for a training review are computed from the four other folds, because
@@ -158,7 +158,7 @@ def to_archive(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 
 def from_archive(content: bytes, *names: str) -> tuple[Any, ...]:
-    """Return the n-grams in the content of a file, followed by the arrays called `names`.
+    """Return the n-grams in the content of a file, followed by an array for each of `names`.
 
     Raises:
         ValueError: if `content` is not an archive of n-grams with an array for each of `names`.

@@ -1,7 +1,8 @@
 """Makes a dataset from a user's texts: a table, a folder of tables, or folders of text files.
 
-`jobs/README.md` explains how files, classes and splits are recognized. Hidden files and files of
-other types are ignored.
+`jobs/README.md` explains how files, classes and splits are recognized. The harness
+ignores hidden files; in a folder of tables it also ignores all files that are not tables, and in a
+folder of text files all files that do not end in .txt.
 
 The dataset is made once, in the user's cache, as the folder
 `texts-<checksum of the source>-<FORMAT>/`. Users can remove the dataset's folder at any time.

@@ -159,7 +159,7 @@ def check_tensorflow(devices: str | None) -> Iterator[Finding]:
 
 
 def describe_kernels(kind: str) -> Finding:
-    """Report what computes the recurrent layers of each job in `jobs/` on a `gpu` or `cpu`."""
+    """Report how each job in `jobs/` computes its recurrent layers on `kind`, gpu or cpu."""
     names: dict[str, list[str]] = {}
     for name in ARCHITECTURES:
         way = choose(load_job(PROJECT / f"jobs/{name}.toml"), kind, 1).way

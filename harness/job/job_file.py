@@ -64,7 +64,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     """Return the job with absolute paths and the sources of its custom functions.
 
     The function runs no user code. Paths in the file are relative to the folder of the file. Paths
-    in `--set` are relative to the current folder. `~` is the home folder.
+    in `--set` are relative to the current folder. A `~` at the beginning of a path stands for the
+    home folder.
 
     Args:
         job: the job.
@@ -248,8 +249,8 @@ def explain(
 ) -> str:
     """Describe one of pydantic's errors in one line, and add the number of other errors.
 
-    If several keys are wrong, the line describes an unknown key, because a misspelled table may be
-    the reason why another key is missing.
+    If one of the errors is an unknown key, the line describes this error, because a misspelled
+    table may be the reason why another key is missing.
     """
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])

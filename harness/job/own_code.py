@@ -1,10 +1,10 @@
 """Functions that a user writes: networks, losses, optimizers and callbacks.
 
 A job refers to a function as `file.py:function` or `package.module:function`. The job's table
-`[code]` contains the source of the function's module. If this module imports modules of its own
-folder or package, `[code]` contains their sources too. If one of the sources in `[code]` changes,
-the job changes. Commands that use an existing run execute the code from `[code]`, and do not read
-the user's files. Other code can't import the modules in `[code]`.
+`[code]` contains the source of the function's module, and the sources of all modules that this
+module imports, directly or indirectly, from its own folder or package. If one of the sources in
+`[code]` changes, the job changes. Commands that use an existing run execute the code from `[code]`,
+and do not read the user's files. Other code can't import the modules in `[code]`.
 """
 
 import ast
@@ -111,7 +111,7 @@ def mode_in(folder: Path, code: Mapping[str, str]) -> int:
 
     If the job contains code, other users lose the permission to write to the folder, because
     `check_trusted` refuses code that another user could change. If the user trusts all code, the
-    folder stays as it is.
+    folder keeps its permissions.
     """
     if not code or is_trusting():
         return 0o666

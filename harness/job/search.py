@@ -162,7 +162,7 @@ def _dependent(
 ) -> Parameter:
     """Return the parameter with the condition `when`, which names a key and values of that key.
 
-    The key must be one of `free`, the parameters without a condition.
+    The key that `when` names must be in `free`, the parameters without a condition.
     """
     items = when.items() if isinstance(when, dict) else ()
     settings = [setting for name, value in items for setting in flat(name, value)]
@@ -223,7 +223,7 @@ class SearchConfig(ConfigSection):
         ge=2,
         le=10,
         description="the best 1/`factor` of the trials continue, until they have trained for "
-        "`factor` times as many epochs",
+        "`factor` times as many epochs as before",
     )
     parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED})] = Field(
         0,
@@ -235,7 +235,7 @@ class SearchConfig(ConfigSection):
 
 
 class SearchFile(Job):
-    """A job with the table `[search]`, without `search.space`."""
+    """The content of a search file, except for `search.space`."""
 
     search: SearchConfig
 
@@ -360,10 +360,10 @@ class SearchSpec:
         return replace(self, table=self.table.model_copy(update=changes))
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
-        """Yield a text such as `train.epochs was 6 and is 8` for each key that differs in `other`.
+        """Yield `KEY was 6 and is 8` for a key with the value 6 in this search and 8 in `other`.
 
-        No change of `search.trials` is yielded. A change of `search.parallel` is yielded only if
-        neither value is 0, because 0 lets the search choose the value.
+        The method ignores changes of `search.trials`. It ignores a change of `search.parallel` if
+        one of the two values is 0, because 0 lets the search choose the value.
         """
         known, asked = (
             {key: value for top in each.content.items() for key, value in flat(*top)}
@@ -441,10 +441,10 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 def _without_fixed(
     raw: Mapping[str, Any], job: Job, path: Path, origins: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Remove from `search.space` each key that an option sets; return a line for each option.
+    """Remove from `search.space` each key that `--set` sets; return a line for each `--set` option.
 
-    An option may set a key that the condition `when` of a second key names. If the condition is
-    false, the second key is removed; if the condition is true, all trials search the second key.
+    If `--set` gives a key A a value, and a key B is searched only `when` A has certain values, then
+    all trials search B if these values include A's value; otherwise B is removed too.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}
@@ -459,7 +459,7 @@ def _without_fixed(
             put_value(kept, key, value)
     given = dict.fromkeys(option for option in options.values() if option)
     if given and not kept:
-        raise InputError(f"{', '.join(given)}: leaves no key to search; remove this option")
+        raise InputError(f"{', '.join(given)}: no key is left to search; remove a --set option")
     return kept, [
         f"{option}: all trials have this value, so no other values are tried" for option in given
     ]

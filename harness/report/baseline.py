@@ -1,11 +1,12 @@
-"""Fits linear models to the reviews of the runs. A recurrent network should beat these baselines.
+"""Fits linear models to the runs' reviews: baselines that a recurrent network should beat.
 
 TF-IDF with logistic regression ignores the order of words; fitting it takes seconds. The option
-`sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy from
-87.8 to 88.2 % (with the last 200 words of each review). The other options are scikit-learn's
-defaults, except the limit of iterations and the options that restrict TF-IDF to the networks'
-vocabulary. The n-gram model uses sequences of up to three words; fitting it takes a minute. No
-option is chosen by its score on the test set.
+`sublinear_tf` of TF-IDF was chosen by the accuracy on the last 5,000 training reviews of IMDB: the
+option raised this accuracy from 87.8 to 88.2 % (with the last 200 words of each review). TF-IDF and
+its logistic regression otherwise have scikit-learn's default options, except the limit of
+iterations and the options that restrict TF-IDF to the networks' vocabulary. The n-gram model uses
+sequences of up to three words; fitting it takes a minute. No option is chosen by its score on the
+test set.
 """
 
 import contextlib
@@ -269,12 +270,11 @@ class NgramModel:
 
 
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
-    """Fit the n-gram model to the runs' training reviews.
+    """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C is the inverse of the model's regularization strength. If the dataset has a validation split
-    and `share` is 0, the runs also trained on the validation split, and C is chosen on this split.
-    In all other cases, C is chosen on the last fifth of the training reviews. The result is
-    deterministic.
+    C, the inverse of the model's regularization strength, is chosen on the last fifth of the
+    training reviews. But if the dataset has a validation split and `share` is 0, which means that
+    the runs trained on the validation split too, C is chosen on the validation split.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -304,13 +304,13 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
     """Fit an n-gram model to all training reviews; leave the model's attribute `words` empty.
 
-    C, the inverse of the regularization strength, is the candidate with the highest accuracy on the
-    last training reviews. If several candidates are equally good, C is the smallest of them.
+    C, the inverse of the regularization strength, is the number in STRENGTHS with the highest
+    accuracy on the last training reviews; of several equally good numbers, C is the smallest.
 
     Args:
         train: the training reviews.
-        cut: models for all candidates are fit to the first `cut` training reviews, and compared on
-            the remaining training reviews. By default the last fifth remains.
+        cut: to choose C, a model for each number in STRENGTHS is fit to the first `cut` training
+            reviews, and scored on the other training reviews, by default the last fifth.
 
     Raises:
         ValueError: if the training reviews are too few or too much alike.
@@ -411,9 +411,8 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in the folder `data`; if `data` is None, look where a new run would look. If no
-    dataset with this checksum is found, look where the group's first run found its data. Download
-    nothing.
+    Look first in the folder `data`; if `data` is None, look where a new run would look. If the
+    dataset is not there, look where the group's first run found its data. Download nothing.
 
     Raises:
         InputError: if the dataset is not found.

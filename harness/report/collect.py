@@ -218,8 +218,8 @@ def scored_runs(
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """Yield the named folders and the folders that match a pattern.
 
-    A pattern that matches no folder is added to `left_out` and raises no error, because perhaps no
-    run of the job has started yet.
+    A pattern that matches no folder is added to `left_out` and raises no error, because the
+    pattern may be for runs that have not started yet.
 
     Raises:
         InputError: if a name is neither a pattern nor a folder.
@@ -305,7 +305,7 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
     """Return the runs that have all settings in `where`, such as `model.units=64`.
 
     Raises:
-        InputError: if a text is not `KEY=VALUE`, or if no run has the settings.
+        InputError: if a setting is not `KEY=VALUE`, or if no run has the settings.
     """
     found = [*runs]
     known = [*dict.fromkeys(key for run in runs for key in run.settings)]

@@ -80,7 +80,7 @@ class MemberRun(BaseModel, frozen=True):
 
 
 class Ensemble(BaseModel, frozen=True):
-    """An ensemble with a valid `ensemble.toml`; `EnsembleClassifier` verifies the checksums."""
+    """An ensemble with a valid `ensemble.toml`; `EnsembleClassifier` verifies the models' files."""
 
     folder: Path
     dataset_checksum: str
@@ -237,7 +237,7 @@ class RunMember:
     def shared(self) -> dict[str, Any]:
         """The properties that all runs of an ensemble must share.
 
-        The keys of the returned dictionary are the names of the properties in error messages.
+        Error messages name a property by its key in the returned dictionary.
         """
         labels, _ = self.predictions.get(VALIDATION_PREDICTIONS, ((), None))
         return {
@@ -447,8 +447,8 @@ def _given_weights(
     The runs of `weights_from` must come from the same jobs as `members`, in the same order.
 
     Raises:
-        InputError: if the jobs or the data differ, or if `weights_from` is None and `members` have
-            no validation reviews.
+        InputError: if `weights_from` combines other members than the new ensemble, or was made on
+            other data; or if `weights_from` is None and `members` have no validation reviews.
     """
     if not weights_from:
         if VALIDATION_PREDICTIONS in members[0].predictions:
@@ -463,9 +463,9 @@ def _given_weights(
     jobs = [each.job for each in ensemble.runs]
     if mine != (ensemble.dataset_checksum, jobs, ensemble.ngrams_weight is not None):
         raise InputError(
-            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) or "
-            "was made on other data; give an ensemble with the same members in the same order, "
-            "made on the same data"
+            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) "
+            "than the new ensemble, or was made on other data; give an ensemble that has the same "
+            "members as the new ensemble, in the same order, and was made on the same data"
         )
     return ensemble.weights
 

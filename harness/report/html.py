@@ -130,8 +130,8 @@ def _hard_reviews(part: Part, predictions: Predictions) -> dict[str, list[str]]:
     """Describe the reviews that all runs get wrong, and those on which the jobs disagree most.
 
     Returns:
-        A list of descriptions for each of the two headings. The worst mistakes, and the largest
-        disagreements, come first.
+        Two headings, each with a list of descriptions of reviews. The worst mistakes, and the
+        largest disagreements, come first.
     """
     labels, vocab = predictions.labels, list[str]()
     with contextlib.suppress(InputError):  # without the dataset, the texts are left out

@@ -79,10 +79,10 @@ class Part:
 
     @cached_property
     def table(self) -> "pandas.DataFrame":
-        """The rows of `DatasetGroup.jobs`, then the baselines.
+        """The table `DatasetGroup.jobs`, followed by a row for each baseline.
 
-        If there are more than `MAX_DRAWN` jobs, the best job is first. A number that does not apply
-        is NaN.
+        If there are more than `MAX_DRAWN` jobs, the best job is first. In the row of a baseline,
+        the columns that describe only jobs are NaN.
         """
         import pandas
 

@@ -265,7 +265,10 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """Decide whether to requeue a job. `slurm/requeue.sh` decides itself if Python can't start."""
+    """Decide whether to requeue a job.
+
+    If Python can't start, `slurm/requeue.sh` makes this decision in bash.
+    """
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:
@@ -438,9 +441,9 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    Each training step adds 1 to the progress. Each finished trial adds STEPS_OF_A_TRIAL, which is
-    more than the number of steps of any trial. Therefore the progress grows when a trial finishes,
-    even if the trial's run is then removed and the steps of this run no longer count.
+    The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial.
+    STEPS_OF_A_TRIAL is more than the number of steps of any trial. Therefore the progress grows
+    when a trial finishes, even if the trial's steps no longer count because its run is removed.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

@@ -1,12 +1,12 @@
 """Connects the workers, which are the processes that train one model on several nodes.
 
 The workers communicate through a private folder beside the run's folder; each start of a job step
-creates a new folder. TensorFlow waits an hour for a missing worker. Therefore, before TensorFlow
-connects the workers, each worker writes its address into the private folder and waits until the
-folder contains all addresses. The first worker, the chief, also writes its execution plan (how
-steps are computed) and its newest checkpoint into the private folder; the other workers read these
-files. A worker that ends writes a report. TensorFlow's heartbeats detect a worker that died. The
-watchdog of each training process detects a worker that hangs.
+creates a new folder. TensorFlow would wait an hour for a missing worker. To detect a missing worker
+earlier, each worker writes its address into the private folder, and waits until the folder contains
+all addresses, before TensorFlow connects the workers. The first worker, the chief, also writes its
+execution plan (how steps are computed) and its newest checkpoint into the private folder; the other
+workers read these files. A worker that ends writes a report. TensorFlow's heartbeats detect a
+worker that died. The watchdog of each training process detects a worker that hangs.
 """
 
 import contextlib
@@ -136,7 +136,7 @@ class WorkerGroup:
     def share(self, content: bytes = b"") -> bytes:
         """Send the chief's `content` to all workers; return this content on every worker.
 
-        The other workers call this method without `content`, and wait for the chief.
+        Workers other than the chief pass no `content`, and wait for the chief's content.
 
         Raises:
             Interrupted: if the chief has ended without an error.
@@ -178,10 +178,10 @@ class WorkerGroup:
             time.sleep(POLL_S)
 
     def lost(self, message: str) -> str:
-        """Record that another worker died; return the nodes of the workers that may have died.
+        """Record that another worker died; return the nodes on which that worker may have run.
 
         Args:
-            message: TensorFlow's error; if it names no other worker, return all other nodes.
+            message: TensorFlow's error; if it names no other worker, all other nodes are returned.
         """
         self._has_lost = True
         named = {int(rank) for rank in TASK.findall(message)} - {self.rank}

@@ -137,9 +137,9 @@ def srun_args(slot: Slot, name: str) -> list[str]:
     """Return the srun command that runs a task on a slot's node, beside the job's other job steps.
 
     The command turns CPU binding off; otherwise all job steps would use the job's first CPUs.
-    Unless the site refuses --mem, the command sets --mem, because srun without --mem fails if two
-    of Slurm's memory variables are set. The job may have inherited a memory variable from the shell
-    that called sbatch.
+    The command contains `--mem=0`, unless the site refuses this option. Without --mem, srun fails
+    if both SLURM_MEM_PER_NODE and SLURM_MEM_PER_CPU are set; the job may have inherited one of
+    these variables from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in refused_options() else ["--mem=0"]

@@ -166,7 +166,7 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: the request; the script exports the paths in it.
+        request: a checked request; the script exports the folders in it.
         variables: other environment variables to export.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.

@@ -1,7 +1,8 @@
 """Submit jobs to sbatch with a snapshot of the code.
 
-`<runs>/.submissions/<time>-<job>/` contains a job's script and a job file with every key, so later
-edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists a job's runs and logs.
+`<runs>/.submissions/<time>-<job>/` contains a job's script and a job file with every key, so a
+waiting job is not affected if the user edits the original files.
+`<runs>/.submissions/<job id>.json` lists a job's runs and logs.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ def make_request(
 
     If `job_file` is None, the jobs train and compare the five networks. If a job trains on the
     user's own texts (`data.source`), this function writes the texts into the cache, from which the
-    job reads them. The function writes no other file.
+    job reads them. Apart from texts in the cache, the function writes nothing.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -247,8 +248,8 @@ def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
     The script of the running job runs the sbatch command outside of the site's container, because
-    the container may lack sbatch. The container may also lack git, so this function
-    takes no new snapshot: the submitted job runs the code of the running job.
+    the container may lack sbatch. This function takes no new snapshot of the code, because the
+    site's container may lack git; the submitted job runs the code of the running job.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of

@@ -190,7 +190,8 @@ def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str
         kind: a noun for the output in messages, such as `comparison`.
 
     Raises:
-        InputError: if the folder contains other files or lacks `mark`, is a file, or can't be read.
+        InputError: if the folder is a file or can't be read, contains a file whose name is not in
+            `known`, or contains files but not `mark`.
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()

@@ -1,7 +1,7 @@
 """Asks NVIDIA's driver, NVML and the CUDA libraries about this machine's GPUs, without TensorFlow.
 
-Every function works on any machine, because a library can be loaded without a GPU or a driver. If
-the driver or the package nvidia-ml-py is missing, the functions that need it return empty values.
+Every function can be called on a machine without a GPU, a driver or the package nvidia-ml-py. A
+function whose library or driver is missing returns an empty value, such as None or an empty text.
 """
 
 import contextlib
@@ -69,10 +69,10 @@ def library_folders() -> Iterator[Path]:
 def load_libraries() -> list[str]:
     """Load NVML and the CUDA libraries; return the names of the libraries that can't be loaded.
 
-    Call this function before TensorFlow looks for devices. If a library is missing, TensorFlow
+    Call this function before TensorFlow looks for devices. If a CUDA library is missing, TensorFlow
     registers no GPU. If a CUDA library is already loaded, TensorFlow 2.21 uses the loaded library.
-    TensorFlow searches for the other libraries in LD_LIBRARY_PATH, TensorFlow's RUNPATH and the
-    system's folders. The RUNPATH does not contain `nvidia/cusolver/lib`.
+    If a CUDA library is not loaded yet, TensorFlow searches for it in LD_LIBRARY_PATH, TensorFlow's
+    RUNPATH and the system's folders. TensorFlow's RUNPATH does not contain `nvidia/cusolver/lib`.
     """
     return [name for name in (NVML, *LIBRARIES) if _load(name) is None]
 
@@ -147,8 +147,8 @@ def code_for(capability: Version, targets: Sequence[str]) -> str:
     """Return the item of `targets` that a card runs; return "" if the card can run none of them.
 
     Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
-    later minor version. PTX, such as `compute_90`, also runs on all later cards, because the driver
-    compiles it for the card.
+    later minor version. PTX, such as `compute_90`, runs on cards with this or any later
+    capability, because the driver compiles PTX for the card.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -164,8 +164,8 @@ def _capability(target: str) -> Version:
 def lasting_error(num_gpus: int) -> str:
     """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
-    TensorFlow and the libraries sometimes hide this error, so this function allocates memory on
-    each GPU. If all allocations succeed, the result is empty.
+    TensorFlow and the CUDA libraries sometimes hide the error that a CUDA call returned, so this
+    function allocates memory on each GPU. If all allocations succeed, the result is empty.
 
     Args:
         num_gpus: how many of the visible GPUs this process uses, beginning with the first.
@@ -204,8 +204,9 @@ def keep_compiled_kernels() -> None:
 def kernel_cache() -> Path | None:
     """Return the folder of CUDA's kernel cache; None if the cache is off or the folder is not safe.
 
-    A folder that CUDA_CACHE_PATH does not name must be closed to other users, because they could
-    replace the code in the folder.
+    If CUDA_CACHE_PATH names a folder, the function returns this folder without a check.
+    Without CUDA_CACHE_PATH, the function returns a folder in harness's cache, if other users can't
+    replace the code in it.
     """
     if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None
@@ -307,9 +308,9 @@ def memory_of_gpus() -> dict[str, Memory]:
 def open_gpus() -> tuple[Any, dict[str, Any]]:
     """Return `pynvml`, and a dictionary with NVML's handle of each visible GPU, in CUDA's order.
 
-    The keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs. If
-    CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. GPUs that NVML does not
-    know are left out. Without the package nvidia-ml-py, the function returns None and an empty
+    The dictionary's keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs;
+    if CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. GPUs that NVML does
+    not know are left out. Without the package nvidia-ml-py, the function returns None and an empty
     dictionary. NVML stays open until this process ends.
     """
     try:

@@ -28,12 +28,13 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """Stores the signal that asks a run to stop; the training loop checks it between two steps.
+    """Stores the signal that asks a run to stop.
 
-    All workers of a run must stop after the same step; otherwise some workers would wait for ever
-    in a collective operation. So each worker has a vote, 1 to stop and 0 to continue. Every step
-    adds up the votes of all workers. All workers read the sum of the votes after the same steps,
-    and stop if this sum is not 0.
+    Between two steps, the training loop checks whether a signal is stored. All workers of a run
+    must stop after the same step; otherwise some workers would wait for ever in a collective
+    operation. Each worker has a vote, 1 to stop and 0 to continue, and every step adds up the votes
+    of all workers. All workers read the sum of the votes after the same steps, and stop if this sum
+    is not 0.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -247,7 +248,7 @@ def process_space() -> str:
 
 
 def has_died(process: int, space: str) -> bool:
-    """Whether a process is known to have ended; False if it belongs to another `process_space`.
+    """Whether a process is known to have ended; False for a process of another `process_space`.
 
     Args:
         process: the process id.

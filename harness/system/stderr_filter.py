@@ -1,14 +1,14 @@
 """Filters TensorFlow's messages, and explains why a process that computes on GPUs has died.
 
-Some of TensorFlow's messages are noise: users can't act on them. The log level does not suppress
-the noise, because TensorFlow writes some of the noise before reading the log level, and logs the
-rest as errors. Therefore this module removes the noise.
+Some of TensorFlow's messages are noise: users can't act on them. This module removes the noise from
+the output. The log level does not suppress the noise, because TensorFlow writes some of the noise
+before reading the log level, and logs the rest as errors.
 
-CUDA reports some errors late. After such an error TensorFlow aborts its process, and no `except`
-prevents the abort. Therefore TensorFlow runs in a child process. The parent process, the guard,
-never imports TensorFlow, and passes signals on to the child. A file in memory keeps all messages of
-the child, because a message may be the only sign that a step was computed wrongly, or the only
-explanation of why the child died.
+If CUDA reports an error late, TensorFlow aborts its process, and no `except` prevents the abort. So
+that another process can explain the abort, TensorFlow runs in a child process. The parent process,
+the guard, never imports TensorFlow, and passes signals on to the child. A file in memory keeps all
+messages of the child, because a message may be the only sign that a step was computed wrongly, or
+the only explanation of why the child died.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """Ends this process if its main thread hangs while TensorFlow waits for a device.
 
-While the main thread waits, no Python signal handler runs. So a second thread ends the process some
+While the main thread waits, no Python signal handler runs, so a second thread ends the process some
 time after the first signal that asks the run to stop, or after a long time without a result from
 the devices.
 """
@@ -151,7 +151,8 @@ class Watchdog:
     def count(self, passed_s: float) -> None:
         """Add `passed_s` to the time without progress and to the time since the first signal.
 
-        End the process if the time without progress or since the signal reaches its limit.
+        End the process if the time without progress, or the time since the first signal, reaches
+        its limit.
 
         Args:
             passed_s: the time in seconds since the last call.

@@ -52,7 +52,8 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 def mark_of(runs: Path, folder: Path) -> str:
     """Return the depths of a run's audits, such as `full, quick`; empty if there is no audit.
 
-    If an audit found a difference, the mark is `differs`.
+    If an audit did not reproduce the run's recorded results, return `differs` instead of the
+    depths.
 
     Args:
         runs: the folder of runs of the auditing user.

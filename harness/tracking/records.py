@@ -60,7 +60,8 @@ class Heartbeat:
     def beat(self, phase: str, **values: object) -> None:
         """Set the phase and other fields of the heartbeat.
 
-        The file is written if the phase is new, or if the last write was HEARTBEAT_S seconds ago.
+        The heartbeat is written to `state.json` if the phase is new, or if HEARTBEAT_S seconds or
+        more have passed since the last write.
 
         Args:
             phase: starting, training, validating, testing, searching, finished, interrupted or
@@ -210,7 +211,8 @@ class RunStatus:
     def was_cancelled(self) -> bool:
         """Whether SIGTERM (for example from scancel or harness cancel) or Ctrl-C ended the run.
 
-        A time limit without a warning, or the shutdown of a machine, sends SIGTERM too.
+        The result is also true after a time limit without a warning, or after the shutdown of a
+        machine, because both send SIGTERM.
         """
         return self.signal in CANCELLING or self.asked_to_cancel
 

@@ -205,10 +205,10 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run whose weights a run began with, or None.
+    """Return the folder of the run that provided a run's initial weights, or None.
 
-    If the run continues its parent's checkpoint, return the folder of the run whose weights the
-    parent began with.
+    If a run continues its parent's checkpoint, return the folder of the run that provided the
+    parent's initial weights.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -415,7 +415,7 @@ def _why_no_run(folder: Path) -> str:
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask a run to stop, or not to begin. `harness resume` withdraws the request.
+    """Ask a run to stop, or not to begin. `harness resume` withdraws the request to stop.
 
     The request is a file, because no signal reaches a single run of a Slurm job with several runs.
     """

@@ -282,8 +282,8 @@ def pick(
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if the name selects no run, or several runs although `many` is false. The
-            id of a job may select several runs in any case.
+        InputError: if the name selects no run, or several runs although `many` is false. The id of
+            a Slurm job or array may select several runs even if `many` is false.
     """
     if not name.strip():
         raise InputError("run '': specify a folder, a run id or the id of a Slurm job")

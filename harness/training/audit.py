@@ -2,10 +2,11 @@
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
-and the model by training the run's job. Another machine may round differently. If the results of
-the training differ on another machine, the audit trains a second time, with another implementation
-of the layers, on another number of replicas, or both. The difference between the audit's two
-training runs shows how large rounding differences are.
+and the model by training the run's job. An audit on another machine than the run's may round
+differently from the run. If the results of such an audit's training differ from the run's results,
+the audit trains a second time, with another implementation of the layers, on another number of
+replicas, or both. The difference between the audit's two training runs shows how large rounding
+differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
 from the model file. If the job contains custom code, the audit runs this code, but only if the
@@ -237,7 +238,7 @@ Values = dict[str, Any]  # the name of a value -> the value
 
 
 class Sides(NamedTuple):
-    """Values that the audit computed, and the same values from the run's folder."""
+    """Values that the audit computed, and the values with the same names from the run's folder."""
 
     mine: Values
     theirs: Values
@@ -246,11 +247,12 @@ class Sides(NamedTuple):
 
 
 def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
-    """Compare values of the audit with values of the run, as `read(*args)` returns them.
+    """Compare the audit's values with the run's values; `read(*args)` returns both.
 
-    The result names the first value that differs. If no value differs, the result names the value
-    with the largest rounding difference. If `read` raises an error that is not listed under
-    `Raises`, the run's file is broken, so the outcome is `differs`.
+    The result names the first value whose difference between audit and run is larger than allowed.
+    If all differences are allowed, the result names the value with the largest difference. If
+    `read` raises an error that is not listed under `Raises`, the run's file is broken, so the
+    outcome is `differs`.
 
     Raises:
         RunError, Interrupted, MemoryError: if this machine failed; the run's file may be fine.
@@ -275,7 +277,10 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
 
 
 def gap(mine: Any, theirs: Any) -> float:
-    """Return two values' largest difference: 0 if bitwise equal, infinite if not comparable."""
+    """Return the largest difference between the elements of two values.
+
+    The result is 0 if the values are bitwise equal, and infinite if they can't be compared.
+    """
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         alike = mine.dtype == theirs.dtype and mine.shape == theirs.shape
         is_same = alike and mine.tobytes() == theirs.tobytes()
@@ -332,7 +337,7 @@ def kind_of(where: str) -> str:
 
 
 class Auditor:
-    """Computes a run again from its job, and compares the results."""
+    """Computes a run again from its job, and compares the results with the run's files."""
 
     def __init__(
         self,
@@ -376,7 +381,7 @@ class Auditor:
     def others(self, machine: Mapping[str, Any]) -> list[str]:
         """Return why results on `machine` may differ from the run's results.
 
-        A reason is, for example, another version of a package, or another processor.
+        Results may differ, for example, with another version of a package, or on another processor.
         """
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
@@ -623,7 +628,7 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Train the job with the devices and plan of `_other_training`; measure the difference.
+        """Measure rounding differences by training with the devices and plan of `_other_training`.
 
         Returns:
             How far the values of each metric and of each file may differ from `base`, the files of
@@ -649,7 +654,7 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return devices and a plan with which a training run differs only by rounding."""
+        """Return another way to train: devices and a plan that change results only by rounding."""
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1

@@ -52,8 +52,8 @@ class Progress:
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Also remove every checkpoint of a later step than the new checkpoint: it is certainly broken,
-    because this run resumed from its newest intact checkpoint.
+    Also remove the checkpoints of later steps than the new checkpoint. Checkpoints of later steps
+    are broken, because the run resumed from its newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.

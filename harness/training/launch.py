@@ -65,9 +65,9 @@ def launch(
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result. A finished run is not changed.
 
-    By default, a resumed run uses the requested devices and the data in its record. A new run that
-    continues a parent's checkpoint uses the parent's plan and, by default, the devices that the
-    parent requested.
+    By default, a resumed run uses the data that its record names, and the devices that its record
+    stores as `devices_asked`. A new run that continues a parent's checkpoint uses the parent's plan
+    and, by default, the devices that the parent requested.
 
     Raises:
         InputError: if devices or data are missing, or another version of harness or another user
@@ -150,7 +150,7 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """Return `requested`, else the requested devices in the record, else HARNESS_DEVICES."""
+    """Return the first that is set: `requested`, the record's `devices_asked`, HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
@@ -213,8 +213,9 @@ def join_workers(
 ) -> tuple[WorkerGroup, RunContext]:
     """Connect to the other workers of a run on several nodes.
 
-    All workers compute the same values and write the same files. The chief writes into the run's
-    folder; any other worker writes into a temporary folder, and its console is silent.
+    All workers compute the same values, and each worker writes the run's files into its own folder:
+    the chief into the run's folder, any other worker into a temporary folder. Only the chief's
+    console prints.
     """
     worker_group = stack.enter_context(
         WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
@@ -261,9 +262,9 @@ def announce(
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
-            f"train.batch_size = {job.train.batch_size}: is the size of the global batch, and "
-            f"should be at least {num_replicas}, the number of replicas; raise it, or request "
-            "fewer devices"
+            f"train.batch_size = {job.train.batch_size}: should be at least {num_replicas}, so "
+            f"that each of the {num_replicas} replicas gets a review; raise it, or request fewer "
+            "devices"
         )
     for line in job.without_effect():
         console.warning(line)

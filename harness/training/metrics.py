@@ -227,9 +227,9 @@ def events(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return whether the event of each review occurred, and the event's probability, `[n]`.
 
-    A calibration curve compares how often the events occur with the events' probabilities. For two
-    classes the event is that the review is positive. For more than two classes the event is that
-    the prediction is correct. The arguments are the results of `checked`.
+    A calibration curve shows the share of reviews whose event occurred against the probability of
+    the event. For two classes the event is that the review is positive. For more than two classes
+    the event is that the prediction is correct. The arguments are the results of `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:

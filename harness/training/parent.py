@@ -1,11 +1,12 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-The new run's job is compared with the parent's job, without settings that don't affect a result. If
-only `train.epochs` differs, the new run continues from the parent's checkpoint. The new run's
-result is bitwise identical to the result of a run that trained all epochs itself. If the data or
-any compared setting except `train.epochs` differ, the new run begins with the weights of the
-parent's trained model, layer by layer. In both cases the new run writes a checkpoint before its
-first step, and then no longer needs the parent.
+The new run's settings, custom code and data are compared with the parent's. The comparison ignores
+settings that don't affect a result, and `train.epochs` unless the learning-rate schedule depends on
+it. If the comparison finds no difference, the new run continues from the parent's checkpoint, and
+the new run's result is bitwise identical to the result of a run that trained all epochs itself.
+If the comparison finds a difference, the new run begins with the weights of the parent's trained
+model, layer by layer. Before its first step, the new run writes a checkpoint of its own, and then
+no longer needs the parent.
 """
 
 from collections import Counter
@@ -33,7 +34,7 @@ class Parent:
 
     run: RunDirectory
     continues: bool  # whether the new run uses the parent's checkpoint, not only its weights
-    differences: tuple[str, ...] = ()  # settings and data that differ from the parent's
+    differences: tuple[str, ...] = ()  # settings and data that differ between parent and new run
 
     def record(self) -> dict[str, Any]:
         """Return the part of the new run's record that describes the parent."""
@@ -59,7 +60,7 @@ class Parent:
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
-    """Find the parent of a run. Return None if no parent is named, or the run has a checkpoint.
+    """Find a run's parent. Return None if no parent is named, or the run already has a checkpoint.
 
     Args:
         named: the folder in `--from`; by default the parent in the run's record.

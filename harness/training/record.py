@@ -134,9 +134,11 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     """Write the validation predictions, from which an ensemble chooses its weights.
 
-    A trial writes no predictions, to save time and space. A trial returns all validation scores
-    except loss and accuracy, but nothing if the objective of the search is validation loss or
-    validation accuracy. The score `val_roc_auc` is None if all reviews are of one class.
+    A trial writes no predictions, to save time and space. If the objective of the search is
+    validation loss or validation accuracy, a trial returns no scores, because the training loop has
+    already computed both. For any other objective, a trial returns all scores that can be an
+    objective, except validation loss and validation accuracy. The score `val_roc_auc` is None if
+    all reviews are of one class.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:
@@ -202,8 +204,8 @@ def result_of(
 def record_gpu_gb(run: RunDirectory) -> None:
     """Record how many GB of memory this process uses on its fullest GPU, if it uses a GPU.
 
-    TensorFlow frees no memory before the process ends, so at the end of a run the number of GB is
-    the peak.
+    TensorFlow frees no GPU memory before the process ends, so a call at the end of a run records
+    the run's peak.
     """
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:

@@ -13,13 +13,14 @@ Users' dashboards rely on these tags:
 | `.` | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
-TensorBoard keeps all points in memory, and a curve needs only hundreds of points. Therefore the log
-contains the losses of at most about 500 evenly spaced steps. Runs with the same number of steps log
-the losses of the same steps. The log contains learning rate, speed and the machine's load for about
-100 steps at most; the run copies results from the device after each of these steps.
+Because TensorBoard keeps all points in memory, and a curve needs only hundreds of points, the log
+contains the losses of about 500 evenly spaced steps at most. Runs with the same number of steps log
+the losses of the same steps. Learning rate, speed and the machine's load are measured only when the
+run copies results from the device; the log contains these values for about 100 steps at most.
 
-A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
-truncates the files to the sizes in the mark, and then writes the same events as an undisturbed run.
+A checkpoint contains the log's `mark`: the size of each event file at the time of the checkpoint. A
+resumed run truncates the files to the sizes in the mark, and then writes the same events as an
+undisturbed run.
 """
 
 import contextlib
@@ -80,8 +81,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             mark: the size of each event file at the checkpoint, as `mark()` returned it. A file
                 that has grown since the checkpoint is truncated to this size. An event file without
                 a size in `mark` is removed.
-            num_steps: the largest number of steps that the run can have. If it is at most 500, all
-                steps are logged.
+            num_steps: the largest number of steps that the run can have. If this number is at most
+                500, the losses of all steps are logged.
             clock: a function that returns the time in seconds since 1970.
         """
         self._folder = folder
@@ -118,8 +119,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             first_step: the number of the first step, counted from 1 over the whole run.
             losses: each step's mean loss over the global batch, `[n]`.
             accuracies: each step's share of correct predictions, `[n]`.
-            measured: the values of other tags at the last step in `losses`, by tag. A run logs
-                these values about 100 times at most.
+            measured: the learning rate, the speed and the machine's load at the last step in
+                `losses`, by tag. A run logs these values about 100 times at most.
         """
         self._start("train", first_step)
         last_step = first_step + len(losses) - 1

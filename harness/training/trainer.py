@@ -1,7 +1,7 @@
 """The training loop.
 
-Unlike `model.fit`, the loop can resume in the middle of an epoch. The result is bitwise identical
-to the result of a run without interruption.
+Unlike `model.fit`, the loop can resume in the middle of an epoch. The result of a resumed run is
+bitwise identical to the result of a run without interruption.
 """
 
 import contextlib

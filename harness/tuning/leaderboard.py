@@ -282,10 +282,10 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
     """Return the trials with comparable scores.
 
-    hyperband and asha train good settings for more epochs, which also changes the scores. So for
-    hyperband and asha, only the trials with the most common number of epochs are returned; for
-    other tuners, all trials. If two numbers of epochs are equally common, the trials with the
-    larger number are returned.
+    The tuners hyperband and asha train good settings for more epochs, which also changes the
+    scores. If one of these two tuners ran the search, only the trials with the most common number
+    of epochs are returned, otherwise all trials. If two numbers of epochs are equally common, the
+    trials with the larger number are returned.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -303,7 +303,7 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
         `best` the best score. `explains` is eta squared of the key: the between-group sum of
         squares divided by the total sum of squares (Fisher, 1925), or 0 if all scores are equal.
         `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
-        trials in k groups. A key with one value or with too few trials has no rows.
+        trials and k rows of the key. A key with one value or with too few trials has no rows.
     """
     import pandas
 

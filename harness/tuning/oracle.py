@@ -1,27 +1,28 @@
 """Creates KerasTuner's oracles, which a `Schedule` calls in one process and in a fixed order.
 
-This module adds `AshaOracle`. The other oracles of this module differ from those of KerasTuner
-1.4.8 in six ways. Each item first says what KerasTuner does:
+KerasTuner has no counterpart to `AshaOracle`. This module's oracles for the other tuners differ
+from the oracles of KerasTuner 1.4.8 in six ways:
 
-- KerasTuner's oracle writes its whole state in every call. An oracle of this module writes
-  nothing: to restore its state, a new oracle receives the accepted results again.
-- KerasTuner's grid search proposes a trial only when another trial has ended. The grid
-  search of this module proposes the next trial without waiting, so that no worker is idle.
+- KerasTuner's oracle writes its whole state to disk whenever a trial starts or ends. An oracle of
+  this module writes nothing. When a sweep continues, a new oracle receives the results of the
+  sweep's trials again and thus gets the same state.
+- KerasTuner's grid search proposes a trial only when another trial has ended. The grid search of
+  this module proposes a trial even if no trial has ended, so that no worker is idle.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
-  search space has too few untried settings left, the first round can't be filled. The Hyperband of
-  this module then shrinks the first round.
+  search space has too few untried settings left to fill the first round, the Hyperband of this
+  module makes the first round smaller.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
-  0.5. This module turns a range with a step into a list of the range's values. This list contains
-  the range's maximum if the maximum is a whole number of steps above the minimum.
+  0.5. This module turns a range with a step into a list of the range's values, which contains the
+  maximum if the maximum is a whole number of steps above the minimum.
 - KerasTuner's `Choice` turns booleans into integers. This module turns a list of two booleans
   into a `Boolean`, and a list of one boolean into a `Fixed`.
 - KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
-  proposal, in O(n³) time. After this fit, KerasTuner's search minimizes the acquisition function
-  from 50 starting points. Each step of a minimization needs at least one prediction by the Gaussian
-  process. The Bayesian search of this module fits the Gaussian process to at most 100 finished
-  trials. One prediction yields the acquisition function at many random points, and minimizations
-  start only from the best few of these points. So the cost of a proposal does not grow with the
-  number of trials.
+  proposal, in O(n³) time. Then KerasTuner's search minimizes the acquisition function from 50
+  starting points. Each minimization step needs at least one prediction by the Gaussian process.
+  The Bayesian search of this module fits the Gaussian process to at most 100 finished trials, so
+  that the cost of a proposal does not grow with the number of finished trials. One prediction
+  yields the acquisition function at many random points, and minimizations start only from the best
+  few of these points.
 """
 
 import contextlib
@@ -117,11 +118,12 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
     Implements Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning"
     (2020). Starts random settings in the lowest rung and promotes the top 1/factor of every rung.
 
-    A setting is a combination of values. Each promotion creates a new trial. The new trial's values
-    contain the id of the promoted trial (`tuner/trial_id`) and the epochs of the new rung
-    (`tuner/epochs`), as in KerasTuner's Hyperband. The oracle promotes a trial as soon as the trial
-    is among the best 1/factor of its rung's finished trials, so no trial waits for others. The
-    promotions depend only on the trials' results and on the order of these results.
+    In this class, a setting is a combination of values for the keys of the search space. Each
+    promotion creates a new trial, whose values contain the id of the promoted trial
+    (`tuner/trial_id`) and the epochs of the new rung (`tuner/epochs`), as in KerasTuner's
+    Hyperband. The oracle promotes a trial as soon as the trial is among the best 1/factor of its
+    rung's finished trials, so no trial waits for others. The promotions depend only on the trials'
+    results and on the order of these results.
 
     Args:
         num_settings: the maximum number of settings in the lowest rung.
@@ -168,7 +170,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
     def _is_known_to_wait(self) -> bool:
         """Whether the sweep's folder records the next trial as a promotion.
 
-        Until the oracle can propose the recorded promotion, the oracle draws no random setting.
+        While the oracle can't propose a promotion that the sweep's folder records as the next
+        trial, the oracle waits and draws no random setting.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
@@ -196,8 +199,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         """Return a hash of `values` without the keys that begin with `tuner/`.
 
         If the values that the oracle draws have the same hash as an earlier trial's values, the
-        oracle discards the drawn values and draws again. So the oracle draws no combination of
-        values twice.
+        oracle discards the drawn values and draws again.
         """
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
@@ -214,9 +216,9 @@ def rung_epochs(min_epochs: int, max_epochs: int, factor: int) -> list[int]:
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
-    Except for rounding, the values depend only on the seed and on the earlier trials. Processors
-    may round differently. So if a sweep continues, the oracle does not repeat the choices of the
-    Gaussian process, but reads the chosen values from the sweep's folder.
+    Except for rounding, the values depend only on the seed and on the earlier trials. If a sweep
+    continues, the oracle reads the values that the Gaussian process chose earlier from the sweep's
+    folder, because another processor may round these values differently.
     """
 
     known: Sequence[Trial] = ()  # the sweep's trials, sorted by number; grows during the search

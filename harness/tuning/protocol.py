@@ -13,12 +13,12 @@
 A folder marked `once` is created by exactly one process, together with its first file.
 
 Three kinds of processes take part in a search: workers train trials, proposers choose the trials'
-values, and commands such as `harness tune` start workers and proposers. All three kinds of
-processes follow the protocol by running coroutines. The coroutines reach the sweep's folder only
-through the methods of a `Disk`, and use no clock or random number. The real `Disk` has blocking
-methods, which never suspend a coroutine, so one call of `execute` runs a coroutine from start to
-end. The tests execute the coroutines in a simulation. The simulation suspends a coroutine at each
-operation of its `Disk`, kills processes, lets nodes fail, and shows new files late.
+values, and commands such as `harness tune` start workers and proposers. Workers, proposers and
+commands run the coroutines of this module. The coroutines reach the sweep's folder only through the
+methods of a `Disk`, and use no clock or random number. The real `Disk` has blocking methods, which
+never suspend a coroutine, so one call of `execute` runs a coroutine from start to end. The tests
+execute the coroutines in a simulation. The simulation suspends a coroutine at each operation of its
+`Disk`, kills processes, lets nodes fail, and shows new files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -79,7 +79,7 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """Return the fields of the trial that the oracle decides."""
+        """Return the trial's fields whose values the oracle decides."""
         return self.n, self.values, self.limit, self.parent
 
 
@@ -329,7 +329,7 @@ class Worker:
         return heard.attempt is not None and heard.attempt.worker == self.me.worker
 
     async def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Attempt:
-        """Return this worker's new attempt at trial n, which follows the ended attempt k."""
+        """Return the `Attempt` with which this worker continues trial n after attempt k ended."""
         beat = await self.view.disk.read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
@@ -381,13 +381,14 @@ async def follow(view: View, now_s: float) -> list[Trial]:
 
 
 async def tell_gone(view: View, ended: Collection[str]) -> set[str]:
-    """Write a `Gone` for each ended or silent worker; return the uuids of the silent workers.
-
-    A silent worker has sent no heartbeat for LOST_S.
+    """Write a `Gone` for each worker that has ended, or has sent no heartbeat for LOST_S.
 
     Args:
         view: the state of the search as the command has read it so far.
         ended: the uuids of workers that are known to have ended.
+
+    Returns:
+        The uuids of the workers that have sent no heartbeat for LOST_S.
     """
     silent = set[str]()
     for n, heard in view.open.items():
@@ -415,6 +416,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Stop or resume a search by writing `stop`, if the search is not yet in that state."""
+    """Write `stop`, unless it would stop a stopped search or resume one that is not stopped."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

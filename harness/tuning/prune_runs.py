@@ -4,9 +4,9 @@ When a trial drops out of the best trials, the search removes the trial's model,
 status files at once, because this trial can't become one of the best again. Hyperband and asha
 continue trials from checkpoints, so with these tuners a search removes the checkpoints of finished
 trials only at the end of the search. Failed trials and superseded attempts keep their status files.
-If the user raises `search.trials` after the end of the search, a new trial trains its parent's
-epochs again, with bitwise identical results. In finished runs that are not trials, `harness prune`
-removes only the checkpoints.
+If the user raises `search.trials` after the end of the search, a new trial that should continue
+from a removed checkpoint trains the epochs up to this checkpoint again, with bitwise identical
+results. In finished runs that are not trials, `harness prune` removes only the checkpoints.
 
 If the user trains a run's `job.toml` again, the new model and checkpoints are bitwise identical to
 the removed ones. This module removes no file of another user and follows no symbolic link. A run
@@ -121,8 +121,8 @@ class KeptTrials:
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     """Remove checkpoints of finished runs, and the files that finished searches do not keep.
 
-    Unfinished runs outside of finished searches, unfinished searches, symbolic links and folders of
-    other users remain unchanged.
+    This function changes no unfinished search, no unfinished run (except trials of finished
+    searches), no symbolic link and no folder of another user.
 
     Args:
         tops: runs, sweeps, or folders that contain runs or sweeps.

@@ -1,11 +1,11 @@
-"""Orders an oracle's proposals and results independently of real time.
+"""Decides the order in which an oracle proposes trials and receives results.
 
-A simulation with a virtual clock decides the order of the proposals and results. In each tick of
+The order does not depend on real time, but on a simulation with a virtual clock. In each tick of
 the clock, each of a fixed number of simulated workers trains one epoch, or a whole trial if the
-oracle sets no epochs. The oracle proposes a trial when a simulated worker is free. The oracle
-receives a trial's result when the simulated worker ends the trial. So the oracle's state depends
-only on the results. Any process can compute the oracle's state again from the results, and an
-interrupted search promotes the same trials as an uninterrupted search.
+oracle sets no epochs. The oracle proposes a trial when a simulated worker is free, and receives a
+trial's result when the trial's simulated worker ends the trial. Because real time has no effect,
+the oracle's state depends only on the results: any process can compute the state again from the
+results, and an interrupted search promotes the same trials as an uninterrupted search.
 """
 
 import heapq
@@ -22,7 +22,7 @@ RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's statu
 
 
 class Schedule:
-    """Asks an oracle for trials and gives it their results, in the order of a virtual clock."""
+    """Asks an oracle for trials, and gives the oracle results, in the order of a virtual clock."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class Schedule:
                 results, and therefore receives no results.
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
                 list.
-            results: the trials with results, by number, in any order; the caller adds each new
-                result. The oracle receives a result when the trial ends in virtual time.
+            results: the trials that have results; the keys are the trials' numbers. The caller adds
+                each new result; the oracle receives it when the trial ends on the virtual clock.
         """
         self.oracle, self.num_trials, self.width = oracle, num_trials, width
         self.known, self.results = known, results
@@ -136,7 +136,11 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials; the proposer that creates a trial's folder decides the trial's values."""
+    """Proposes the trials of a search; other processes may run proposers for the same search.
+
+    If several proposers propose the same trial, the first to create the trial's folder decides the
+    trial's values.
+    """
 
     begin: Callable[[View], Schedule]  # makes the schedule of a search
     num_asked: int  # `search.trials`
@@ -147,10 +151,10 @@ class Proposer:
     _next: Trial | None = None  # the proposed trial whose folder is not created yet
 
     async def turn(self) -> bool:
-        """Propose trials, then wait.
+        """Propose trials as long as there is room; then pause, unless the proposer has finished.
 
         Returns:
-            True if all trials are proposed or the search is stopped.
+            Whether the proposer has finished: all trials are proposed, or the search is stopped.
 
         Raises:
             RunError: if a proposal differs from the known trial with the same number.
@@ -176,7 +180,7 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether fewer trials than `ahead` wait for a worker, so that another can be proposed.
+        """Whether another trial can be proposed: fewer than `ahead` trials wait for a worker.
 
         Always True for an oracle that learns from results: the number of simulated workers already
         limits the oracle's proposals.
@@ -185,7 +189,10 @@ class Proposer:
         return self.is_guided or num_waiting < self.ahead
 
     def _propose(self) -> Trial | None:
-        """Return the next trial that no process has proposed yet; None if the oracle has none."""
+        """Return the next trial that no process has proposed yet.
+
+        Return None if the oracle has no trial left, or waits for results.
+        """
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
                 # Another proposer, which rounded differently or had a larger `search.trials`, has

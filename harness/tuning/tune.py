@@ -178,8 +178,8 @@ class Command:
         """Repeat `_turn` until the search ends; if the disk fails, try again for PATIENCE_S.
 
         Raises:
-            DiskError: if the disk fails for longer than PATIENCE_S; at once if waiting can't help,
-                for example because a folder is missing.
+            DiskError: if the disk fails for longer than PATIENCE_S, or if an error does not go away
+                with time, for example because a folder is missing.
             InputError, RunError: if the search fails for a reason other than the disk.
             Interrupted: after a signal.
         """
@@ -285,7 +285,8 @@ class Command:
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end, and record the interruption.
 
-        The record is written within RECORD_S, before Slurm may kill this process.
+        The interruption is recorded after RECORD_S at the latest, even if workers are still saving,
+        because Slurm may soon kill this process.
         """
         self.pool.stop(RECORD_S)
         try:

@@ -74,7 +74,7 @@ LEAVE_S = 20.0  # longest wait for the last heartbeat to be written
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """The user's requests for a command's workers: number, devices and folder of the data."""
+    """The user's requests for a command's workers: their number, their devices, and the data."""
 
     num_workers: int | None = None  # None for as many workers as devices and memory allow
     workers_per_gpu: int = 1
@@ -261,7 +261,7 @@ async def train(trials: "Trials", worker: Worker, trial: Trial, k: int) -> Trial
 
 
 def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
-    """Train trials until the search is over or stopped, or this process should be replaced.
+    """Train trials until the search is over or stopped, or this process uses too much memory.
 
     Raises:
         Interrupted: after a signal; the current trial has saved a checkpoint.

@@ -106,7 +106,7 @@ def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
     ("devices", "said"),
     [
         ("gpu:2", "sees no GPU"),
-        ("cpu:4", "train.batch_size = 3: is the size of the global batch"),
+        ("cpu:4", "train.batch_size = 3: should be at least 4, so that each"),
     ],
 )
 def test_devices_that_do_not_fit_are_refused(harness: Harness, devices: str, said: str) -> None:

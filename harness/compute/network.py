@@ -192,7 +192,7 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         with own_errors(f"{where}: {rule}"):
             model(tokens[:, :shortest], training=False)
     if job.train.xla == "on" and not num_own_gpus():
-        with own_errors(f"{where}: with train.xla = 'on', XLA must compile the network"):
+        with own_errors(f"{where}: train.xla = 'on' needs a network that XLA can compile"):
             tf.function(model, autograph=False, jit_compile=True)(tokens, training=False)
     outputs = outputs[np.isfinite(outputs).all(axis=1)]
     # The sum of half-precision probabilities may differ from 1 by up to 0.01.

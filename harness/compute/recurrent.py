@@ -260,8 +260,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN is used only "
-        "if train.xla is auto or off and the run began on a GPU; a GRU also needs "
-        "model.reset_after = true; a layer of a custom network also needs Keras's default "
-        "activations and biases, and must not use masks, recurrent_dropout or unroll"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN needs a run "
+        "that began on a GPU with train.xla = auto or off; a GRU also needs model.reset_after = "
+        "true; a layer of a custom network also needs Keras's default activations and biases, and "
+        "no masks, recurrent_dropout or unroll"
     )

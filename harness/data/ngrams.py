@@ -108,7 +108,7 @@ def _held_by_several(codes: Ints, owners: Ints) -> Ints:
 
     Args:
         codes: the code of the n-gram at each position, or -1 where there is no n-gram.
-        owners: the index of the review that contains each code, ascending.
+        owners: for each code, the index of its review; the indices are in ascending order.
     """
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]

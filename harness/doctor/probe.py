@@ -131,7 +131,7 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
     """Train the job file of each built-in network, such as `jobs/lstm.toml`, for two short epochs.
 
     By default, train on one GPU, or on the CPU if there is no GPU. For a job that fails, yield an
-    estimate with an error.
+    estimate that contains only the error message.
 
     Raises:
         InputError: if the devices or the data can't be used.

@@ -48,8 +48,8 @@ def _leaves_one_to_validate(limit: int) -> int:
     if limit == 1:
         raise PydanticCustomError(
             "limit",
-            "Input should be 0 for all reviews, or at least 2: one review for training and one for "
-            "validation",
+            "Input should be at least 2 (a review for training and a review for validation), or 0, "
+            "which means all reviews",
         )
     return limit
 

@@ -172,8 +172,8 @@ def _dependent(
     if not values or not all(value in known for value in values):
         raise InputError(
             f"job {path}: search.space.{parameter.key}.when = {shown(when)}: should name one key "
-            'and some of its values, such as { model.architecture = ["stacked_lstm"] }; '
-            "search.space should list these values for the key, without a condition (when)"
+            'and some of its values, such as { model.architecture = ["stacked_lstm"] }; list that '
+            "key and its values in search.space too, without a condition (when)"
         )
     # `when` may contain the integer 1 where the other key's list contains the float 1.0. KerasTuner
     # needs the value from the list, 1.0.

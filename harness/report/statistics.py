@@ -141,7 +141,7 @@ def explanations(
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     pooled = is_pooled(group, in_pairs=in_pairs)
     if len(compared):
-        spread = "with one spread over seeds for all jobs" if pooled else "paired over seeds"
+        spread = "with a common standard deviation for all jobs" if pooled else "paired over seeds"
         lines.append(
             f"The intervals are t intervals, {spread}. Number of comparisons for Bonferroni's "
             f"correction: {_num_comparisons(group, compared):,}. The 95 % confidence holds for all "

@@ -39,7 +39,7 @@ STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 
 @dataclass(frozen=True)
 class Plan:
-    """The command that one execution of the job script (a start) runs."""
+    """The command that the job script runs."""
 
     words: tuple[str, ...]  # a program in the Python environment, and its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown

@@ -112,7 +112,7 @@ def test_many_jobs_are_compared_with_the_best() -> None:
 def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -> None:
     """Up to twelve jobs are compared in pairs over common seeds."""
     group = many([80.0 + n for n in range(num)])
-    spread = explanations(group, differences(group))[0].partition("spread over seeds for all jobs")
+    spread = explanations(group, differences(group))[0].partition("standard deviation for all jobs")
     assert bool(spread[1]) == is_pooled
 
 

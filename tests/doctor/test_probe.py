@@ -69,3 +69,14 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     assert lstm.total_s > lstm.first_step_s > 0
     with pytest.raises(InputError, match="nowhere"):
         next(probe.probe("cpu", Path("nowhere")))
+
+
+def test_a_probe_without_an_estimate_fails(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of each job is printed."""
+    broken = [probe.Estimate("lstm", error="it broke"), probe.Estimate("gru", error="it too")]
+    monkeypatch.setattr(probe, "probe", lambda *_: iter(broken))
+    done = harness.run_here("doctor", "--probe")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1:] == ["lstm: it broke", "gru: it too"]

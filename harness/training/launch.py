@@ -257,14 +257,23 @@ def announce(
     """Print a summary of the run; warn of settings that the user may want to change.
 
     Raises:
-        InputError: if there are more replicas than reviews in a global batch.
+        InputError: if there are more replicas than reviews in a global batch, or the job uses
+            `val_top_5_accuracy` with too few classes.
     """
+    from harness.training.metrics import CLASSES_FOR_TOP
+
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
             f"train.batch_size = {job.train.batch_size}: should be at least {num_replicas}, so "
             f"that each of the {num_replicas} replicas gets a review; raise it, or request fewer "
             "devices"
+        )
+    scores = {job.train.monitor, job.train.keep}
+    if "val_top_5_accuracy" in scores and len(dataset.classes) <= CLASSES_FOR_TOP:
+        raise InputError(
+            "train.monitor or train.keep = 'val_top_5_accuracy': should be used with more than "
+            f"{CLASSES_FOR_TOP} classes, but the data have {len(dataset.classes)}; use val_accuracy"
         )
     for line in job.without_effect():
         console.warning(line)

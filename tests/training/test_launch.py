@@ -56,3 +56,12 @@ def test_a_batch_has_a_review_for_each_replica(tmp_path: Path) -> None:
     context = RunContext(RunDirectory(tmp_path), job, open_sample())
     with pytest.raises(InputError, match=r"train\.batch_size = 2: .* at least 3, .* fewer devices"):
         announce(context, 3, Console())
+
+
+@pytest.mark.parametrize("key", ["monitor", "keep"])
+def test_a_score_that_needs_many_classes_is_refused(tmp_path: Path, key: str) -> None:
+    """IMDB has two classes, so a label is always among the five most probable classes."""
+    job = load_job(JOBS / "lstm.toml", [f"train.{key}=val_top_5_accuracy"])
+    context = RunContext(RunDirectory(tmp_path), job, open_sample())
+    with pytest.raises(InputError, match=r"more than 10 classes, .* have 2; use val_accuracy"):
+        announce(context, 1, Console())

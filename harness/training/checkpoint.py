@@ -235,7 +235,7 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
     # Read every array to its end, where zipfile verifies the array's checksum.
-    with file, np.load(file, allow_pickle=False) as archive:
+    with file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     # NumPy has no bfloat16 type, and writes a bfloat16 array as raw bytes of type "V2".
     return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}

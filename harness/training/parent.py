@@ -174,15 +174,15 @@ def _take_weights(
     taken = 0
     for name, layer in _numbered(train_step.export_model):
         weights = theirs[name].get_weights() if name in theirs else []
-        shapes = [each.shape for each in layer.weights]
+        shapes = [tuple(each.shape) for each in layer.weights]
         others = [each.shape for each in weights]
         if layer is pretrained:
             yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
         elif shapes != others:
-            yield (
-                f"{name}: starts from random weights of shape {shapes}, because its weights in "
-                f"run {parent.folder} have shape {others}"
-            )
+            theirs_are = f"run {parent.folder} has no such layer"
+            if others:
+                theirs_are = f"its weights in run {parent.folder} have shape {others}"
+            yield f"{name}: starts from random weights of shape {shapes}, because {theirs_are}"
         elif isinstance(layer, Embedding) and words != their_words:
             yield (
                 f"{name}: starts from random weights, because run {parent.folder} has another "

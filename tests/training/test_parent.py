@@ -85,7 +85,7 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     done = parent.succeed(*parent.train_words("lstm", "other", *other, "--from", named))
     assert f"begins with the weights of run {named}, because these settings" in done.stdout
     assert "differ: model.units" in done.stdout
-    assert "LSTM 1: starts from random weights of shape" in done.stderr
+    assert "LSTM 1: starts from random weights of shape [(32, 64), (16, 64)" in done.stderr
     assert "Embedding" not in done.stderr
     process = parent.start(*parent.train_words("lstm", "again", *other, "--from", named))
     again = parent.runs / "lstm/again"

@@ -449,7 +449,9 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as name,
         contextlib.ExitStack() as stack,
     ):
-        _lock(Path(name), stack)  # held until this process ends, so that nobody removes the folder
+        _lock_folder(
+            Path(name), stack
+        )  # held until this process ends, so that nobody removes the folder
         yield Path(name)
 
 
@@ -459,17 +461,20 @@ def _remove_abandoned(parent: Path) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             status = folder.lstat()
             is_old = status.st_uid == os.getuid() and time.time() - status.st_mtime > ABANDONED_S
-            if is_old and _lock(folder, stack):
+            if is_old and _lock_folder(folder, stack):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until `stack` closes; return whether the folder could be locked."""
+def _lock_folder(folder: Path, stack: contextlib.ExitStack) -> bool:
+    return _lock(folder, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)
+
+
+def _lock(path: Path, flags: int, operation: int, stack: contextlib.ExitStack) -> bool:
+    """Lock a file or folder until `stack` closes; return whether it could be locked."""
     with contextlib.suppress(OSError):
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(folder, flags)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, descriptor)  # releases the lock
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation)
         return True
     return False
 
@@ -483,10 +488,8 @@ def turn_at(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
-            stack.callback(os.close, descriptor)  # releases the lock
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            file = path.with_name(f".{path.name}.lock")
+            _lock(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, stack)
         yield
 
 

@@ -21,7 +21,7 @@ from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
 from harness.system.console import printable
 from harness.system.lenient_json import number, table, text, whole
-from harness.tracking.audits import mark_of
+from harness.tracking.audits import AUDITS, mark_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
@@ -210,7 +210,7 @@ def scored_runs(
         )
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
-    if own:
+    if own and (own / AUDITS).is_dir():  # otherwise no result needs to be read a second time
         scored = [replace(run, audits=mark_of(own, run.folder)) for run in scored]
     return scored, left_out
 

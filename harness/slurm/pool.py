@@ -138,8 +138,8 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
     The command turns CPU binding off; otherwise all job steps would use the job's first CPUs.
     The command contains `--mem=0`, unless the site refuses this option. Without --mem, srun fails
-    if both SLURM_MEM_PER_NODE and SLURM_MEM_PER_CPU are set; the job may have inherited one of
-    these variables from the shell that called sbatch.
+    if Slurm's variables for memory per node and for memory per CPU are both set; the job may have
+    inherited one of these variables from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in refused_options() else ["--mem=0"]

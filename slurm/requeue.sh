@@ -19,10 +19,11 @@ show_job() {
         2>/dev/null || true
 }
 
-# Sets VERDICT and CHANGES after a start that ended with exit code $1.
+# Sets VERDICT and CHANGES after a start that ended with exit code $1. Command $2 prints the fields
+# of the job in Slurm.
 decide() {
     local line
-    line=$(show_job | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" --runs "$HARNESS_RUNS") ||
+    line=$("${2:-show_job}" | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" --runs "$HARNESS_RUNS") ||
         line=''
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
@@ -110,8 +111,7 @@ submit_successor() {
     if [[ -z $id ]]; then
         complain "no job continues the run"
         SIGNALS+=' TERM' # as after scancel, job-end then logs the command that continues the run
-        show_job() { :; } # hides a preemption, which would change what job-end logs
-        decide "$RC"
+        decide "$RC" true # hides a preemption, which would change what job-end logs
         return
     fi
     sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new" && mv "$RECORD.new" "${RECORD%/*/*}/$id.json"

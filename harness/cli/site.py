@@ -12,6 +12,7 @@ import typer
 from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
 from harness.data.locations import named_folder
 from harness.job.job_file import data_settings
+from harness.slurm.environment import not_sourced
 from harness.system.console import echo, log, rich_console
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def verify(data: DataFolder = None) -> None:
     """Verify the checksums of the dataset that a run would use."""
     from harness.data.sources import open_dataset
 
+    if not data and (hint := not_sourced(["HARNESS_DATA"])):
+        log(logging.WARNING, hint)
     dataset = open_dataset(data)
     _print_dataset(dataset)
     echo(f"checksum {dataset.checksum} is right")

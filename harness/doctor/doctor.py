@@ -118,7 +118,7 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         yield Finding("red", name, found or remedy, remedy if found else "")
     except Exception as error:  # any error, because the other checks must still run
         found = f"the check failed: {type(error).__name__}: {error}"
-        yield Finding("red", name, found, "see the error")
+        yield Finding("red", name, found, "if the check fails again, report this error")
 
 
 # The environment

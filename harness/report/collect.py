@@ -291,6 +291,8 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
     if phase == "failed":
         lines = (text(state.get("error")) or "").splitlines() or ["no reason is known"]
         return LeftOut(folder, "failed", one_line(lines[-1]))
+    if phase == "finished":
+        return LeftOut(folder, "broken", "result.json is missing; run harness resume")
     at = f" in epoch {epoch}" if epoch else ""
     return LeftOut(folder, "unfinished", f"{one_line(phase or 'not begun')}{at}")
 

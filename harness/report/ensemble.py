@@ -329,6 +329,9 @@ def make_ensemble(
             f"run {folders[0]}: a single run is not an ensemble; name more runs, or add "
             "--with ngrams"
         )
+    resolved = [folder.resolve() for folder in folders]
+    if twice := [folder for folder in folders if resolved.count(folder.resolve()) > 1]:
+        raise InputError(f"run {twice[-1]}: is named twice; name each run once")
     members = read_members(folders)
     first = members[0]
     weights = _given_weights(members, weights_from, ngrams=ngrams)

@@ -186,10 +186,7 @@ def render_script(
         "# These exports override the values from slurm/site.sh.",
         "# In a container, HARNESS_VENV keeps its value from slurm/site.sh.",
         f"[[ ${{#HARNESS_CONTAINER[@]}} != 0 ]] || export HARNESS_VENV={environment}",
-        *(
-            f"export {name}={shlex.quote(value)}"
-            for name, value in {**exports, **variables}.items()
-        ),
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         shlex.join(map(str, call)),
     ]
     return "\n".join(lines) + "\n"

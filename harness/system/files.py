@@ -449,9 +449,8 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as name,
         contextlib.ExitStack() as stack,
     ):
-        _lock_folder(
-            Path(name), stack
-        )  # held until this process ends, so that nobody removes the folder
+        # Hold the lock until the end of the block, so that no other process removes the folder.
+        _lock_folder(Path(name), stack)
         yield Path(name)
 
 

@@ -409,6 +409,8 @@ def _why_no_run(folder: Path) -> str:
     """Return why a folder is not the folder of a run, and the remedy."""
     if is_sweep(folder):
         return f"is a search; train its best trial: harness sweep retrain {quoted(folder)}"
+    if is_ensemble(folder):
+        return "is an ensemble, which only harness predict and compare accept; give one of its runs"
     is_there = os.path.isdir(folder)  # noqa: PTH112 - `Path.is_dir` may raise an error
     no_run = "is not a run's folder, because it contains no job.toml"
     return f"{no_run if is_there else 'no such folder'}; harness status --all lists all runs"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compute.execution_plan import reckoned_gb
+from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
 from harness.job.keys import DECAYS, FACTS, KEYS, Job
@@ -18,6 +19,7 @@ from harness.slurm.resources import array_spec
 from harness.system.console import Console, quoted
 from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
+from harness.tracking.provenance import SAMPLE_FOLDER
 from harness.tracking.run_dir import RECORD
 from harness.training.launch import dataset_of
 from harness.tuning.leaderboard import ranked
@@ -155,6 +157,9 @@ def retrain(
     dataset = dataset_of(sweep, search.job, data)
     # A job on the user's own texts needs no `--data`, because its runs read `data.source`.
     folder = dataset.folder.absolute() if dataset.folder and not dataset.is_own else None
+    if dataset.is_sample and not folder:  # without `--data`, the runs would use a fetched IMDB
+        folder = sweep.path("winner", SAMPLE_FOLDER).absolute()
+        save_folder(dataset, folder)
     request = BatchRequest(
         jobs=tuple(
             job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})

@@ -27,6 +27,7 @@ from tests.conftest import PROJECT, Harness
 
 TARGETS = ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]  # build info of TensorFlow 2.21
 WHEEL = {"targets": TARGETS, "cuda": "12.5", "driver_cuda": "12.5", "cudnn": "9.28.0"}
+REPORT = "if the check fails again, report this error"
 FIRST = Finding("green", "disk", "is there")
 
 
@@ -302,7 +303,7 @@ def failing(error: Exception) -> Callable[[], Iterator[Finding]]:
         (InputError("--data x: is no folder; name one"), "--data x: is no folder", "name one"),
         (RunError("a; b; do c"), "a; b", "do c"),
         (RunError("it is full"), "it is full", ""),
-        (OSError(5, "broken"), "the check failed: OSError: [Errno 5] broken", "see the error"),
+        (OSError(5, "broken"), "the check failed: OSError: [Errno 5] broken", REPORT),
     ],
 )
 def test_a_check_that_breaks_is_red(error: Exception, found: str, remedy: str) -> None:

@@ -208,6 +208,7 @@ def test_runs_that_are_left_out_have_a_reason(
         ("training", {"phase": "training", "epoch": 3}),
         ("broken", {}),
         ("empty", {}),
+        ("lost", {"phase": "finished", "epoch": 3}),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "job.toml").write_text("")
@@ -221,6 +222,7 @@ def test_runs_that_are_left_out_have_a_reason(
         "training": ("unfinished", "training in epoch 3"),
         "broken": ("broken", "result.json is broken; remove this file and run harness resume"),
         "empty": ("unfinished", "not begun"),
+        "lost": ("broken", "result.json is missing; run harness resume"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches this pattern"),
         "sweep": ("search", "the 2 trials of this search have no test scores"),

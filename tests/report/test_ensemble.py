@@ -166,7 +166,7 @@ def test_other_commands_know_an_ensemble(
         ("reproduce", ensemble, "--to", tmp_path / "new"),
         ("ensemble", ensemble, harness.runs / "lstm/s1"),
     ):
-        assert "is not a run's folder" in harness.refuse(*words)
+        assert "is an ensemble, which only" in harness.refuse(*words)
     assert harness.run_here("prune", "--yes").returncode == 0
     assert (harness.runs / "lstm/s1/model.keras").exists()
 
@@ -197,6 +197,7 @@ def test_bad_members_are_refused(
     before = sorted(harness.runs.rglob("*"))
     refused: list[tuple[tuple[object, ...], str]] = [
         ((first,), "a single run is not an ensemble"),
+        ((first, second, first.parent / "." / first.name), "is named twice; name each run once"),
         ((first, unfinished), "unfinished: not begun; give finished runs"),
         ((first, untested), "data.test = false"),
         ((first, old), "validation_predictions.npz can't be read: No such file"),

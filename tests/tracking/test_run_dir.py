@@ -15,7 +15,7 @@ from harness.job.job_file import load_job
 from harness.job.search import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import FORMAT, RECORD, RunDirectory, check_format
+from harness.tracking.run_dir import ENSEMBLE_FILE, FORMAT, RECORD, RunDirectory, check_format
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 
@@ -53,6 +53,10 @@ def test_an_unreadable_folder_is_not_called_missing(
         ("first", "no such folder; harness status --all lists all runs"),
         ("runs/rnn/s 1", "is a search; train its best trial: harness sweep retrain 'runs/rnn/s 1'"),
         (
+            "runs/rnn/both",
+            "is an ensemble, which only harness predict and compare accept; give one of its runs",
+        ),
+        (
             "runs/rnn/first/tensorboard",
             "is not a run's folder, because it contains no job.toml; harness status --all lists "
             "all runs",
@@ -67,6 +71,8 @@ def test_a_name_that_is_no_run_is_refused_with_a_remedy(
     (tmp_path / "runs/rnn/first/tensorboard").mkdir(parents=True)
     (tmp_path / "runs/rnn/s 1").mkdir()
     (tmp_path / "runs/rnn/s 1" / SEARCH_FILE).touch()
+    (tmp_path / "runs/rnn/both").mkdir()
+    (tmp_path / "runs/rnn/both" / ENSEMBLE_FILE).touch()
     with pytest.raises(InputError) as refused:
         RunDirectory.open(Path(name))
     assert str(refused.value) == f"run {name}: {message}"

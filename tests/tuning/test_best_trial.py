@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from harness.cli import tune as commands
+from harness.data.dataset_folder import open_folder
+from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.pool import Slot, Task
@@ -124,6 +126,22 @@ batch_size = 32
 checkpoint_every_s = 0.2
 log_every_steps = 3
 """
+
+
+def test_a_search_of_the_sample_is_retrained_on_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs must not read an IMDB that was fetched after the search."""
+    make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
+    args: list[str] = []
+    monkeypatch.setattr(
+        "harness.tracking.batch.run_tasks", lambda tasks, *_, **__: args.extend(tasks[0].args)
+    )
+    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
+    commands.retrain(tmp_path / "s", seeds="1")
+    (option,) = (arg for arg in args if arg.startswith("--data="))
+    dataset = open_folder(Path(option.removeprefix("--data=")))
+    assert (dataset.is_sample, dataset.checksum) == (True, open_sample().checksum)
 
 
 @pytest.mark.full

@@ -459,7 +459,8 @@ def _given_weights(
         raise InputError(
             f"run {members[0].run.folder}: was trained on all training reviews "
             "(data.validation_split = 0), so no reviews are left to choose weights; give "
-            "--weights-from ENSEMBLE, an ensemble of runs of the same jobs with validation reviews"
+            "--weights-from ENSEMBLE: an ensemble of the same jobs, trained with "
+            "data.validation_split above 0"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
     mine = (members[0].shared["data"], [each.run.job for each in members], ngrams)

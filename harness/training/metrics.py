@@ -256,7 +256,7 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     from sklearn.metrics import RocCurveDisplay
 
     figure, axes = new_figure()
-    name = "model" if found.shape[1] == 2 else "mean of each class against the rest"
+    name = "model" if found.shape[1] == 2 else "mean of the one-vs-rest curves"
     rates, true_rates = mean_roc_curve(truth, found)
     display = RocCurveDisplay(fpr=rates, tpr=true_rates, roc_auc=_roc_auc(truth, found))
     display.plot(ax=axes, name=name, plot_chance_level=True)

@@ -183,7 +183,7 @@ def _find_reason(
         return f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", False
     if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
         why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
-        return why, "use --devices gpu:1, or start a run on each instance with --seeds", False
+        return why, "use --devices gpu:1, or start a run on each MIG instance with --seeds", False
     available = gpu.num_cards() if given is None else given
     if available is not None and num_seen >= available:
         why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"

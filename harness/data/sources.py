@@ -165,7 +165,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     digests = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
     if digests != SAVED_ANEW and hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise InputError(
-            f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, unset "
+            f"{path}: is not Keras's {NPZ} (its checksum is wrong); to get Keras's data, unset "
             "HARNESS_DATA and run harness data fetch; to use your own texts, set data.source"
         )
     # Only these verified members are loaded: in the whole archive, `np.load` could unpickle other
@@ -270,7 +270,7 @@ def open_sample(note: str = "") -> Dataset:
     words = arrays["words"].tobytes().decode().split("\n")
     checksum = content_checksum(train, test, words)
     if checksum != arrays["checksum"].tobytes().hex():
-        raise RunError(f"{SAMPLE}: is broken (its checksum differs); install the harness again")
+        raise RunError(f"{SAMPLE}: is broken (its checksum is wrong); install the harness again")
     return Dataset(train, test, words, checksum, is_sample=True, note=note)
 
 

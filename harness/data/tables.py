@@ -278,7 +278,7 @@ def _columns(names: Sequence[str], table: SourceFile, form: DataConfig) -> list[
     """Return the names of the columns that contain texts, labels and, if present, splits."""
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
-            f"has one column, {names[0][:40]!r}; set the delimiter between its columns, "
+            f"was read as one column, {names[0][:40]!r}; set the delimiter of the table, "
             f"such as data.delimiter = {min(others)!r}"
         )
     keys = ["text_column", "label_column", *(["split_column"] if form.split_column else [])]

@@ -413,7 +413,7 @@ def check_script() -> Finding:
     try:
         answer = would_start(script, *args, timeout_s=TIMEOUT_S, unset=unset)
     except (InputError, RunError) as error:
-        found = f"`{line}` with this shell's SBATCH_ settings {error}"
+        found = f"`{line}` with this shell's SBATCH_ settings: {error}"
         return Finding("red", "sbatch", found, remedy)
     return Finding("green", "sbatch", f"sbatch accepts `{line}`: {answer}")
 

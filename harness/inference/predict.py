@@ -41,7 +41,7 @@ class Remarks:
     def lines(self) -> Iterator[str]:
         """Yield a warning about blank texts and one about cut texts, if there are any."""
         if self.num_blank:
-            yield f"lines without a word, which were skipped: {self.num_blank:,}"
+            yield f"skipped lines without a word: {self.num_blank:,}"
         if self.num_cut:
             yield f"texts cut to their last {MAX_CHARACTERS:,} characters: {self.num_cut:,}"
 

@@ -309,8 +309,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
         return Decision(requeue=True, reason="", counters=counters)
     return Decision(
         requeue=True,
-        reason=f"{', '.join(ending.faulty)}: faulty, see above; the job avoids this node from now "
-        "on; report the fault to your site",
+        reason=f"{', '.join(ending.faulty)}: faulty, see above; the job avoids faulty nodes from "
+        "now on; report the fault to your site",
         counters=counters,
         exclude=tuple(filter(None, (ending.excluded, *counters.faulty))),
     )

@@ -124,8 +124,8 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         tracked, new, private = list_files(project, runs)
     except GitError as error:
         raise InputError(
-            f"{project}: {error}; harness submit copies the files that git lists: clone the "
-            "project, or submit a script of slurm/ with sbatch"
+            f"{project}: {error}; harness submit copies the files that git lists, so it needs a "
+            "git checkout; clone the project with git, or submit a script of slurm/ with sbatch"
         ) from None
     new = [name for name in new if not name.startswith(".submissions/") and name not in private]
     total = sum((project / name).lstat().st_size for name in new if not name.endswith("/"))

@@ -98,7 +98,7 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     assert numbers == [(1, 2), (4, 26_215), (5, 1)]
     assert answers[-1]["text"] == "bad\x0cfilm\x85x"
     blank, cut = done.stderr.splitlines()
-    assert "lines without a word, which were skipped: 2" in blank
+    assert "skipped lines without a word: 2" in blank
     assert "texts cut to their last 131,072 characters: 1" in cut
 
 

@@ -74,7 +74,7 @@ def test_equal_differences_have_no_interval() -> None:
     """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert only.sentence.endswith("or show no spread")
+    assert only.sentence.endswith("or all seeds have the same difference")
 
 
 def test_only_common_seeds_are_compared() -> None:

@@ -14,7 +14,7 @@ WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
 TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts made no step after step 10
 OUT_OF_MEMORY = Ending(137, reached=20, asked_gb=17.2, used_gb=17.1)
-LEAVES = "the job avoids this node from now on; report the fault to your site"
+LEAVES = "the job avoids faulty nodes from now on; report the fault to your site"
 
 # Each case: a start's end, the counters before it, the line for the script, the message's end.
 TABLE = {

@@ -26,7 +26,7 @@ def test_doctor_on_a_login_node_and_in_a_job(
     monkeypatch.setenv("SBATCH_GRES", "gpu:7")
     refused = {each.name: each for each in check_slurm(None)}["sbatch"]
     assert refused.level == "red"
-    assert "with this shell's SBATCH_ settings would not start" in refused.found
+    assert "with this shell's SBATCH_ settings: would not start" in refused.found
     monkeypatch.delenv("SBATCH_GRES")
 
     script = tmp_path / "job.sh"

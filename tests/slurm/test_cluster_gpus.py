@@ -18,7 +18,7 @@ def test_a_job_leaves_a_node_whose_driver_is_broken(
     """The job is requeued and excludes the node; the log names the node and the reason."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--nodelist=n1", **variables)
-    told = "n1: faulty, see above; the job avoids this node from now on"
+    told = "n1: faulty, see above; the job avoids faulty nodes from now on"
     wait_until(lambda: job.log.exists() and told in job.log.read_text(), timeout_s=60)
     wait_until(lambda: job.cluster.show(job.job_id)["ExcNodeList"] == "n1", timeout_s=20)
     assert job.requeues() == 1

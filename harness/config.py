@@ -72,9 +72,9 @@ class Facts:
             `changes` is `nothing` for a file's path, because the run's record identifies the file
             by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: other keys, each with a tuple of values. The declared key has an effect only if
-            at least one key in `only_with` has a value in its tuple. An empty tuple in `only_with`
-            stands for all values except the default.
+        only_with: the keys that the declared key depends on, each with a tuple of values. The
+            declared key has an effect only if at least one key in `only_with` has a value in its
+            tuple. An empty tuple in `only_with` stands for all values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

@@ -107,9 +107,9 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
     Classification" (2017). Miyato et al. scale the word vectors to variance 1, because a change of
-    fixed length would hardly affect large vectors. Instead of scaling the vectors, this function
-    scales the change: the norm of an example's change is the root mean square of all numbers in the
-    example's word vectors.
+    fixed length would hardly affect large vectors. This function scales the change, not the word
+    vectors. The norm of an example's change is the root mean square of all numbers in the example's
+    word vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

@@ -1,7 +1,8 @@
 """Explains GPU errors from TensorFlow's messages: the cause, a remedy, and who is at fault.
 
-Only `explained_device_errors` imports TensorFlow: if the training process dies, its parent process
-(the guard) explains the death, and the guard never imports TensorFlow.
+If the training process dies, its parent process (the guard) explains the death with this module.
+The guard must not import TensorFlow. So only `explained_device_errors`, which the guard does not
+call, imports TensorFlow.
 """
 
 import contextlib
@@ -116,7 +117,7 @@ OTHER_ERRORS = (
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """Return an error that explains TensorFlow's messages; None if they match no known error.
+    """Return an error that explains TensorFlow's messages; None if no message is known.
 
     Args:
         texts: one-line messages, the most informative first.

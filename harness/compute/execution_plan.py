@@ -95,8 +95,8 @@ def _way(job: Job, kind: str) -> Way:
     On a GPU, cuDNN computes the recurrent layers. cuDNN does not support the built-in GRU without
     `reset_after`, so XLA compiles this GRU. On a CPU, TensorFlow's loop over the words spends more
     time on starting small operations than on computing them. If the precision is float32, a single
-    operation, TensorFlow's BlockLSTM, replaces the loop of an LSTM layer. For every other recurrent
-    layer, XLA is faster than TensorFlow's loop, except in 3 cases:
+    operation, TensorFlow's BlockLSTM, replaces the loop of an LSTM layer. For a recurrent layer
+    that BlockLSTM does not compute, XLA is faster than TensorFlow's loop, except in 3 cases:
 
     - XLA does not help if the operations are large.
     - XLA is slower if the reviews are long and a layer returns an output for every word, because

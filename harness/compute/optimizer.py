@@ -79,7 +79,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return the factor `cut`, which Keras's ReduceLROnPlateau reads and sets by this name."""
+        """Return the factor `cut`, which ReduceLROnPlateau reads and sets as `learning_rate`."""
         return self.cut
 
     @learning_rate.setter

@@ -9,9 +9,9 @@ The dataset is made once, in the user's cache, as the folder
 
 The reviews of a split are sorted by the hash of their words. If the source does not state which
 reviews are test reviews, the hash of a review's words decides whether it is a test review. So the
-results do not depend on the order of rows or the names of files, and a new review does not change
-the split or the order of the other reviews. The last training reviews, which may be used for
-validation, are a mix of all classes.
+order of the source's rows and files does not affect the dataset, and a new review changes neither
+the split of an older review nor the order of the older reviews. The last training reviews,
+which may be used for validation, are a mix of all classes.
 
 Words are ranked by their frequency in the training split; words of equal frequency are in
 alphabetical order. Words that do not occur in the training split have no rank.
@@ -215,7 +215,7 @@ def _class_parts(source: Path, split: str) -> Iterator[SourceFile]:
 
 
 def _entries(folder: Path) -> dict[str, "os.DirEntry[str]"]:
-    """Return the entries of a folder by name, sorted by name, without hidden entries."""
+    """Return a folder's entries with their names as keys, sorted, without hidden entries."""
     with os.scandir(folder) as found:
         entries = {entry.name: entry for entry in found if not entry.name.startswith(".")}
     return dict(sorted(entries.items()))

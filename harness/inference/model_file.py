@@ -1,8 +1,8 @@
 """Writes and loads `model.keras`, the trained model in plain Keras.
 
-Equal models have identical files. The harness itself builds the network from the job,
-then loads the file's weights. If Keras can't serialize the configuration of a custom network,
-`model.keras` contains only the network's weights.
+Two models with the same network and the same weights have identical files. The harness itself
+builds the network from the job, then loads the file's weights. If Keras can't serialize the
+configuration of a custom network, `model.keras` contains only the network's weights.
 """
 
 import json
@@ -19,7 +19,7 @@ from harness.data.dataset import num_outputs
 from harness.tracking.run_dir import RunDirectory
 
 # `save_model` gives each file in the archive this date, the earliest that a zip archive can store.
-# Keras would write the current time, and equal models would then have different files.
+# Keras would write the current time, and two files of the same model would then differ.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

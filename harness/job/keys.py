@@ -449,7 +449,7 @@ class Job(ConfigSection):
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """Return a key that contradicts other keys, and an error message; None if no key does."""
+        """Return a key that contradicts others, and an error message; None if all keys agree."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):

@@ -356,14 +356,14 @@ class SearchSpec:
         return range(first, first + self.table.executions)
 
     def with_table(self, **changes: int) -> "SearchSpec":
-        """Return a copy of the search that has new values for some keys of `[search]`."""
+        """Return a copy of the search with new values for some keys of `[search]`."""
         return replace(self, table=self.table.model_copy(update=changes))
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """Yield `KEY was 6 and is 8` for a key with the value 6 in this search and 8 in `other`.
 
-        The method ignores changes of `search.trials`. It ignores a change of `search.parallel` if
-        one of the two values is 0, because 0 lets the search choose the value.
+        The method ignores changes of `search.trials`. The method also ignores a change of
+        `search.parallel` from or to 0, because 0 lets the search choose the value.
         """
         known, asked = (
             {key: value for top in each.content.items() for key, value in flat(*top)}
@@ -441,10 +441,10 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 def _without_fixed(
     raw: Mapping[str, Any], job: Job, path: Path, origins: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Remove from `search.space` each key that `--set` sets; return a line for each `--set` option.
+    """Remove from `search.space` the keys that `--set` options set; return a note on each option.
 
-    If `--set` gives a key A a value, and a key B is searched only `when` A has certain values, then
-    all trials search B if these values include A's value; otherwise B is removed too.
+    The condition `when` of a key B names a key A and some values of A. If `--set` gives A one of
+    these values, all trials search B. If `--set` gives A any other value, B is removed too.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

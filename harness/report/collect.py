@@ -132,9 +132,9 @@ class DatasetGroup:
         """The mean scores of each job over its seeds; NaN if the score of one seed is unknown.
 
         `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
-        the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN if the
-        job has only one seed, or if all seeds have the same accuracy, because such scores do not
-        show the spread.
+        the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN if the job has only
+        one seed, or if all seeds have the same accuracy, because a t interval needs scores that
+        differ.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]

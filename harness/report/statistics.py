@@ -174,8 +174,8 @@ def read_predictions(group: DatasetGroup) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
     Print a line for each run whose file is missing or broken, or has other labels than the files of
-    the other runs. The plots of predictions leave out a run without a valid file; the tables
-    contain the scores of all runs.
+    the other runs. The plots of predictions leave out a run without a valid `predictions.npz`;
+    the tables contain the scores of all runs.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}

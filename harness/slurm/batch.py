@@ -267,7 +267,7 @@ class Decision:
 def decide(ending: Ending, before: Counters) -> Decision:
     """Decide whether to requeue a job.
 
-    If Python can't start, `slurm/requeue.sh` makes this decision in bash.
+    If Python can't start, `slurm/requeue.sh` decides in bash whether to requeue the job.
     """
     counters = _count(ending, before)
 
@@ -442,8 +442,8 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
     The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial.
-    STEPS_OF_A_TRIAL is more than the number of steps of any trial. Therefore the progress grows
-    when a trial finishes, even if the trial's steps no longer count because its run is removed.
+    STEPS_OF_A_TRIAL is more than the number of steps of any trial, so the progress grows when a
+    trial finishes, even if the trial's run is removed and its steps no longer count.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

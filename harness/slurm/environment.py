@@ -362,7 +362,7 @@ def not_sourced(
     it, not their values.
 
     Args:
-        names: the names of the settings to look for; by default those that the file exports.
+        names: the names of the settings to look for; by default all that slurm/site.sh exports.
     """
     try:
         text = (project / SITE).read_text(errors="replace")

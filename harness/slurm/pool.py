@@ -316,7 +316,10 @@ def run_tasks(
     allocation: SlurmEnvironment | None,
     console: Console,
 ) -> None:
-    """Run all tasks; each slot runs one task after another. A failed task does not stop others.
+    """Run all tasks; each slot runs one task after another.
+
+    If a task fails, the other tasks continue; but if a task was interrupted or refused its input,
+    all tasks end.
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.

@@ -65,7 +65,7 @@ def make_request(
 
     If `job_file` is None, the jobs train and compare the five networks. If a job trains on the
     user's own texts (`data.source`), this function writes the texts into the cache, from which the
-    job reads them. Apart from texts in the cache, the function writes nothing.
+    job reads them. The function writes nothing outside of the cache.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.

@@ -80,7 +80,7 @@ class ResourceMonitor:
         return {name: round(value, 4) for name, value in values.items()}
 
     def _warn_if_idle(self, number: int, now: float, *, is_used: bool) -> None:
-        """Warn each time a GPU has been idle for HARNESS_IDLE_WARNING_MIN minutes, if not 0."""
+        """Warn each time a GPU has been idle for HARNESS_IDLE_WARNING_MIN minutes; 0 = never."""
         idle_s = now - self._used_at.setdefault(number, now)
         if is_used or 0 < self._idle_s <= idle_s:
             self._used_at[number] = now

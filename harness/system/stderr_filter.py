@@ -4,11 +4,11 @@ Some of TensorFlow's messages are noise: users can't act on them. This module re
 the output. The log level does not suppress the noise, because TensorFlow writes some of the noise
 before reading the log level, and logs the rest as errors.
 
-If CUDA reports an error late, TensorFlow aborts its process, and no `except` prevents the abort. So
-that another process can explain the abort, TensorFlow runs in a child process. The parent process,
-the guard, never imports TensorFlow, and passes signals on to the child. A file in memory keeps all
-messages of the child, because a message may be the only sign that a step was computed wrongly, or
-the only explanation of why the child died.
+If CUDA reports an error late, TensorFlow aborts its process, and no `except` prevents the abort.
+Therefore TensorFlow runs in a child process, and the parent process (the guard) explains why the
+child died. The guard never imports TensorFlow, and passes signals on to the child. A file in memory
+keeps all messages of the child, because a message may be the only sign that a step was computed
+wrongly, or the only explanation of why the child died.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ captured: Capture | None = None
 
 
 def capture(file: int) -> None:
-    """Redirect file descriptor 2 to a file. `sys.stderr` still writes to the old target."""
+    """Redirect file descriptor 2 to a file; `sys.stderr` keeps the descriptor's former target."""
     global captured
     sys.stderr.flush()
     console.error_descriptor = os.dup(2)
@@ -266,7 +266,7 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """Kill this process with the signal that killed the child, so the caller sees the signal."""
+    """Kill this process with the signal that killed the child, so that a shell or srun sees it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of the guard would be useless
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)

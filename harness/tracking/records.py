@@ -211,8 +211,8 @@ class RunStatus:
     def was_cancelled(self) -> bool:
         """Whether SIGTERM (for example from scancel or harness cancel) or Ctrl-C ended the run.
 
-        The result is also true after a time limit without a warning, or after the shutdown of a
-        machine, because both send SIGTERM.
+        The result is also true if SIGTERM came from the shutdown of the machine, or from Slurm
+        at a time limit that no other signal had announced.
         """
         return self.signal in CANCELLING or self.asked_to_cancel
 

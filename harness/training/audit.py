@@ -156,8 +156,8 @@ class Start(BaseModel):
 class Record(BaseModel):
     """The parts of a run's record that an audit needs.
 
-    The parent (the run that `--from` named) is not among these parts: an audit begins with
-    untrained weights, even if the audited run continued the parent's checkpoint.
+    The record's part on the parent (the run that `--from` named) is left out, because an audit
+    begins with untrained weights, even if the audited run continued the parent's checkpoint.
     """
 
     starts: Annotated[list[Start], Field(min_length=1)]

@@ -52,7 +52,7 @@ class Progress:
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Also remove the checkpoints of later steps than the new checkpoint. Checkpoints of later steps
+    Also remove the checkpoints with more steps than the new checkpoint. Checkpoints with more steps
     are broken, because the run resumed from its newest intact checkpoint.
 
     Raises:

@@ -209,7 +209,7 @@ def _take_weights(
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
     """Yield the layers that have weights, with names that are the same in all runs.
 
-    Keras may name the same layer differently in another run.
+    Keras's own names are not used, because Keras may give a layer different names in two runs.
     """
     counts = Counter[str]()
     for layer in model.layers:

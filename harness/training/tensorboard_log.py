@@ -19,8 +19,8 @@ the losses of the same steps. Learning rate, speed and the machine's load are me
 run copies results from the device; the log contains these values for about 100 steps at most.
 
 A checkpoint contains the log's `mark`: the size of each event file at the time of the checkpoint. A
-resumed run truncates the files to the sizes in the mark, and then writes the same events as an
-undisturbed run.
+resumed run truncates the event files to the sizes in the checkpoint's `mark`, and then writes the
+same events as an undisturbed run.
 """
 
 import contextlib

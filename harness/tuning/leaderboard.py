@@ -283,9 +283,9 @@ def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFr
     """Return the trials with comparable scores.
 
     The tuners hyperband and asha train good settings for more epochs, which also changes the
-    scores. If one of these two tuners ran the search, only the trials with the most common number
-    of epochs are returned, otherwise all trials. If two numbers of epochs are equally common, the
-    trials with the larger number are returned.
+    scores. After a search with hyperband or asha, only the trials with the most common number of
+    epochs are returned; after any other search, all trials. If two numbers of epochs are equally
+    common, the trials with the larger number are returned.
     """
     if not search.continues_trials or trials.empty:
         return trials

@@ -16,7 +16,10 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """The step and the examples' positions for the replica that a thread traces."""
+    """The step and the examples' positions that `global_batch` has set in the current thread.
+
+    If there are several replicas, TensorFlow traces each replica in a thread of its own.
+    """
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -149,10 +152,10 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
-    Keras's `Embedding` supports negative indices: before the lookup it adds the number of rows of
-    its table to them. TensorFlow would execute this addition of indices and number of rows on the
-    host, so each step on a GPU would copy its word indices to the host. `tf.gather` takes the
-    indices as they are.
+    Keras's `Embedding` supports negative indices: before the lookup it adds the table's number of
+    rows to each negative index. TensorFlow would execute this addition of integers on the host, so
+    each step on a GPU would copy its word indices to the host. `tf.gather` takes the indices as
+    they are.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):

@@ -37,7 +37,8 @@ class OuterLookupStep(TrainStep):
     """A step that looks up the word vectors outside of the part that XLA compiles.
 
     With deterministic operations, XLA computes the embedding's gradient on a GPU in a slow loop
-    over all words of a batch. TensorFlow's kernel sorts the words, which is faster than a loop.
+    over all words of a batch. TensorFlow's kernel for this gradient sorts the words, and is faster
+    than XLA's loop.
     """
 
     @functools.cached_property

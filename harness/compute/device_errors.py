@@ -183,7 +183,7 @@ def check_results() -> None:
 
     Raises:
         NodeFault: if a broken GPU is the reason why a kernel did not run.
-        RunError: if a kernel did not run for another reason.
+        RunError: if a kernel did not run for a reason other than a broken GPU.
     """
     if not stderr_filter.captured:
         return

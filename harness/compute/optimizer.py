@@ -26,10 +26,10 @@ JOB_KEYS = {
 class RampedAverage:
     """Lets the momentum of an optimizer's moving average rise to `train.ema_momentum`.
 
-    The momentum is min(m, (1 + n) / (10 + n)): m is `train.ema_momentum`, and n is the optimizer's
-    number of steps, which is equal on all replicas and part of every checkpoint. Keras's average
-    has the momentum `train.ema_momentum` at all steps, so after a short run the average would still
-    contain much of the initial weights.
+    The momentum is min(m, (1 + n) / (10 + n)), where m is `train.ema_momentum` and n is the
+    optimizer's number of steps. All replicas have the same n, and every checkpoint contains n.
+    Keras's average has the momentum `train.ema_momentum` at all steps, so after a short run Keras's
+    average would still contain much of the initial weights.
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
     average covers about the last n / 9 steps, but at most 1 / (1 - `train.ema_momentum`) steps. A
@@ -57,10 +57,11 @@ class RampedAverage:
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of each step.
 
-    Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
-    every checkpoint contains, so all replicas use the same rate, and a resumed run continues the
-    schedule where the run stopped. When the score of `train.monitor` stops improving,
-    Keras's ReduceLROnPlateau lowers the factor `cut`, and thus the rate.
+    The rate depends only on the optimizer's number of steps and on the factor `cut`. All replicas
+    have the same number and the same factor, and so use the same rate. Every checkpoint contains
+    the number and the factor, so a resumed run continues the schedule where the run stopped. When
+    the score of `train.monitor` stops improving, Keras's ReduceLROnPlateau lowers the factor `cut`,
+    and thus the rate.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:

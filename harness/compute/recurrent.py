@@ -218,9 +218,9 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: a loop that
     XLA compiles; `loop`: a loop of TensorFlow operations, without XLA.
 
-    An operation in the graph is named `<model>/<scope>/…`. The scope is the name of the operation's
-    layer, but TensorFlow adds numbers to repeated scopes. So if scopes and layers have the same
-    base name, such as `lstm`, the n-th scope belongs to the n-th layer.
+    A node of the graph is named `model/scope/…`, where the scope is the name of the node's layer,
+    except that TensorFlow appends a number to a repeated scope. Of the scopes and the layers with
+    the same base name, such as `lstm`, the n-th scope belongs to the n-th layer.
     """
     layers = recurrent_layers(model)
     kernels = dict.fromkeys((layer.name for layer in layers), "xla" if way == "xla" else "loop")

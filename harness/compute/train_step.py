@@ -220,8 +220,9 @@ def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     """Whether the most probable class is the label, `[examples] bool`.
 
     Args:
-        labels: the labels, as for `cross_entropy`.
-        probabilities: the outputs, as for `cross_entropy`.
+        labels: the examples' labels, `[examples] float32`.
+        probabilities: the probability of label 1 if there is one output, else the probability of
+            each class, `[examples, num_outputs]`.
     """
     if probabilities.shape[1] == 1:
         return tf.equal(probabilities[:, 0] > 0.5, labels > 0.5)

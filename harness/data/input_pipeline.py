@@ -232,8 +232,8 @@ def batches(
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
         first_step: the step of the first batch, counted from the start of the permutations.
-        steps_before: the number of the run's steps before the first epoch of the permutations.
-            `Batch.step` is the sum of this number and the step in the permutations.
+        steps_before: the number of the run's steps before the first epoch in `permutations`.
+            `Batch.step` is this number plus the batch's step since the start of that epoch.
     """
     batch_size = shape.batch_size
     num_epochs, num_reviews = permutations.shape

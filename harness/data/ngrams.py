@@ -245,7 +245,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return the ratios of the n-grams for each label in `of`, `[num_ngrams, num_ratios]`.
+    """Return each n-gram's ratio for each label in `of`, as an array `[num_ngrams, num_ratios]`.
 
     The ratios of unknown n-grams are 0.
     """

@@ -158,8 +158,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     has subfolders, the result is empty; otherwise the split of each table is "".
 
     Raises:
-        InputError: if one table's name contains the name of a split, but another table's name
-            contains none or two.
+        InputError: if one table's name contains the name of one split, but the name of another
+            table (not a .json file) contains no split's name, or the names of several splits.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
@@ -178,7 +178,7 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
 
 
 def _saved_parts(source: Path, split: str) -> Iterator[SourceFile]:
-    """Yield the files that `save_to_disk` wrote into a folder, as ordered in state.json."""
+    """Yield the files of a folder from `save_to_disk`, in the order of the list in state.json."""
     folder = source / split
     files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
     files = files if isinstance(files, list) else []

@@ -168,10 +168,10 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
 
 
 def estimate(job: Job, run: Path, wall_s: float) -> Estimate:
-    """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
+    """Estimate a job on IMDB, which has 25,000 reviews per split, from a short run of the job.
 
     Args:
-        job: the whole job.
+        job: the job to estimate, with all its epochs.
         run: the folder of the short run.
         wall_s: the time in seconds that the process of the short run took.
     """
@@ -216,9 +216,11 @@ def time_limit(seconds: float) -> str:
 def devices_seen(devices: str) -> dict[str, Any]:
     """Import TensorFlow; return the import's time, TensorFlow's build, and the visible GPUs.
 
+    In the returned dictionary, `refused` is the error that would end a run on `devices`, and
+    `warning` is the warning that a run on `devices` would print.
+
     Args:
-        devices: the devices to train on; empty = all. In the returned dictionary, `refused` is the
-            error that would end a run on these devices, and `warning` is the warning of such a run.
+        devices: the devices to train on; empty = all.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 

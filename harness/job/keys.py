@@ -435,7 +435,7 @@ class Job(ConfigSection):
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
     def first_change(self, other: "Job") -> str | None:
-        """Return the first key that changes results and whose value differs in another job."""
+        """Return the first key that affects results and has another value in the job `other`."""
         keys = (key for key in FACTS if FACTS[key].changes != "nothing")
         return next((key for key in keys if self.value(key) != other.value(key)), None)
 

@@ -2,9 +2,9 @@
 
 TF-IDF with logistic regression ignores the order of words; fitting it takes seconds. The option
 `sublinear_tf` of TF-IDF was chosen by the accuracy on the last 5,000 training reviews of IMDB: the
-option raised this accuracy from 87.8 to 88.2 % (with the last 200 words of each review). TF-IDF and
-its logistic regression otherwise have scikit-learn's default options, except the limit of
-iterations and the options that restrict TF-IDF to the networks' vocabulary. The n-gram model uses
+option raised this accuracy from 87.8 to 88.2 % (with the last 200 words of each review). Besides
+`sublinear_tf`, only two kinds of options differ from scikit-learn's defaults: the limit of
+iterations, and the options that restrict TF-IDF to the networks' vocabulary. The n-gram model uses
 sequences of up to three words; fitting it takes a minute. No option is chosen by its score on the
 test set.
 """
@@ -309,8 +309,8 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
 
     Args:
         train: the training reviews.
-        cut: to choose C, a model for each number in STRENGTHS is fit to the first `cut` training
-            reviews, and scored on the other training reviews, by default the last fifth.
+        cut: for each number in STRENGTHS, a model is fit to the first `cut` training reviews, and
+            is scored on the other training reviews. None = fit to the first four fifths.
 
     Raises:
         ValueError: if the training reviews are too few or too much alike.

@@ -94,7 +94,7 @@ def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
 def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
     """Yield a row for each pair of jobs with two or more common seeds.
 
-    The runs of the two jobs are paired by seed.
+    A row compares each run of one job with the run of the other job that has the same seed.
     """
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):

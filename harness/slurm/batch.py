@@ -1,7 +1,7 @@
 """Supervise a batch job: choose its command, and decide whether Slurm requeues it.
 
-A start is one execution of the job script; a requeue leads to the next start. In each start,
-`plan` first chooses the harness command to run. When the command has ended, `decide` chooses
+A start is one execution of the job script; a requeue leads to the next start. When the job script
+begins, `plan` chooses the harness command to run. When this command has ended, `decide` chooses
 between requeue and stop. If the site sets HARNESS_CONTAINER, `plan` and `decide` run in a
 container, but the job script calls Slurm's programs outside of the container.
 """
@@ -317,7 +317,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Return the counters including this start; a second call does not count this start again."""
+    """Return a job's counters after a start; a start that `before` already counts adds nothing."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
@@ -375,7 +375,7 @@ def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the file in which a start records each faulty node and the reason."""
+    """Return the path of the file in which a job's processes record faulty nodes with errors."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 

@@ -72,8 +72,8 @@ def refused_options(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Return the names of the sbatch options that the site refuses, such as gres and mem.
 
     Raises:
-        InputError: if HARNESS_SBATCH_NEVER contains a word that can't be the long name of an
-            sbatch option, such as `-G` or `gres=gpu:1`. Such a word would have no effect.
+        InputError: if a word in HARNESS_SBATCH_NEVER, such as `-G` or `gres=gpu:1`, can't be the
+            long name of an sbatch option, and so would have no effect.
     """
     names = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
     if wrong := [name for name in names if not re.fullmatch("[a-z][a-z-]+", name)]:

@@ -114,7 +114,7 @@ def arrays_of(wanted: Wanted, array_size: int) -> Iterator[Wanted]:
 
     Args:
         wanted: the request for all seeds.
-        array_size: MaxArraySize. If a site forbids arrays, each seed becomes a job.
+        array_size: Slurm's MaxArraySize. If it is 0, arrays are forbidden: each seed becomes a job.
     """
     seeds, most = wanted.seeds or (), max(1, array_size - 1)
     if wanted.pack or len(seeds) <= most:

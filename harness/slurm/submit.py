@@ -287,9 +287,10 @@ def _submit(submission: SbatchJob) -> str:
     """Submit a job and return its id.
 
     Raises:
-        InputError, RunError: if sbatch refuses the job or Slurm is not available; then the
-            submission's folder is removed.
-        RunError: if sbatch prints no id; then the folder remains.
+        InputError, RunError: if sbatch refuses the job or Slurm is not available. Before raising
+            this error, the function removes the submission's folder.
+        RunError: if sbatch prints no id, or does not answer in time. The submission's folder
+            remains, because the job may be in the queue.
     """
     try:
         _write(submission)

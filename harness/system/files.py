@@ -186,7 +186,7 @@ def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str
     Args:
         folder: the folder, which may be missing or empty.
         known: the names of all files that the command's output may contain.
-        mark: the name of a file that every output contains.
+        mark: the name of a file that the command always writes into its output.
         kind: a noun for the output in messages, such as `comparison`.
 
     Raises:
@@ -405,7 +405,8 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     """Do nothing if an error only means that a file is missing or not plain; else raise an error.
 
     Raises:
-        DiskError: if the error has another cause; the message contains a remedy.
+        DiskError: if the error does not mean that the file is missing or not plain; the message
+            contains a remedy.
     """
     if error.errno in NO_RECORD:
         return

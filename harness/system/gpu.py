@@ -205,8 +205,8 @@ def kernel_cache() -> Path | None:
     """Return the folder of CUDA's kernel cache; None if the cache is off or the folder is not safe.
 
     If CUDA_CACHE_PATH names a folder, the function returns this folder without a check.
-    Without CUDA_CACHE_PATH, the function returns a folder in harness's cache, if other users can't
-    replace the code in it.
+    Without CUDA_CACHE_PATH, the function returns a subfolder of `cache_folder()`, if other users
+    can't replace the code in this subfolder.
     """
     if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None

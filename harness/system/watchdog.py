@@ -1,8 +1,8 @@
 """Ends this process if its main thread hangs while TensorFlow waits for a device.
 
-While the main thread waits, no Python signal handler runs, so a second thread ends the process some
-time after the first signal that asks the run to stop, or after a long time without a result from
-the devices.
+While the main thread waits for a device, it runs no Python signal handler. For this reason a second
+thread watches the process. The second thread ends the process some time after the first signal that
+asks the run to stop, or after a long time without a result from the devices.
 """
 
 import contextlib

@@ -175,7 +175,7 @@ def _look(
 
 
 def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a record that states FORMAT and the version of the harness."""
+    """Copy a record, and add FORMAT and the version of the harness to the copy."""
     rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
     return {"format": FORMAT, "harness": __version__, **rest}
 

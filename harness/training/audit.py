@@ -250,12 +250,13 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
     """Compare the audit's values with the run's values; `read(*args)` returns both.
 
     The result names the first value whose difference between audit and run is larger than allowed.
-    If all differences are allowed, the result names the value with the largest difference. If
-    `read` raises an error that is not listed under `Raises`, the run's file is broken, so the
-    outcome is `differs`.
+    If values differ, but none by more than allowed, the result names the value with the largest
+    difference. If `read` raises an error that is not listed under `Raises`, the run's file is
+    broken, so the outcome is `differs`.
 
     Raises:
-        RunError, Interrupted, MemoryError: if this machine failed; the run's file may be fine.
+        RunError, MemoryError: if this machine failed, which says nothing about the run's file.
+        Interrupted: after a signal.
     """
     try:
         mine, theirs, allowed = read(*args)
@@ -525,7 +526,7 @@ class Auditor:
     # By training
 
     def trained(self, epochs: int | None) -> Iterator[Check]:
-        """Train the job again, and yield the comparisons.
+        """Train the job again, and yield comparisons of the new run's files with the audited run's.
 
         Args:
             epochs: the number of epochs to train; None = train and compare the whole run.

@@ -1,12 +1,12 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-The new run's settings, custom code and data are compared with the parent's. The comparison ignores
-settings that don't affect a result, and `train.epochs` unless the learning-rate schedule depends on
-it. If the comparison finds no difference, the new run continues from the parent's checkpoint, and
-the new run's result is bitwise identical to the result of a run that trained all epochs itself.
-If the comparison finds a difference, the new run begins with the weights of the parent's trained
-model, layer by layer. Before its first step, the new run writes a checkpoint of its own, and then
-no longer needs the parent.
+The new run's settings, custom code and data are compared with the parent's. Settings that don't
+affect a result are not compared. `train.epochs` is compared only if the learning-rate schedule
+depends on it. If there is no difference from the parent, the new run continues from the parent's
+checkpoint, and the new run's result is bitwise identical to the result of a run that trained all
+epochs itself. If there is a difference from the parent, the new run begins with the weights of the
+parent's trained model, layer by layer. Before its first step, the new run writes a checkpoint of
+its own, and then no longer needs the parent.
 """
 
 from collections import Counter

@@ -17,12 +17,12 @@ from the oracles of KerasTuner 1.4.8 in six ways:
 - KerasTuner's `Choice` turns booleans into integers. This module turns a list of two booleans
   into a `Boolean`, and a list of one boolean into a `Fixed`.
 - KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
-  proposal, in O(n³) time. Then KerasTuner's search minimizes the acquisition function from 50
-  starting points. Each minimization step needs at least one prediction by the Gaussian process.
-  The Bayesian search of this module fits the Gaussian process to at most 100 finished trials, so
-  that the cost of a proposal does not grow with the number of finished trials. One prediction
-  yields the acquisition function at many random points, and minimizations start only from the best
-  few of these points.
+  proposal, in O(n³) time. To choose the proposal, KerasTuner's search minimizes the acquisition
+  function from 50 starting points. Each minimization step needs at least one prediction by the
+  Gaussian process. The Bayesian search of this module fits the Gaussian process to at most 100
+  finished trials, so that the cost of a proposal does not grow with the number of finished trials.
+  A single prediction by the Gaussian process yields the acquisition function at many random points.
+  This module's search minimizes the acquisition function only from the best few of these points.
 """
 
 import contextlib
@@ -170,8 +170,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
     def _is_known_to_wait(self) -> bool:
         """Whether the sweep's folder records the next trial as a promotion.
 
-        While the oracle can't propose a promotion that the sweep's folder records as the next
-        trial, the oracle waits and draws no random setting.
+        If the next trial is a promotion, the oracle must not propose a random setting, but waits
+        until it can propose this promotion.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -1,10 +1,10 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
 `train`, `tune` and `audit` run their command in a separate process, print the command's output, and
-raise the command's error if the command fails. The separate process makes the results bitwise equal
-to those of the command line, and changes neither the signal handlers nor the TensorFlow settings of
-the caller, so a thread, or a notebook that already uses TensorFlow, can call `train`, `tune` and
-`audit`.
+raise the command's error if the command fails. Because the process is separate, the results are
+bitwise equal to those of the command line, and the caller's signal handlers and TensorFlow settings
+do not change. Therefore `train`, `tune` and `audit` can be called in a thread, and in a notebook
+that already uses TensorFlow.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """

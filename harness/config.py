@@ -72,9 +72,9 @@ class Facts:
             `changes` is `nothing` for a file's path, because the run's record identifies the file
             by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: the keys that the declared key depends on, each with a tuple of values. The
-            declared key has an effect only if at least one key in `only_with` has a value in its
-            tuple. An empty tuple in `only_with` stands for all values except the default.
+        only_with: other keys, each with a tuple of values. The declared key has an effect only if
+            at least one key in `only_with` has a value that the key's tuple in `only_with`
+            contains. An empty tuple stands for all values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.
@@ -131,7 +131,7 @@ def keys_of(tables: Tables) -> dict[str, FieldInfo]:
 
 
 def is_free(info: FieldInfo) -> bool:
-    """Whether a key is a free table, in which `--set` and a search can set any names."""
+    """Whether a key is a free table, in which `--set` and a search can set keys of any name."""
     return info.annotation == dict[str, Any]
 
 

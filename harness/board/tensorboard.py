@@ -53,10 +53,10 @@ class Shown:
     """The runs to show, as a folder of symbolic links `<job>/<run-id>` that TensorBoard reads."""
 
     def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
-        """Make an empty folder for the links.
+        """Make an empty folder for the symbolic links to the runs.
 
         Args:
-            folder: the new folder for the links.
+            folder: the new folder for the symbolic links.
             roots: runs, or folders of runs, to show; if empty, the newest runs are shown.
             runs: the folder that contains all runs.
         """

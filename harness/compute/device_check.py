@@ -88,10 +88,11 @@ def check_gpus(
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than the run was promised.
 
     The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
-    Slurm. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU; if the
-    node has NVIDIA's driver and CUDA_VISIBLE_DEVICES does not hide all GPUs, a warning says why
-    TensorFlow sees no GPU. If CUDA_VISIBLE_DEVICES hides all GPUs although Slurm promised GPUs, an
-    error is raised.
+    Slurm. If CUDA_VISIBLE_DEVICES hides all GPUs although Slurm promised GPUs, an error is raised.
+    An error is also raised if CUDA_VISIBLE_DEVICES is unset and TensorFlow sees more GPUs than
+    Slurm gave. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU. A
+    warning before training on the CPU says why TensorFlow sees no GPU. There is no warning if the
+    CPU was requested, if CUDA_VISIBLE_DEVICES hides all GPUs, or if the node lacks NVIDIA's driver.
 
     Args:
         requested: the devices that `--devices`, HARNESS_DEVICES or the run's record requests, or

@@ -218,7 +218,7 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:
-    """Return the learning-rate schedule of an optimizer; None if its rate is constant."""
+    """Return an optimizer's learning-rate schedule; None if the learning rate is constant."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     schedule = inner._learning_rate
     return schedule if isinstance(schedule, RateSchedule) else None

@@ -153,8 +153,8 @@ class Dataset:
         `share` is 0, there are no validation reviews, and all reviews are for training.
 
         Args:
-            limit: the value of `data.limit`: how many reviews at the start of each split are used;
-                0 = all.
+            limit: the value of `data.limit`, the number of reviews to use from the start of each
+                split; 0 = all.
             share: the value of `data.validation_split`.
         """
         if not self.num_validation:

@@ -99,8 +99,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def _of_file(name: str) -> str:
     """Put `./` before a function reference that an option sets, if the referenced file exists.
 
-    Because of `./`, the harness reads the referenced file, even if `[code]` contains a source with
-    the same path.
+    For a reference with `./`, the harness reads the file on the disk. For a reference without `./`,
+    the harness prefers a source with the same path in `[code]`.
     """
     is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
     return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot

@@ -272,9 +272,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C, the inverse of the model's regularization strength, is chosen on the last fifth of the
-    training reviews. But if the dataset has a validation split and `share` is 0, which means that
-    the runs trained on the validation split too, C is chosen on the validation split.
+    C is the inverse of the model's regularization strength. If the dataset has a validation split,
+    and the runs trained on this split too (`share` is 0), C is chosen on the validation split.
+    Otherwise C is chosen on the last fifth of the runs' training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -529,7 +529,10 @@ def _result(
     model: NgramModel | None,
     arrays: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of the ensemble's `result.json`: some keys of a run's `result.json`."""
+    """Return the content of the ensemble's `result.json`.
+
+    The `result.json` of an ensemble lacks some keys that the `result.json` of a run has.
+    """
     results = [each.run.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if model:

@@ -2,8 +2,8 @@
 
 For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
 With several pairs, Bonferroni's correction makes the intervals simultaneous: with 95 % confidence
-all of them hold at once. A sentence calls one job better than another only if the interval of the
-difference lies above 0, so sentences and intervals always agree.
+all of them hold at once. The report says that a job is better than another job only if the interval
+of their difference lies above 0, so the report's sentences never contradict its intervals.
 
 With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
 pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's

@@ -261,7 +261,7 @@ class WorkerGroup:
         return reports
 
     def _read(self, name: str) -> bytes | None:
-        """Return the content of a file; None if it is missing or unreadable."""
+        """Return the content of a file; None if the file is missing or unreadable."""
         with contextlib.suppress(OSError):
             names_in(self.folder)  # refreshes a stale NFS listing
             return read_if_there(self.folder / name)

@@ -149,8 +149,8 @@ def names_of(args: Iterable[str]) -> set[str]:
 def override(options: Iterable[str], by: Sequence[str]) -> list[str]:
     """Return `options` without those that `by` replaces, followed by the options in `by`.
 
-    An option replaces all options for the same resource. For example, `--gpus-per-node` replaces
-    `--gres`, because Slurm would obey both.
+    An option in `by` replaces all options for the same resource in `options`. For example,
+    `--gpus-per-node` replaces `--gres`, because Slurm would obey both.
     """
     names = names_of(by)
     replaced = {each for group in (GPUS, MEMORY) if names & {*group} for each in group}

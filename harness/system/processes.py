@@ -90,8 +90,9 @@ class StopRequest:
 def ctrl_c_waits() -> Iterator[None]:
     """Delay the effect of Ctrl-C until the block ends; a second Ctrl-C ends the process at once.
 
-    Imports need this delay, because an import runs callbacks of weak references, and Python drops a
-    KeyboardInterrupt in such a callback. Outside of the main thread this function has no effect.
+    Without a delay, Ctrl-C during an import may have no effect: an import runs callbacks of weak
+    references, and Python drops a KeyboardInterrupt in such a callback. Outside of the main thread
+    this function has no effect.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()

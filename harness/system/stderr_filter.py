@@ -96,8 +96,8 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    By default TensorFlow then logs only errors. In a process that called `capture`, TensorFlow logs
-    warnings too.
+    By default this level lets TensorFlow log only errors. In a process that called `capture`, the
+    level lets TensorFlow log warnings too.
     """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
@@ -132,7 +132,7 @@ def show_last(text: str) -> None:
 def filtered_stderr() -> Iterator[list[str]]:
     """Hold back what a `with` block writes to file descriptor 2.
 
-    At the end of the block, write the output without noise: messages that users can't act on.
+    At the end of the block, write the output except noise (messages that users can't act on).
 
     Yields:
         A list, which is empty until the block ends. It then contains all lines of the output,

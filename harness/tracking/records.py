@@ -199,7 +199,7 @@ class RunStatus:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the folder has a run's job file or a sweep's search file, needed to continue."""
+        """Whether the folder contains `job.toml` of a run or `search.toml` of a sweep."""
         return self.is_there("job.toml") or self.is_there(SEARCH_FILE)
 
     @property

@@ -84,8 +84,8 @@ def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
     """Whether the queue shows a newer state of a run than the run's heartbeat does.
 
-    The queue's state is newer if the job waits, if the job started after the heartbeat, or if no
-    heartbeat exists.
+    The queue's state counts as newer than the heartbeat's state if the job waits to start, if the
+    job started after the heartbeat, or if no heartbeat exists.
     """
     age = status.heartbeat_age_s
     if queued.waits or age is None:

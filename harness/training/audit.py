@@ -2,11 +2,11 @@
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
-and the model by training the run's job. An audit on another machine than the run's may round
-differently from the run. If the results of such an audit's training differ from the run's results,
-the audit trains a second time, with another implementation of the layers, on another number of
-replicas, or both. The difference between the audit's two training runs shows how large rounding
-differences are.
+and the model by training the run's job. The audit may round differently from the run if the audit
+uses other packages, devices or processors than the run, or if `train.deterministic` is false. If
+rounding may differ, and the audit's training gives other results than the run, the audit trains a
+second time, with another implementation of the layers, on another number of replicas, or both. The
+difference between the audit's two training runs shows how large rounding differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
 from the model file. If the job contains custom code, the audit runs this code, but only if the
@@ -247,10 +247,11 @@ class Sides(NamedTuple):
 
 
 def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
-    """Compare the audit's values with the run's values; `read(*args)` returns both.
+    """Compare the audit's values with the run's values.
 
-    The result names the first value whose difference between audit and run is larger than allowed.
-    If values differ, but none by more than allowed, the result names the value with the largest
+    `read(*args)` returns the audit's values, the run's values, and the allowed differences. The
+    result names the first value whose difference between audit and run is larger than allowed. If
+    values differ, but none by more than allowed, the result names the value with the largest
     difference. If `read` raises an error that is not listed under `Raises`, the run's file is
     broken, so the outcome is `differs`.
 
@@ -382,7 +383,7 @@ class Auditor:
     def others(self, machine: Mapping[str, Any]) -> list[str]:
         """Return why results on `machine` may differ from the run's results.
 
-        Results may differ, for example, with another version of a package, or on another processor.
+        For example, another version of a package or another processor may change the results.
         """
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]

@@ -1,8 +1,8 @@
 """Computes and draws the scores of a classifier, and finds the epoch with the best score.
 
 Labels are whole numbers from 0. For two classes a model returns the probability of label 1, and
-predicts label 1 if this probability exceeds 0.5, like Keras's binary accuracy. For more classes a
-model returns the probability of each class, and predicts the most probable class.
+predicts label 1 if this probability exceeds 0.5, like Keras's binary accuracy. For more than two
+classes a model returns the probability of each class, and predicts the most probable class.
 """
 
 import io
@@ -168,8 +168,8 @@ def confusion_picture(
     """Draw the confusion matrix as a PNG of 640 x 480, with the percentages of each row.
 
     For more than 12 classes, colours show the percentages, and the picture contains no numbers.
-    `classes` are the names of the labels. The other arguments and the errors are the same as for
-    `test_scores`.
+    `classes` are the names of the labels. `labels`, `probabilities` and the errors are the same as
+    for `test_scores`.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay
@@ -225,11 +225,11 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def events(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return whether the event of each review occurred, and the event's probability, `[n]`.
+    """Return for each review whether an event occurred, and the event's probability, `[n]`.
 
-    A calibration curve shows the share of reviews whose event occurred against the probability of
-    the event. For two classes the event is that the review is positive. For more than two classes
-    the event is that the prediction is correct. The arguments are the results of `checked`.
+    For two classes the event is that the review is positive. For more than two classes the event is
+    that the prediction is correct. A calibration curve shows how often the event occurred against
+    the event's probability. The arguments are the results of `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:

@@ -136,9 +136,10 @@ def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
 
     A trial writes no predictions, to save time and space. If the objective of the search is
     validation loss or validation accuracy, a trial returns no scores, because the training loop has
-    already computed both. For any other objective, a trial returns all scores that can be an
-    objective, except validation loss and validation accuracy. The score `val_roc_auc` is None if
-    all reviews are of one class.
+    already computed both. If the objective is neither validation loss nor validation accuracy, a
+    trial returns all scores that can be an objective, except validation loss and validation
+    accuracy. The score `val_roc_auc` is None if all reviews are of one class. A run that is not a
+    trial returns no scores.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:

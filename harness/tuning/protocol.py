@@ -86,7 +86,7 @@ class Trial(Record):
 class Attempt(Record):
     """Says which worker tries to train a trial.
 
-    Only this worker writes into the attempt's folder.
+    Only the worker of an attempt writes into the attempt's folder.
     """
 
     worker: str  # uuid of the worker's process
@@ -249,7 +249,7 @@ class View:
         return self.stop is not None and not self.stop.is_lifted
 
     async def end(self, num_asked: int) -> End | None:
-        """Return the `End` record of a search; None until the oracle has proposed all trials.
+        """Return a search's record `End`, which is None until the oracle has proposed all trials.
 
         Args:
             num_asked: the value of `search.trials`.

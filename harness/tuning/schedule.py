@@ -43,7 +43,8 @@ class Schedule:
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
                 list.
             results: the trials that have results; the keys are the trials' numbers. The caller adds
-                each new result; the oracle receives it when the trial ends on the virtual clock.
+                each new result; the oracle receives a result when the result's trial ends on the
+                virtual clock.
         """
         self.oracle, self.num_trials, self.width = oracle, num_trials, width
         self.known, self.results = known, results

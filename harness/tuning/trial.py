@@ -120,7 +120,7 @@ class Trials:
     def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:
         """Copy a checkpoint into a new run of attempt k, so that the run continues from it.
 
-        The checkpoint is the newest one of the trial's earlier attempts. If the earlier attempts
+        The method copies the newest checkpoint of the trial's earlier attempts. If these attempts
         have no usable checkpoint, the newest checkpoint of the parent trial is copied. If the
         parent trial's checkpoints were removed, as happens at the end of a search, the attempt
         trains the parent's epochs again, with bitwise identical results.

@@ -304,6 +304,15 @@ def harness(tmp_path: Path) -> Harness:
     return Harness(tmp_path)
 
 
+@pytest.fixture
+def default_precision() -> Iterator[None]:
+    """Restore Keras's default precision after the test."""
+    yield
+    import keras
+
+    keras.config.set_dtype_policy("float32")
+
+
 def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], object]) -> Path:
     """Return a run or sweep that is made once for all workers of xdist; later calls get a copy."""
     run = harness.runs / job / run_id

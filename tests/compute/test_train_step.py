@@ -18,6 +18,8 @@ from harness.job.job_file import load_job
 from tests.compute.test_network import custom
 from tests.conftest import JOBS
 
+pytestmark = pytest.mark.usefixtures("default_precision")
+
 NUM_REVIEWS, LENGTH = 50, 12
 SETTINGS = ("data.vocab_size=100", f"data.maxlen={LENGTH}", "train.batch_size=20", "model.units=4")
 
@@ -49,15 +51,6 @@ def trained(
     graph = step.train_steps.get_concrete_function(made, 3).graph
     sums = step.train_steps(made, 3).numpy()
     return sums, step.model.get_weights(), set(kernels_of(step.model, graph, way).values())
-
-
-@pytest.fixture(autouse=True)
-def default_precision() -> object:
-    """Restore Keras's default precision after the test."""
-    yield
-    import keras
-
-    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.full

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,8 @@ from harness.training.context import Compute, RunContext
 from harness.training.metrics import exported_epoch
 from harness.training.train import train
 from tests.conftest import JOBS, metrics
+
+pytestmark = pytest.mark.usefixtures("default_precision")
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 30, 6, 16
 NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 90, 10, 21  # 90 = 5 full batches of 16, and one of 10
@@ -80,13 +81,6 @@ def trained(folder: Path, *settings: str) -> tuple[RunDirectory, Job, list[dict[
     job = load_job(JOBS / "lstm.toml", [*SETTINGS, *settings])
     run = train_in(folder / "run", job)
     return run, job, metrics(run.folder)
-
-
-@pytest.fixture(autouse=True)
-def default_precision() -> Iterator[None]:
-    """Restore Keras's default precision after the test."""
-    yield
-    keras.config.set_dtype_policy("float32")
 
 
 # The reference

@@ -16,7 +16,7 @@ def main() -> int:
         nonlocal pressed
         # End at once: a second KeyboardInterrupt would replace the exit code of the first.
         if pressed:
-            os.write(2, b"harness: interrupted immediately; saved files are kept\n")
+            os.write(2, b"harness: interrupted by Ctrl-C and ended at once; saved files are kept\n")
             os._exit(INTERRUPTED)
         pressed = True
         raise KeyboardInterrupt

@@ -259,7 +259,7 @@ def tune(
     """Run a search, as `harness tune` does.
 
     Args:
-        job: a job file with [search].
+        job: a job file with a [search] table.
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
         sweep_id: the name of the sweep. The call continues an unfinished sweep with this name, but
             not a failed or cancelled search.
@@ -308,8 +308,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
     Raises:
         InputError: if the run can't be audited here; the message contains the reason.
-        RunError: if the audit fails, if the result changes during the audit, or if other users can
-            write to the folder of audits.
+        RunError: if the audit fails, if the run's result changes during the audit, or if other
+            users can write to the folder of audits.
         Interrupted, KeyboardInterrupt: if the audit was stopped.
     """
     from harness.training.audit import Audit
@@ -324,9 +324,9 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
-            f"run {run}: the audit does not count, because the result changed during the audit, "
-            f"or because other users can write to {folder / AUDITS}; if other users can write "
-            f"there, run: chmod go-w {quoted(folder / AUDITS)}"
+            f"run {run}: the audit does not count, because the run's {RESULT} changed during the "
+            f"audit, or other users can write to {folder / AUDITS}; repeat the audit, in the "
+            f"second case after: chmod go-w {quoted(folder / AUDITS)}"
         )
     return Audit(**latest)
 

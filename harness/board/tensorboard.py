@@ -112,8 +112,8 @@ class Shown:
         found = [run for run in every if run in shown]
         if hidden := len(every) - len(found):
             self.left_out = (
-                f"only the newest runs are shown, and {hidden:,} older runs are not: specify "
-                "runs, or folders of runs, to see others"
+                f"only the newest runs are shown, and {hidden:,} older runs are not; to see "
+                "older runs, specify runs or folders of runs"
             )
         return found
 

@@ -45,7 +45,7 @@ def main() -> int:
         # `app` returns the exit code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)
         if code == INTERRUPTED:
-            raise Interrupted("interrupted immediately; saved files are kept")
+            raise Interrupted("interrupted by Ctrl-C and ended at once; saved files are kept")
     except (InputError, RunError, Interrupted) as end:
         code = _fail(str(end), end.exit_code)
     except TyperException as refusal:

@@ -30,7 +30,8 @@ def compare(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="runs, folders of runs or glob patterns; default: all in --runs"
+            metavar="RUN",
+            help="runs, folders of runs or glob patterns; default: all runs in --runs",
         ),
     ] = None,
     out: Annotated[
@@ -42,8 +43,8 @@ def compare(
         Literal["ngrams", "none"] | None,
         typer.Option(
             "--baseline",
-            help="ngrams: also fit a logistic regression over 1- to 3-grams, and show it in "
-            "this and in later comparisons; none: skip all baselines",
+            help="ngrams: add a logistic regression over 1- to 3-grams, which later comparisons "
+            "will also show; none: omit all baselines",
         ),
     ] = None,
     where: Annotated[
@@ -56,7 +57,12 @@ def compare(
         ),
     ] = None,
     pairs: Annotated[
-        bool, typer.Option("--pairs", help="compare each pair of jobs, even of more than 12 jobs")
+        bool,
+        typer.Option(
+            "--pairs",
+            help="compare each pair of jobs; by default, more than 12 jobs are compared only with "
+            "the best job",
+        ),
     ] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
@@ -104,8 +110,8 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="copy the weights of the members from this ensemble, if the runs have no "
-            "validation reviews",
+            help="copy the averaging weights from another ensemble of the same jobs; required if "
+            "the runs have no validation reviews",
         ),
     ] = None,
     run_id: Annotated[

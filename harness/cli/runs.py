@@ -65,7 +65,9 @@ def status(
     ] = None,
     newer: Annotated[
         float | None,
-        typer.Option("--newer", metavar="HOURS", min=0, help="show runs of the last HOURS only"),
+        typer.Option(
+            "--newer", metavar="HOURS", min=0, help="hide runs that ended more than HOURS ago"
+        ),
     ] = None,
     as_json: AsJson = False,
     watch: Annotated[
@@ -191,7 +193,7 @@ def tensorboard(
         list[Path] | None,
         typer.Argument(
             metavar="RUN",
-            help="runs, folders of runs, or ids; default: the newest 200 in --runs",
+            help="runs, folders of runs, or ids; default: the newest 200 runs in --runs",
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),
@@ -227,7 +229,7 @@ def tensorboard(
 def prune(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN", help="runs or folders of runs; default: all in --runs"),
+        typer.Argument(metavar="RUN", help="runs or folders of runs; default: all runs in --runs"),
     ] = None,
     runs: RunsFolder = Path("runs"),
     really: Annotated[bool, typer.Option("--yes", help="remove the files")] = False,

@@ -116,7 +116,7 @@ def submit(
         bool,
         typer.Option(
             "--retry-memory",
-            help="if out of memory, requeue with 1.5 times the memory, at most twice",
+            help="requeue a job that runs out of memory, at most twice, with 1.5 times the memory",
         ),
     ] = False,
     trust_code: TrustCode = False,
@@ -148,7 +148,8 @@ def submit(
     if resume or all_interrupted:
         if all_jobs or overrides or seeds or pack:
             raise InputError(
-                "--resume: continues runs unchanged; leave out --all, --set, --seeds and --pack"
+                "--resume: continues runs with unchanged settings; leave out --all, --set, --seeds "
+                "and --pack"
             )
 
         request = resume_request(names, resources, runs, everything=all_interrupted)

@@ -31,14 +31,18 @@ app = typer.Typer()
 sweep_app = typer.Typer(help="Show, use or join a search that harness tune began.")
 
 Sweep = Annotated[
-    Path, typer.Argument(metavar="SWEEP", help="folder of a sweep: runs/tune_lstm/slurm-1234")
+    Path,
+    typer.Argument(metavar="SWEEP", help="folder of a sweep, such as runs/tune_lstm/slurm-1234"),
 ]
 
 
 @app.command(epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4")
 def tune(
     job_file: Annotated[
-        Path, typer.Argument(metavar="JOB", help="job file with [search]: jobs/tune_lstm.toml")
+        Path,
+        typer.Argument(
+            metavar="JOB", help="job file with a [search] table, such as jobs/tune_lstm.toml"
+        ),
     ],
     overrides: Overrides = None,
     workers: Workers = None,

@@ -167,8 +167,8 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     if not isinstance(optimizer, keras.optimizers.Optimizer) or has_scale:
         raise InputError(
             f"{where}: returns a {type(optimizer).__name__}, should return a "
-            "keras.optimizers.Optimizer other than LossScaleOptimizer, because the harness itself "
-            "adds LossScaleOptimizer if train.precision = 'float16'"
+            "keras.optimizers.Optimizer other than LossScaleOptimizer; if train.precision = "
+            "'float16', the harness adds LossScaleOptimizer itself"
         )
     options.check(name)
     for setting, instead in JOB_KEYS.items():

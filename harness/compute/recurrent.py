@@ -261,8 +261,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN needs a run "
-        "that began on a GPU with train.xla = auto or off; a GRU also needs model.reset_after = "
-        "true; a layer of a custom network also needs Keras's default activations and biases, and "
-        "no masks, recurrent_dropout or unroll"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers; to use cuDNN, begin "
+        "a new run on a GPU with train.xla = auto or off; a GRU also needs model.reset_after = "
+        "true; a custom network also needs layers with Keras's default activations and biases, "
+        "without masks, recurrent_dropout and unroll"
     )

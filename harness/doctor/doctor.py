@@ -372,7 +372,7 @@ def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Find
         if saving_s >= MIN_SAVING_S:
             yield Finding("green", "preemption", found)
         else:
-            remedy = "lower train.checkpoint_every_s, so that the last checkpoint is newer"
+            remedy = "lower train.checkpoint_every_s, so that a preempted run loses fewer steps"
             yield Finding("yellow", "preemption", found, remedy)
     if settings.get("JobRequeue") == "0":
         found = (

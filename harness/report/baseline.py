@@ -151,8 +151,8 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     training_s = time.perf_counter() - began
     note = (
         f"tf-idf: logistic regression over TF-IDF of the {len(words):,} most frequent words, "
-        f"fit on all {len(train):,} training reviews: once on the last {maxlen} words, "
-        "which the networks read, and once on whole reviews."
+        f"fit on all {len(train):,} training reviews. One of the two models reads only the last "
+        f"{maxlen} words of a review, as the networks do; the other model reads whole reviews."
     )
     return Baseline(
         TFIDF,

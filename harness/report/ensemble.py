@@ -450,16 +450,16 @@ def _given_weights(
     The runs of `weights_from` must come from the same jobs as `members`, in the same order.
 
     Raises:
-        InputError: if `weights_from` combines other members than the new ensemble, or was made on
-            other data; or if `weights_from` is None and `members` have no validation reviews.
+        InputError: if the members or the data of `weights_from` differ from those of the new
+            ensemble; or if `weights_from` is None and `members` have no validation reviews.
     """
     if not weights_from:
         if VALIDATION_PREDICTIONS in members[0].predictions:
             return []
         raise InputError(
             f"run {members[0].run.folder}: was trained on all training reviews "
-            "(data.validation_split = 0), so no reviews are left to choose weights; give "
-            "--weights-from ENSEMBLE: an ensemble of the same jobs, trained with "
+            "(data.validation_split = 0), so no reviews are left to choose the ensemble's weights; "
+            "give --weights-from ENSEMBLE, where ENSEMBLE is an ensemble of the same jobs with "
             "data.validation_split above 0"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
@@ -467,9 +467,9 @@ def _given_weights(
     jobs = [each.job for each in ensemble.runs]
     if mine != (ensemble.dataset_checksum, jobs, ensemble.ngrams_weight is not None):
         raise InputError(
-            f"--weights-from {weights_from}: combines other members ({', '.join(jobs)}) "
-            "than the new ensemble, or was made on other data; give an ensemble that has the same "
-            "members as the new ensemble, in the same order, and was made on the same data"
+            f"--weights-from {weights_from}: its members ({', '.join(jobs)}) or its data differ "
+            "from those of the new ensemble; give an ensemble with the same data and with the same "
+            "members in the same order"
         )
     return ensemble.weights
 

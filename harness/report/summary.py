@@ -176,7 +176,8 @@ def compared(
         echo(line, err=True)
     if not groups:
         raise InputError(
-            f"nothing to compare: {len(left_out)} found, but none is finished and tested; see above"
+            f"nothing to compare: {len(left_out)} folders found, but none is a finished and tested "
+            "run; see above"
         )
     is_fit, ngrams = baseline != "none", baseline == "ngrams"
     found = [baselines(each, data, ngrams=ngrams) if is_fit else () for each in groups]

@@ -109,7 +109,7 @@ def ctrl_c_waits() -> Iterator[None]:
             before(signal.SIGINT, None)
 
 
-AT_ONCE = "interrupted immediately; saved files are kept"
+AT_ONCE = "interrupted by Ctrl-C and ended at once; saved files are kept"
 # The main thread and a watchdog may both end the process. Only the thread that acquires this lock
 # first writes a line, because it never releases the lock.
 ENDS = threading.RLock()

@@ -130,7 +130,7 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
         return ["the code's commit was {} and is now {}".format(*commits)]
-    return [] if before == now else ["the uncommitted changes are not those recorded"]
+    return [] if before == now else ["the code's uncommitted changes differ from the record"]
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:

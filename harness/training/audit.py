@@ -547,7 +547,7 @@ class Auditor:
             num = min(nums)
             if num < max(nums) and (train.early_stopping_patience or train.callbacks):
                 mine, theirs = mine | decided(mine, num), theirs | decided(theirs, num)
-                why = f"after epoch {num}, because a training run stopped early"
+                why = f"after epoch {num}, because the run or the audit trained no more epochs"
                 yield Check("metrics.jsonl", OMITTED, why)
             kept = [each.get("kept_epoch") for each in (result, self.subject.result)]
             if result and kept[0] != kept[1]:

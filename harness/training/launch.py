@@ -291,8 +291,8 @@ def announce(
         )
     if not job.train.deterministic:
         console.warning(
-            "train.deterministic = false: a second run of this job, or a resumed run, gives a "
-            "different result"
+            "train.deterministic = false: two runs of this job may give different results, and so "
+            "may a resumed run and an uninterrupted run"
         )
     if dataset.introduction:
         console.info(dataset.introduction)

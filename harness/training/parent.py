@@ -143,9 +143,10 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
         if checkpoint.adopt(parent.run, context.run, context.identity, of=of, max_epochs=epochs):
             return []
         raise InputError(
-            f"--from {parent.run.folder}: this run's checkpoints can't be used: they are broken, "
-            f"do not match the run's job.toml, or have more epochs than train.epochs = {epochs}; "
-            "restore the run's job.toml, or train a new run with more epochs or without --from"
+            f"--from {parent.run.folder}: no checkpoint of this run can be used: the checkpoints "
+            "are broken, do not match the run's job.toml, or have more epochs than the new run's "
+            f"train.epochs = {epochs}; restore the old job.toml, or train a new run with more "
+            "epochs or without --from"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = checkpoint.Progress(identity=context.identity)

@@ -130,7 +130,7 @@ class SweepDirectory(LeasedDirectory):
         """Check that the sweep, if it exists, belongs to this search.
 
         Raises:
-            InputError: if the sweep was begun with another search space, job or tuner, or if
+            InputError: if the search space, job or tuner has changed since the sweep began, or if
                 another version of harness wrote the sweep.
         """
         if not is_sweep(self.folder):
@@ -138,8 +138,9 @@ class SweepDirectory(LeasedDirectory):
         known = self.search()
         if change := next(known.changes(search), None):
             raise InputError(
-                f"sweep {self.folder} was begun with another search ({change}); choose another "
-                f"--sweep-id, or continue this sweep with: {resume_command(self.folder)}"
+                f"sweep {self.folder}: the search has changed since the sweep began ({change}); "
+                "choose another --sweep-id, or continue the unchanged search with: "
+                f"{resume_command(self.folder)}"
             )
 
     def finished(self) -> bool:

@@ -65,7 +65,8 @@ def tune(
         request: the workers that this command starts.
         console: the console for messages.
         full: whether to fail if IMDB is missing, instead of using the packaged sample.
-        resumes: whether to continue a search that is stopped, or was begun with other code.
+        resumes: whether to continue a search that was stopped, or that began before a change of
+            harness's code.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if the search was
@@ -89,10 +90,13 @@ def tune(
     sweep.check_search(search)
     asked, search = search, sweep.search()
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
-        line = f"sweep {sweep.folder} was begun with other code, so scores may not be comparable"
+        line = (
+            f"sweep {sweep.folder}: the code of harness has changed since the sweep began, so "
+            "scores of new and earlier trials may not be comparable"
+        )
         if not resumes:
             raise InputError(
-                f"{line}; use that code, or begin another sweep, or continue anyway with: "
+                f"{line}; restore the earlier code, begin another sweep, or continue anyway with: "
                 f"{resume_command(sweep.folder)}"
             )
         console.warning(line)

@@ -16,7 +16,7 @@ from harness.slurm import environment
 from tests.conftest import JOBS, Harness, failing, wait_for
 
 LSTM = JOBS / "lstm.toml"
-AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
+AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kept\n"
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_unfinished_runs_alone_are_refused(harness: Harness) -> None:
     assert done.returncode == 2
     *lines, last = done.stderr.splitlines()
     assert [line.split(" (")[1] for line in lines] == 25 * ["unfinished: not begun)"]
-    assert last.startswith("harness: nothing to compare: 25 found")
+    assert last.startswith("harness: nothing to compare: 25 folders found")
     assert not (harness.folder / "out").exists()
 
 

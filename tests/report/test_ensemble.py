@@ -210,10 +210,10 @@ def test_bad_members_are_refused(
             (whole, "--with", "ngrams", "--weights-from", first),
             "ensemble.toml is missing or broken",
         ),
-        ((whole, slower, "--weights-from", part), "combines other members (lstm)"),
+        ((whole, slower, "--weights-from", part), "its members (lstm) or its data differ"),
         (
             (whole, slower, "--with", "ngrams", "--weights-from", two),
-            "combines other members (lstm, lstm)",
+            "its members (lstm, lstm) or its data differ",
         ),
         ((first, second, "--run-id", "two"), "exists already"),
         ((first, second, "--run-id", "a/b"), "should be at most 100 letters"),

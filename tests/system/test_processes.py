@@ -59,7 +59,7 @@ def test_a_dead_process_is_known_in_its_space() -> None:
     assert not any(has_died(number, here) for number in (os.getpid(), 0, -1))
 
 
-AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
+AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kept\n"
 
 WAITING = """
 import subprocess, time

@@ -164,7 +164,7 @@ def blocked() -> Iterator["subprocess.Popen[str]"]:
     [
         ([0, SIGSTOP, SIGCONT], "here: no step, batch or compilation has ended for 0.1", 9, 16),
         ([SIGTERM], "interrupted by SIGTERM; here did not answer for 1 s, so only", 0, 6),
-        ([SIGINT, SIGINT], "interrupted immediately; saved files are kept", 0, 3),
+        ([SIGINT, SIGINT], "interrupted by Ctrl-C and ended at once; saved files are kept", 0, 3),
     ],
     ids=["a suspension", "a signal", "Ctrl-C twice"],
 )

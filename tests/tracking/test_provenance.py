@@ -51,8 +51,11 @@ def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
     ("changed", "said"),
     [
         ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is now {'a' * 12}"),
-        ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes are not those recorded"),
-        ({"sources_sha256": "d" * 64}, "the uncommitted changes are not those recorded"),
+        (
+            {"uncommitted_diff": "dropout halved"},
+            "the code's uncommitted changes differ from the record",
+        ),
+        ({"sources_sha256": "d" * 64}, "the code's uncommitted changes differ from the record"),
         (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is now 2.21.0"),
         (started(packages=[]), "tensorflow was None and is now 2.21.0"),
         (started(devices=CPUS[:1]), "the devices were 1 × CPU and are now 2 × CPU"),

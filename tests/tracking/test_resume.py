@@ -161,8 +161,8 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
             "for a run that SIGTERM or Ctrl-C ended, use: harness submit --resume RUN",
         ),
         (["--resume", "nowhere"], "no run has this folder"),
-        (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),
-        (["--resume", "gru/a", "--pack"], "continues runs unchanged"),
+        (["--resume", "gru/a", "--seeds", "1-2"], "continues runs with unchanged"),
+        (["--resume", "gru/a", "--pack"], "continues runs with unchanged"),
         (["--resume", "gru/a", "--all-interrupted"], "not both"),
     ],
 )

@@ -227,15 +227,15 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     }
     said = capfd.readouterr()
     assert "asha, 24 trials, workers of this command: 1, parallel = 8, data: SAMPLE" in said.out
-    assert "other code" not in said.err
+    assert "the code of harness has changed" not in said.err
     starts = [{"slurm_asked": {"gpus": "4"}}]
     record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64, "starts": starts}
     sweep.write_json("provenance.json", record)
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
-    refusal = r"^sweep .* was begun with other code, .* another sweep, .*: harness resume '.*sweep'"
+    refusal = r"^sweep .*: the code of harness has changed .* another .*: harness resume '.*sweep'"
     with pytest.raises(InputError, match=refusal):
         begin(sweep, search)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     begin(sweep, search, resumes=True)
-    assert "was begun with other code, so scores may not be comparable" in capfd.readouterr().err
+    assert "the code of harness has changed since the sweep began" in capfd.readouterr().err
     assert sweep.read_json("provenance.json")["starts"] == starts

@@ -111,7 +111,7 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
 
     if kind == "last":
         return []
-    return [layers.GlobalMaxPooling1D() if kind == "max" else layers.GlobalAveragePooling1D()]
+    return [{"max": layers.GlobalMaxPooling1D, "mean": layers.GlobalAveragePooling1D}[kind]()]
 
 
 class Padding:

@@ -80,7 +80,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return the factor `cut`, which ReduceLROnPlateau reads and sets as `learning_rate`."""
+        """Return the factor `cut`; Keras's ReduceLROnPlateau expects it under this name."""
         return self.cut
 
     @learning_rate.setter

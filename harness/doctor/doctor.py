@@ -328,7 +328,11 @@ def describe_partitions(text: str) -> Finding:
     rows = re.findall(r"^([^|\n]+?)(\*?)\|up\|(.*)$", text, re.MULTILINE)
     having = [(name, is_default, gres) for name, is_default, gres in rows if "gpu" in gres]
     if not having and os.environ.get("SBATCH_GRES") == "none":
-        return Finding("green", "gpus", "no partition in state up has GPUs; SBATCH_GRES is none")
+        return Finding(
+            "green",
+            "gpus",
+            "no partition in state up has GPUs, and SBATCH_GRES=none requests no GPU",
+        )
     if not having:
         remedy = "export SBATCH_GRES=none before sbatch, because the job scripts request a GPU"
         return Finding("yellow", "gpus", "no partition in state up has GPUs", remedy)

@@ -227,7 +227,7 @@ class Resources:
                 remedy = "use --seeds" if name == "array" else "leave this option out"
                 raise InputError(f"{flag}: can't be used with harness submit; {remedy}")
             # sbatch does not refuse these texts: without accounting, it accepts any account.
-            if not flag.isprintable() or (name in ("account", "partition") and ";" in flag):
+            if not flag.isprintable() or (name in ("account", "partition", "qos") and ";" in flag):
                 raise InputError(f"{flag!r}: should contain no control character and no ;")
 
     def sbatch_args(self) -> list[str]:

@@ -201,8 +201,9 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent. The pipe closes when the parent ends, even if
-    srun started this process for the parent. If this process still runs a minute after SIGTERM, it
+    Standard input must be a pipe from the parent. The operating system closes the pipe
+    when the parent ends; if the parent started this process through srun, srun passes the end of
+    the pipe on. If this process still runs a minute after SIGTERM, it
     exits with the exit code of an interruption, 75.
     """
 

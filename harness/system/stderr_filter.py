@@ -96,8 +96,8 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    By default this level lets TensorFlow log only errors. In a process that called `capture`, the
-    level lets TensorFlow log warnings too.
+    By default TensorFlow then logs only errors; in a process that called `capture`, it also logs
+    warnings.
     """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")

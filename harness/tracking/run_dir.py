@@ -207,8 +207,8 @@ def began_s(record: Mapping[str, Any]) -> float:
 def weights_of(record: Mapping[str, Any]) -> str | None:
     """Return the folder of the run that provided a run's initial weights, or None.
 
-    If a run continues its parent's checkpoint, return the folder of the run that provided the
-    parent's initial weights.
+    A run that continued its parent's checkpoint has the initial weights of its parent. If another
+    run provided the parent's initial weights, return the folder of this other run.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))

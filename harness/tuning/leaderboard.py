@@ -346,8 +346,8 @@ def importance(
     cells = effects(trials, search)
     if cells.empty:
         yield (
-            "the importance of keys is unknown: no key had several values in at least "
-            f"{MIN_TRIALS} comparable trials"
+            f"the importance of keys is unknown: it needs at least {MIN_TRIALS} comparable trials, "
+            "and a key with different values in these trials"
         )
         return
     for share in ("explains", "by chance"):

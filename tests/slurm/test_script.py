@@ -61,7 +61,7 @@ REFUSED: list[tuple[Resources, str]] = [
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
     (Resources(flags=("--hold", "jobs/gru.toml")), "jobs/gru.toml"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "-Jname")),
-    *((Resources(flags=(flag,)), repr(flag)) for flag in ("--account=a\x1b[2J", "--partition=a;b")),
+    *((Resources(flags=(flag,)), repr(flag)) for flag in ("--account=a\x1b[2J", "--qos=a;b")),
     *((Resources(flags=(flag,)), f"{flag}: can't") for flag in ("--wait", "--wrap=true")),
 ]
 

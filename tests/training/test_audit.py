@@ -435,6 +435,16 @@ def test_a_score_may_differ_by_the_reviews_of_the_smallest_class(tmp_path: Path,
     assert abs(after - before) <= auditor._least(f"val_{name}", before) < most
 
 
+def test_one_review_may_change_the_precision_by_one(tmp_path: Path) -> None:
+    """The first review of class 1 that a model finds changes the precision from 0 to 1."""
+    labels, none, one = np.repeat([0, 1], [1980, 20]), np.full(2000, 0.4), np.full(2000, 0.4)
+    one[-1] = 0.6
+    before, after = (scores_of(labels, each)["precision"] for each in (none, one))
+    auditor = elsewhere(tmp_path, 0, 1)
+    auditor.smallest_class, auditor.num_scored = 20, 2000
+    assert after - before == 1 <= auditor._least("val_precision", before)
+
+
 def test_a_training_that_ends_too_early_is_no_difference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

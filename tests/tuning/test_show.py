@@ -154,14 +154,14 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
 @pytest.mark.parametrize(
     ("trials", "lines"),
     [
-        ([], {"no trial has finished", f"{UNKNOWN}no key had several values in at least 3"}),
+        ([], {"no trial has finished", f"{UNKNOWN}it needs at least 3"}),
         ([trial(0, None)], {"1 waiting", "0 waiting units=16"}),
         (
             [trial(0, None, error="it broke")],
             {"no trial has finished", "failed trials 0: it broke"},
         ),
         ([trial(0, float("nan"), values={"model.pooling": "last"})], {"0 finished nan"}),
-        ([trial(n, 0.7) for n in range(3)], {f"{UNKNOWN}no key had several values in at least 3"}),
+        ([trial(n, 0.7) for n in range(3)], {f"{UNKNOWN}it needs at least 3"}),
     ],
 )
 def test_an_unfinished_sweep_is_shown(

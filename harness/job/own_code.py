@@ -106,18 +106,15 @@ def source_digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
-def mode_in(folder: Path, code: Mapping[str, str]) -> int:
-    """Return the permissions for a job's file, and restrict its folder if the job contains code.
+def close_folder(folder: Path, code: Mapping[str, str]) -> None:
+    """Remove other users' permission to write to a folder whose job contains code.
 
-    If the job contains code, other users lose the permission to write to the folder, because
     `check_trusted` refuses code that another user could change. If the user trusts all code, the
     folder keeps its permissions.
     """
-    if not code or is_trusting():
-        return 0o666
-    with contextlib.suppress(OSError):  # the folder may belong to another user
-        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
-    return 0o644
+    if code and not is_trusting():
+        with contextlib.suppress(OSError):  # the folder may belong to another user
+            folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def is_trusting() -> bool:

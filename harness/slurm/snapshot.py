@@ -17,7 +17,7 @@ from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SITE
 from harness.slurm.script import submissions
-from harness.system.files import atomic_write, distrust
+from harness.system.files import atomic_write
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
@@ -54,7 +54,9 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     version = code_version(project, runs)
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed when its hash is known
     try:
-        copy.mkdir(parents=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        # Other users may have no access to the project, and must not add modules to its copy.
+        copy.mkdir(mode=0o700)
         if (status := copy.parent.stat()).st_uid == os.getuid():
             # With the sticky bit, other users may add submissions, but may not replace the code of
             # a waiting job.
@@ -70,11 +72,6 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         # Other users must not read snapshot.json, because its uncommitted changes may contain
         # secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
-        for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Create `__pycache__` now, so that `_keep_others_out` removes the write permission of
-            # other users. If Python created `__pycache__` later, the umask might let them add code.
-            (parent / "__pycache__").mkdir(exist_ok=True)
-        _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
         digest = _digest(copy, names, version["commit"])
         folder = submissions(runs) / f"code-{digest}"
@@ -166,24 +163,13 @@ def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Whether a snapshot exists and no other user could have changed it.
-
-    Another user who can write into a snapshot could change the code of a job, or add a module that
-    Python imports first.
-    """
+    """Whether a snapshot exists, and no other user can open its folder."""
     try:
-        is_recorded = os.path.lexists(folder / SNAPSHOT_RECORD)
-        paths = (folder, *folder.rglob("*"))
-        return is_recorded and not any(distrust(path) for path in paths if not path.is_symlink())
+        status = folder.lstat()
+        is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+        return is_private and os.path.lexists(folder / SNAPSHOT_RECORD)
     except OSError:
         return False
-
-
-def _keep_others_out(folder: Path) -> None:
-    """Remove write permission for group and others from a folder and everything in it."""
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(path.stat().st_mode & ~0o022)
 
 
 def _replace(folder: Path, copy: Path) -> None:

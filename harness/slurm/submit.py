@@ -331,9 +331,9 @@ def _write(submission: SbatchJob) -> None:
     # Other users get no write permission: the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
-    atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
+    atomic_write(submission.folder / "job.sh", os.fsencode(submission.script))
     if submission.job_file:
-        atomic_write(submission.job_file, submission.job_toml, 0o644)
+        atomic_write(submission.job_file, submission.job_toml)
 
 
 def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
+MODE = 0o644  # no other user can change a file of harness, whatever the umask is
 Content = str | bytes | Callable[[BinaryIO], object]
 SCRATCH = "harness-scratch-"  # the beginning of the name of a temporary folder
 ABANDONED_S = 3600.0  # the smallest age at which a temporary folder may be abandoned
@@ -103,9 +104,7 @@ def _is_own_group(status: os.stat_result) -> bool:
 # Writing
 
 
-def atomic_write(
-    target: Path, content: Content, mode: int = 0o666, *, remedy: str = REMEDY
-) -> None:
+def atomic_write(target: Path, content: Content, mode: int = MODE, *, remedy: str = REMEDY) -> None:
     """Write and sync a file, and make its folder if the folder is missing.
 
     Args:
@@ -218,7 +217,7 @@ def why_refused(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def replace_file(target: Path, content: Content, mode: int = 0o666, *, synced: bool = True) -> None:
+def replace_file(target: Path, content: Content, mode: int = MODE, *, synced: bool = True) -> None:
     """Create or replace a file: write a temporary file in its folder, and rename that file.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 from harness.errors import DiskError, RunError, TakenOver
 from harness.system.console import log
 from harness.system.files import (
+    MODE,
     Content,
     atomic_write,
     make_folder,
@@ -149,7 +150,7 @@ class LeasedDirectory:
                 log(logging.WARNING, f"{problem}; trying again for {PATIENCE_S:.0f} s")
             sleep(RETRY_S)
 
-    def write(self, name: str, content: Content, *, mode: int = 0o666) -> None:
+    def write(self, name: str, content: Content, *, mode: int = MODE) -> None:
         """Write a file, completely or not at all; `replace_file` explains `content` and `mode`.
 
         Raises:

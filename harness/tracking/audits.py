@@ -34,11 +34,10 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
         OSError, DiskError: if the file can't be written.
     """
     path = _path(runs, result_sha256)
-    # Set the modes whatever the umask is, because `audits_of` ignores a file or folder that other
-    # users can write.
+    # Set the mode, because `audits_of` ignores a folder that other users can write.
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     kept = _trusted(path) | {str(audit["depth"]): dict(audit)}
-    atomic_write(path, to_json(kept), mode=0o644)
+    atomic_write(path, to_json(kept))
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def reproduce(
             # harness refuses code that other users can change.
             temporary.chmod(0o700)
             write_version(project, commit, str(patch or ""), folder=temporary)
-            replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
+            replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes())
             with about(f"run {run.folder}"):
                 data = _put_data(record, temporary)
     except GitError as error:

@@ -5,6 +5,7 @@ A new job requests the resources of the run's last job, except where the user re
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from harness.slurm.resources import (
 from harness.slurm.script import Request, Wanted, submissions
 from harness.slurm.submit import check_request
 from harness.system.console import log, quoted
+from harness.system.files import distrust
 from harness.system.lenient_json import table, whole
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
@@ -108,9 +110,15 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         wanted: the resources that the user requests; the last job's requests are the defaults.
 
     Raises:
-        InputError: if the run is finished, training or waiting, or if the folder is not a run.
+        InputError: if the run is finished, training or waiting, belongs to another user, or if the
+            folder is not a run.
     """
     folder = status.folder.absolute()
+    if not status.is_own:
+        raise InputError(
+            f"--resume {status.run}: belongs to another user; train your own run: harness train "
+            f"{quoted(folder / 'job.toml')}"
+        )
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished; choose an unfinished run")
     # The running Slurm job of a run may submit the next job for the same run. Several jobs may
@@ -139,7 +147,18 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """Return the resources that the user requests; the run's last job supplies the defaults."""
+    """Return the resources that the user requests; the run's last job supplies the defaults.
+
+    Raises:
+        InputError: if another user could have written the run's record, because sbatch's options in
+            the record can run code.
+    """
+    record = folder / RECORD
+    if os.path.lexists(record) and (reason := distrust(record)):
+        raise InputError(
+            f"--resume {folder}: {RECORD}: {reason}; read the options in its slurm_asked, then "
+            f"replace the file by your own copy, and run: chmod go-w {quoted(record)}"
+        )
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, devices = table(start, "slurm_asked"), start.get("devices") or ()
     options, gpus = asked.get("options"), wanted.gpus

@@ -27,6 +27,7 @@ from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, is_sweep
 from harness.system.console import quoted
 from harness.system.files import (
+    MODE,
     Record,
     atomic_write,
     foreign_link,
@@ -385,7 +386,7 @@ class RunDirectory(LeasedDirectory):
 
         A diff of the code may contain secrets.
         """
-        self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
+        self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else MODE)
 
     def checkpoints(self) -> list[Path]:
         """Return the paths of the run's checkpoints, oldest first.

@@ -17,7 +17,7 @@ from harness.data.input_pipeline import Reviews
 from harness.data.ngrams import NgramRatios
 from harness.errors import RunError
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
-from harness.job.own_code import mode_in
+from harness.job.own_code import close_folder
 from harness.job.search import TrialRow
 from harness.system import gpu
 from harness.system.files import sha256_of
@@ -74,8 +74,8 @@ def record_start(
             **({"parent": parent.record()} if parent else {}),
         },
     )
-    mode = mode_in(run.folder, context.job.code)
-    run.write("job.toml", context.job.to_toml(), mode=mode)
+    close_folder(run.folder, context.job.code)
+    run.write("job.toml", context.job.to_toml())
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     run.write("vocabulary.txt", vocabulary)
     if ratios:

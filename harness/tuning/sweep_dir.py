@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import DiskError, InputError
-from harness.job.own_code import mode_in
+from harness.job.own_code import close_folder
 from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import resume_command
 from harness.system.files import owner_name, raise_unless_missing, write_refusal
@@ -109,8 +109,7 @@ class SweepDirectory(LeasedDirectory):
                         "the workers of a search would overwrite each other's files; choose a "
                         "--runs folder on another disk"
                     )
-                file = self.path(SEARCH_FILE)
-                file.chmod(file.stat().st_mode & mode_in(self.folder, search.job.code))
+                close_folder(self.folder, search.job.code)
             if (owner := self.folder.stat().st_uid) != os.getuid():
                 raise InputError(
                     f"sweep {self.folder} belongs to {owner_name(owner)}, and only its owner may "

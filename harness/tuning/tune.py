@@ -16,7 +16,6 @@ from harness.errors import (
     RunError,
     explain_interruption,
 )
-from harness.job.own_code import mode_in
 from harness.job.search import GUIDED, MAX_PARALLEL, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.pool import allocate_slots
@@ -102,7 +101,7 @@ def tune(
         console.warning(line)
     if asked.trial_limit > search.trial_limit:
         search = search.with_table(trials=asked.table.trials)
-        sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
+        sweep.write(SEARCH_FILE, search.to_toml())
     if allocation:  # `submit --resume` requests the same resources again
         starts = [{"slurm_asked": asked_of(allocation)}]
         sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))

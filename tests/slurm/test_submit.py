@@ -133,19 +133,22 @@ def test_same_code_is_one_snapshot(
     assert take_snapshot(project, runs) not in (first, second)
 
 
-def test_nobody_else_can_add_code_to_a_snapshot(project: Path, tmp_path: Path) -> None:
-    """A job's umask does not open the snapshot to others, so it stays intact and is used again."""
-    (project / "new.py").write_text("x = 1\n")
-    umask = os.umask(0o002)
+def test_nobody_else_can_open_a_snapshot(project: Path, tmp_path: Path) -> None:
+    """Others may have no access to the project, and can't add modules to a snapshot.
+
+    A private snapshot is used again. A snapshot that others could open is replaced.
+    """
+    umask = os.umask(0)
     try:
         snapshot = take_snapshot(project, tmp_path / "runs")
-        (snapshot / "__pycache__").mkdir(exist_ok=True)  # as Python does in a job
     finally:
         os.umask(umask)
-    assert (snapshot / "__pycache__").stat().st_mode & 0o022 == 0
+    assert snapshot.stat().st_mode & 0o777 == 0o700
     before = snapshot.stat().st_ino
     assert take_snapshot(project, tmp_path / "runs") == snapshot
     assert snapshot.stat().st_ino == before
+    snapshot.chmod(0o755)
+    assert take_snapshot(project, tmp_path / "runs").stat().st_ino != before
 
 
 def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:

@@ -80,6 +80,18 @@ def test_the_job_requests_the_resources_of_the_last_start(
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 
+def test_no_options_come_from_a_record_that_others_could_write(tmp_path: Path) -> None:
+    """An option such as `--export=ALL,BASH_ENV=FILE` would run another user's code."""
+    status = stopped(tmp_path / "a", {"starts": [{"devices": [CPU]}]})
+    as_job(status, Resources())
+    (tmp_path / "a/provenance.json").chmod(0o666)
+    with pytest.raises(InputError, match=r"provenance\.json: others can write to it; read"):
+        as_job(status, Resources())
+    status.is_own = False
+    with pytest.raises(InputError, match="belongs to another user; train your own run"):
+        as_job(status, Resources())
+
+
 @pytest.mark.parametrize("asked", [{}, {"slurm_asked": {"options": ["--gres=gpu:2", "--mem=4G"]}}])
 def test_a_site_that_refuses_gres_gets_no_request_for_gpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]

@@ -34,7 +34,6 @@ from harness.tracking.run_dir import (
     find_runs,
     is_ensemble,
     is_whole,
-    weights_of,
 )
 
 if TYPE_CHECKING:
@@ -262,7 +261,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         settings = _settings(toml)
         # Initial weights from another run, and pretrained word vectors, count as settings, so that
         # runs with different ones are in different rows of the tables.
-        if origin := weights_of(record):
+        if origin := text(result.get("weights_of")):
             settings["train.from"] = printable(Path(origin).parent.name)
         if vectors := text(result.get("embeddings_checksum")):
             settings["model.embeddings"] = vectors[:8]

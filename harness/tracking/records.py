@@ -46,7 +46,7 @@ class Heartbeat:
         self.run, self.clock = run, clock
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
-            "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
+            "restarts": (whole(previous.get("restarts")) or 0) + 1 if previous else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),
             "slurm_job": allocation.job_id if allocation else None,

@@ -247,7 +247,9 @@ def check_record(folder: LeasedDirectory) -> None:
     # could create the record after the read, and the new record would be reported as broken.
     is_there = os.path.lexists(folder.path(RECORD))
     record = folder.certain_json(RECORD)
-    if is_there and not record:
+    shapes = {"plan": dict, "dataset": dict, "starts": list}
+    is_broken = any(not isinstance(record.get(k, kind()), kind) for k, kind in shapes.items())
+    if is_there and (not record or is_broken):
         raise InputError(
             f"{name}: {RECORD} is broken; restore this file from a copy, or remove it to begin a "
             "new record of the code and the machine"

@@ -31,6 +31,7 @@ from harness.tracking.run_dir import (
     RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
+    weights_of,
 )
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import (
@@ -178,6 +179,8 @@ def result_of(
     job, progress, vectors = trainer.job, trainer.progress, trainer.context.vectors
     exported = exported_epoch(progress.history, job.train)
     strategy = trainer.compute.strategy
+    # Others may not read the record, but `compare` must know that a run did not begin untrained.
+    origin = weights_of(trainer.run.certain_json(RECORD))
     return {
         "job": job.name,
         "run": trainer.run.folder.name,
@@ -193,6 +196,7 @@ def result_of(
         "num_replicas": strategy.num_replicas_in_sync,
         "fit_s": trainer.fit_s,
         **({"embeddings_checksum": vectors.checksum} if vectors else {}),
+        **({"weights_of": origin} if origin else {}),
         **count_parameters(trainer.train_step.export_model),
         **scores,
         "devices": [

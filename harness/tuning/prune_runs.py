@@ -72,7 +72,9 @@ def refusal(folder: Path) -> str:
         return "is a link"
     if about.st_uid != os.getuid():
         return f"belongs to {owner_name(about.st_uid)}"
-    if not RunDirectory(folder).finished():
+    # A sweep whose `search.trials` was raised is unfinished, although it has a result.
+    kind = SweepDirectory if is_sweep(folder) else RunDirectory
+    if not kind(folder).finished():
         return "is unfinished"
     # Keep the files of a run with a broken result, because the run resumes from its last
     # checkpoint.

@@ -108,7 +108,7 @@ def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> 
 def test_a_broken_record_is_refused(run: RunDirectory) -> None:
     """The broken file is not replaced."""
     run.path("job.toml").write_text("")
-    for content in ("", "{", "[1]"):
+    for content in ("", "{", "[1]", '{"format": 6, "plan": "x"}', '{"format": 6, "starts": {}}'):
         run.path(RECORD).write_text(content)
         with pytest.raises(InputError, match=r"provenance\.json is broken"):
             run.job()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.job.search import SEARCH_FILE
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning import prune_runs
 from harness.tuning.protocol import Trial
@@ -122,6 +123,11 @@ def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
     sweep.path("result.json").unlink()
     assert prune_all([sweep.folder], really=True).left == [(sweep.folder, "is unfinished")]
     sweep.path("result.json").write_bytes(result)
+    search = sweep.search()
+    raised = search.with_table(trials=search.table.trials + 1)
+    sweep.path(SEARCH_FILE).write_text(raised.to_toml())
+    assert prune_all([sweep.folder], really=True).left == [(sweep.folder, "is unfinished")]
+    sweep.path(SEARCH_FILE).write_text(search.to_toml())
     assert files(sweep.folder) == before
     counted = prune_all([tmp_path / "runs"], really=False)
     assert counted.num_bytes == 7 * counted.num_files

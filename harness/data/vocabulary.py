@@ -4,6 +4,7 @@ The indices are those of `keras.datasets.imdb.load_data`: 0 is padding, 1 is the
 2 is a word outside the vocabulary, 3 is unused, and 4 is the most frequent word.
 """
 
+import contextlib
 import hashlib
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,32 +94,54 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         InputError: if the file can't be used; the message says where the error is and
             how to fix it.
     """
+    with _reading(path):
+        files = _files_of(path)
+        pairs = dict((_from_text if len(files) == 1 else _from_array)(path, words, width))
+        if not pairs:
+            raise InputError(
+                f"contains none of the {len(words):,} words of the vocabulary; choose another file"
+            )
+    # Computed last, so that a change of the file during the reading changes the checksum.
+    checksum = vectors_checksum(path)
+    return WordVectors(path, np.array([*pairs]), np.stack([*pairs.values()]), len(words), checksum)
+
+
+def vectors_checksum(path: Path) -> str:
+    """Return the sha256 of a file of word vectors; for a `.npy` file, of both files' checksums.
+
+    Raises:
+        InputError: if a file is missing or can't be read.
+    """
+    with _reading(path):
+        checksum, *others = map(sha256_of, _files_of(path))
+    return hashlib.sha256(f"{checksum}{others[0]}".encode()).hexdigest() if others else checksum
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise an `InputError` that names the file of word vectors if the block can't read it."""
     with about(f"model.embeddings {path}"):
-        if not is_file(path):
-            raise InputError("is not a file; name a file of word vectors")
-        files = [path]
-        if path.suffix == ".npy":
-            files.append(path.with_suffix(".txt"))
-            if not is_file(files[1]):
-                raise InputError(
-                    f"needs {files[1].name} beside it; write the word of each row into that file, "
-                    "one word per line"
-                )
         try:
-            pairs = dict((_from_text if len(files) == 1 else _from_array)(path, words, width))
-            checksum, *others = map(sha256_of, files)
-            if others:
-                checksum = hashlib.sha256(f"{checksum}{others[0]}".encode()).hexdigest()
+            yield
         except InputError:
             raise
         except (OSError, ValueError, EOFError) as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(f"can't be read ({said}); choose another file") from None
-        if not pairs:
-            raise InputError(
-                f"contains none of the {len(words):,} words of the vocabulary; choose another file"
-            )
-    return WordVectors(path, np.array([*pairs]), np.stack([*pairs.values()]), len(words), checksum)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not is_file(path):
+        raise InputError("is not a file; name a file of word vectors")
+    if path.suffix != ".npy":
+        return [path]
+    words = path.with_suffix(".txt")
+    if not is_file(words):
+        raise InputError(
+            f"needs {words.name} beside it; write the word of each row into that file, one word "
+            "per line"
+        )
+    return [path, words]
 
 
 def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[int, np.ndarray]]:

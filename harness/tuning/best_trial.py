@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.compute.execution_plan import reckoned_gb
 from harness.data.dataset_folder import save_folder
+from harness.data.vocabulary import vectors_checksum
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
 from harness.job.keys import DECAYS, FACTS, KEYS, Job
@@ -134,8 +135,8 @@ def retrain(
         devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 
     Raises:
-        InputError: if no trial has finished, the data have changed, or another version of harness
-            wrote the sweep.
+        InputError: if no trial has finished, the data or the word vectors have changed, or another
+            version of harness wrote the sweep.
         Interrupted: after a signal; the runs have saved checkpoints and can continue.
         RunError: if a run failed.
     """
@@ -155,6 +156,9 @@ def retrain(
         f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"
     )
     dataset = dataset_of(sweep, search.job, data)
+    if search.job.model.embeddings:
+        path = Path(search.job.model.embeddings)
+        sweep.check_vectors(path, vectors_checksum(path))
     # A job on the user's own texts needs no `--data`, because its runs read `data.source`.
     folder = dataset.folder.absolute() if dataset.folder and not dataset.is_own else None
     if dataset.is_sample and not folder:  # without `--data`, the runs would use a fetched IMDB

@@ -27,7 +27,7 @@ from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import resume_command
 from harness.system.files import owner_name, raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
-from harness.system.lenient_json import read_toml, table
+from harness.system.lenient_json import read_toml, table, text
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import (
     RECORD,
@@ -86,15 +86,23 @@ class SweepDirectory(LeasedDirectory):
             )
         return cls(folder)
 
-    def begin(self, search: SearchSpec, dataset: "Dataset") -> None:
+    def begin(self, search: SearchSpec, dataset: "Dataset", vectors: str | None = None) -> None:
         """Begin the sweep, unless another command has begun it.
+
+        Args:
+            vectors: the checksum of the word vectors, if the search uses a file of word vectors.
 
         Raises:
             InputError: if the folder belongs to another user, or contains other files.
             DiskError: if the sweep's folder can't be written to, or if a rename on this disk can
                 replace a non-empty folder.
         """
-        record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
+        record = {
+            "sources_sha256": sources_checksum(),
+            "dataset": dataset.record(),
+            **({"embeddings": vectors} if vectors else {}),
+            "starts": [],
+        }
         files = {
             SEARCH_FILE: search.to_toml().encode(),
             RECORD: to_json(stamped(record)).encode(),
@@ -140,6 +148,25 @@ class SweepDirectory(LeasedDirectory):
                 f"sweep {self.folder}: the search has changed since the sweep began ({change}); "
                 "choose another --sweep-id, or continue the unchanged search with: "
                 f"{resume_command(self.folder)}"
+            )
+
+    def check_vectors(self, path: Path, checksum: str) -> None:
+        """Check that a file of word vectors has not changed since the sweep began.
+
+        Args:
+            path: the file.
+            checksum: the file's checksum now.
+
+        Raises:
+            InputError: if the file has changed.
+            DiskError: if the sweep's record can't be read because the disk fails.
+        """
+        began = text(self.certain_json(RECORD).get("embeddings"))
+        if began and began != checksum:  # empty if the sweep began before checksums were recorded
+            raise InputError(
+                f"sweep {self.folder}: model.embeddings {path} has changed since the sweep began "
+                f"(checksum then {began[:12]}, now {checksum[:12]}); restore the file, or begin "
+                "another sweep"
             )
 
     def finished(self) -> bool:

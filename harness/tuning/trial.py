@@ -105,6 +105,8 @@ class Trials:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)
+        if context.vectors:  # the file may have changed during the search
+            self.sweep.check_vectors(context.vectors.path, context.vectors.checksum)
         if not run.checkpoints():
             self._adopt(trial, k, context)
         values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
@@ -136,8 +138,6 @@ class Trials:
                 raise OSError(f"trial {trial.parent}: its result is not visible yet")
             earlier.append((parent, parent.attempt))
         for each, attempt in earlier:
-            # If the file of model.embeddings has changed since the earlier run, the identities
-            # differ and `adopt` refuses the checkpoint.
             job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
             of = replace(context, job=job).identity
             source = self.sweep.trial_run(each.n, attempt, seed)

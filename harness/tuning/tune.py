@@ -5,9 +5,11 @@ import logging
 import os
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from harness.compute.execution_plan import largest_gb
+from harness.data.vocabulary import vectors_checksum
 from harness.errors import (
     CANCELLED,
     DiskError,
@@ -72,7 +74,8 @@ def tune(
         cancelled.
 
     Raises:
-        InputError: if the search can't run here, or another version of harness wrote the sweep.
+        InputError: if the search can't run here, the data or the word vectors have changed, or
+            another version of harness wrote the sweep.
         Interrupted: after a signal; all trials have saved checkpoints, and the sweep can continue.
         RunError: if the search fails.
     """
@@ -85,8 +88,12 @@ def tune(
         process_gb=largest_gb(search, request.devices),
     )
     dataset = dataset_of(sweep, search.job, request.data, full=full)
-    sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
+    embeddings = Path(search.job.model.embeddings)
+    vectors = vectors_checksum(embeddings) if search.job.model.embeddings else None
+    sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset, vectors)
     sweep.check_search(search)
+    if vectors:
+        sweep.check_vectors(embeddings, vectors)
     asked, search = search, sweep.search()
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = (

@@ -11,6 +11,7 @@ import pytest
 
 from harness import __version__
 from harness.data.sources import open_sample
+from harness.data.vocabulary import vectors_checksum
 from harness.errors import DiskError, InputError, RunError
 from harness.job.search import SearchSpec, load_search
 from harness.system.console import Console
@@ -239,3 +240,38 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     begin(sweep, search, resumes=True)
     assert "the code of harness has changed since the sweep began" in capfd.readouterr().err
     assert sweep.read_json("provenance.json")["starts"] == starts
+
+
+def test_a_search_whose_word_vectors_changed_is_refused(
+    tmp_path: Path, begin: Callable[..., None]
+) -> None:
+    """The content of the file counts: nobody joins, raises or resumes the search until it is back.
+
+    A sweep that began before checksums were recorded continues.
+    """
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("the 1 2 3\n")
+    settings = ["model.embedding_dim=3", f"model.embeddings={vectors}"]
+    search = load_search(JOBS / "tune_lstm.toml", settings)
+    sweep = SweepDirectory(tmp_path / "sweep")
+    begin(sweep, search)
+    checksum = vectors_checksum(vectors)
+    assert sweep.read_json("provenance.json")["embeddings"] == checksum
+    vectors.write_text("the 1 2 4\n")
+    before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
+    said = (
+        f"^sweep {sweep.folder}: model.embeddings {vectors} has changed since the sweep began "
+        rf"\(checksum then {checksum[:12]}, now .*\); restore the file, or begin another sweep$"
+    )
+    for asked in (search, search.with_table(trials=48)):
+        for resumes in (False, True):
+            with pytest.raises(InputError, match=said):
+                begin(sweep, asked, resumes=resumes)
+    assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
+    vectors.write_text("the 1 2 3\n")
+    begin(sweep, search)
+    vectors.write_text("the 1 2 4\n")
+    record = sweep.read_json("provenance.json")
+    del record["embeddings"]
+    sweep.write_json("provenance.json", record)
+    begin(sweep, search)

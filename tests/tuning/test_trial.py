@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
+from harness.data.vocabulary import vectors_checksum
 from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.system.console import Console
@@ -253,3 +254,21 @@ def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     error = DiskError("stale")
     with pytest.raises(OSError, match="stale"):
         trials.run(child, 1)
+
+
+def test_a_trial_with_other_word_vectors_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of word vectors changes while the search runs."""
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("word1 1 2 3 4\n")
+    keys = f'embedding_dim = 4\nembeddings = "{vectors}"'
+    trials = trials_of(tmp_path / "sweep", SEARCH.replace("embedding_dim = 4", keys))
+    record = trials.sweep.read_json("provenance.json")
+    trials.sweep.write_json("provenance.json", record | {"embeddings": vectors_checksum(vectors)})
+    monkeypatch.setattr("harness.tuning.trial.train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(pytest.fail.Exception, match="trained"):
+        trials.run(dropout(0), 1)
+    vectors.write_text("word1 1 2 3 5\n")
+    error = trials.run(dropout(1), 1).error
+    assert error.startswith(f"sweep {trials.sweep.folder}: model.embeddings {vectors} has changed")

@@ -46,6 +46,10 @@ if TYPE_CHECKING:  # harness.data imports NumPy, which `harness cancel` does not
 FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
 
+class VectorsChanged(InputError):  # noqa: N818 - a fact
+    """The file of `model.embeddings` has changed since the sweep began."""
+
+
 class SweepDirectory(LeasedDirectory):
     """Reads and writes the folder of one sweep."""
 
@@ -158,12 +162,12 @@ class SweepDirectory(LeasedDirectory):
             checksum: the file's checksum now.
 
         Raises:
-            InputError: if the file has changed.
+            VectorsChanged: if the file has changed.
             DiskError: if the sweep's record can't be read because the disk fails.
         """
         began = text(self.certain_json(RECORD).get("embeddings"))
-        if began and began != checksum:  # empty if the sweep began before checksums were recorded
-            raise InputError(
+        if began != checksum:
+            raise VectorsChanged(
                 f"sweep {self.folder}: model.embeddings {path} has changed since the sweep began "
                 f"(checksum then {began[:12]}, now {checksum[:12]}); restore the file, or begin "
                 "another sweep"

@@ -27,7 +27,7 @@ from harness.training.launch import plan_of
 from harness.training.train import train
 from harness.tuning.disk import Disk, execute
 from harness.tuning.protocol import Trial, result_file
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory, VectorsChanged
 
 MAX_ERROR = 2000  # largest number of characters of an error message
 # Largest memory of a worker, as a multiple of its memory after its first run. A worker may keep
@@ -64,10 +64,11 @@ class Trials:
                 itself a signal if the attempt is no longer needed.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
+            VectorsChanged: if `model.embeddings` has changed; the trial can be trained later.
         """
         try:
             return trial.model_copy(update={"attempt": k, **self._run(trial, k)})
-        except (OSError, Interrupted, NodeFault):
+        except (OSError, Interrupted, NodeFault, VectorsChanged):
             raise
         except Exception as error:  # Keras and TensorFlow raise errors of any type
             if is_of_disk(error) or isinstance(error, TakenOver):  # another try may succeed

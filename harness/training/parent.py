@@ -2,11 +2,11 @@
 
 The new run's settings, custom code and data are compared with the parent's. Settings that don't
 affect a result are not compared. `train.epochs` is compared only if the learning-rate schedule
-depends on it. If there is no difference from the parent, the new run continues from the parent's
-checkpoint, and the new run's result is bitwise identical to the result of a run that trained all
-epochs itself. If there is a difference from the parent, the new run begins with the weights of the
-parent's trained model, layer by layer. Before its first step, the new run writes a checkpoint of
-its own, and then no longer needs the parent.
+depends on it, or if the job has custom callbacks, which receive it. If there is no difference from
+the parent, the new run continues from the parent's checkpoint, and the new run's result is bitwise
+identical to the result of a run that trained all epochs itself. If there is a difference from the
+parent, the new run begins with the weights of the parent's trained model, layer by layer. Before
+its first step, the new run writes a checkpoint of its own, and then no longer needs the parent.
 """
 
 from collections import Counter
@@ -103,7 +103,8 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
     """Yield the settings and data in which the new run differs from its parent.
 
-    `train.epochs` and settings that don't affect a result are left out.
+    Settings that don't affect a result are left out. So is `train.epochs`, unless the schedule or
+    custom callbacks depend on it.
     """
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
@@ -114,9 +115,11 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
         if job.code.get(path) != other.code.get(path):
             yield f"code.{path}"
     train = job.train
-    falls = train.schedule in DECAYS and not train.schedule_epochs
-    if falls and other.train.epochs != train.epochs:
-        yield "train.schedule_epochs (0 stands for train.epochs)"
+    if other.train.epochs != train.epochs:
+        if train.schedule in DECAYS and not train.schedule_epochs:
+            yield "train.schedule_epochs (0 stands for train.epochs)"
+        if train.callbacks:
+            yield "train.epochs (passed to train.callbacks)"
     record = parent.certain_json(RECORD)
     if table(record, "dataset").get("checksum") != context.dataset.checksum:
         yield "the data"

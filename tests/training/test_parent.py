@@ -194,6 +194,20 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
     assert found.continues is continues
 
 
+@pytest.mark.parametrize(
+    ("epochs", "differences"), [(7, ()), (20, ("train.epochs (passed to train.callbacks)",))]
+)
+def test_callbacks_that_receive_other_epochs_make_another_job(
+    tmp_path: Path, epochs: int, differences: tuple[str, ...]
+) -> None:
+    """A callback's effect may depend on the number of epochs that `set_params` receives."""
+    lstm = JOBS / "lstm.toml"
+    settings = [f"train.callbacks=['{JOBS}/own/parts.py:stop_overfitting']", "train.epochs=7"]
+    parent = write_parent(tmp_path, load_job(lstm, settings))
+    found, _ = parent_of(parent, load_job(lstm, [*settings, f"train.epochs={epochs}"]))
+    assert (found.differences, found.continues) == (differences, not differences)
+
+
 @pytest.mark.parametrize(("edited", "epochs"), [(False, 20), (True, 20), (False, 2)])
 def test_a_checkpoint_of_another_job_or_of_later_epochs_is_refused(
     tmp_path: Path, edited: bool, epochs: int

@@ -163,6 +163,23 @@ def test_an_override_decides_a_condition(tmp_path: Path, network: str, is_search
     assert found == {**({"model.second_units": None} if is_searched else {}), "model.dropout": None}
 
 
+@pytest.mark.parametrize(("network", "is_searched"), [("lstm", False), ("my/net.py:net", True)])
+def test_an_override_by_a_function_decides_a_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, is_searched: bool
+) -> None:
+    """The path in `--set` starts from the current folder, the path in `when` from the file's."""
+    monkeypatch.chdir(tmp_path)
+    Path("my").mkdir()
+    Path("my/net.py").write_text("def net(): ...\n")
+    Path("a.toml").write_text(
+        f'{GOOD}model.architecture = ["lstm", "my/net.py:net"]\n'
+        'model.options.x = { values = [3, 5], when = { model.architecture = ["my/net.py:net"] } }\n'
+    )
+    search = load_search(Path("a.toml"), [f"model.architecture={network}"])
+    found = {each.key: each.parent for each in search.space}
+    assert found == {"model.units": None, **({"model.options.x": None} if is_searched else {})}
+
+
 def test_overrides_that_leave_no_search_are_refused(tmp_path: Path) -> None:
     """A search needs a key to search."""
     toml = '[model]\narchitecture = "lstm"\n[search]\n[search.space]\nmodel.units = [1, 2]\n'

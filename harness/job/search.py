@@ -424,14 +424,11 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             "as model.units = [32, 64]"
         )
     raw_space, fixed = _without_fixed(raw_space, job, path, origins)
-    space = read_space(raw_space, path)
-    for parameter in space:
-        if FACTS.get(parameter.key, Facts()).is_function:
-            code, where = dict(job.code), f"job {path}: search.space.{parameter.key}"
-            base = path.absolute().parent
-            names = {each: stored_name(each, code, where, base=base) for each in parameter.choices}
-            job, raw_space = job.model_copy(update={"code": code}), _renamed(raw_space, names)
-            space = read_space(raw_space, path)
+    code = dict(job.code)
+    for parameter in read_space(raw_space, path):
+        names = _stored(parameter.key, parameter.choices, code, path)
+        raw_space = _renamed(raw_space, names)
+    job, space = job.model_copy(update={"code": code}), read_space(raw_space, path)
     search = SearchSpec(job, file.search, tuple(space), raw_space, tuple(fixed))
     if rule := _broken_rule(search):
         raise InputError(f"job {path}: {rule}")
@@ -452,7 +449,8 @@ def _without_fixed(
     for key, value in _settings(raw, path):
         parent = space[key].parent
         if parent and options[parent]:
-            if job.settings().get(parent) not in space[key].parent_choices:
+            names = _stored(parent, space[key].parent_choices, dict(job.code), path)
+            if job.settings().get(parent) not in names.values():
                 continue
             value = {name: each for name, each in value.items() if name != "when"}
         if not options[key]:
@@ -463,6 +461,20 @@ def _without_fixed(
     return kept, [
         f"{option}: all trials have this value, so no other values are tried" for option in given
     ]
+
+
+def _stored(
+    key: str, values: Sequence[Value], code: dict[str, str], path: Path
+) -> dict[Value, Value]:
+    """Map values of a key to the values that the job stores; add functions' sources to `code`.
+
+    Raises:
+        InputError: if a source is refused.
+    """
+    if not FACTS.get(key, Facts()).is_function:
+        return {each: each for each in values}
+    where, base = f"job {path}: search.space.{key}", path.absolute().parent
+    return {each: stored_name(each, code, where, base=base) for each in values}
 
 
 def _renamed(raw: Any, names: Mapping[Any, Any]) -> Any:

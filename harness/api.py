@@ -13,7 +13,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -353,6 +353,8 @@ def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
     data: PathLike | None = None,
+    where: Sequence[str] = (),
+    pairs: bool = False,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
 
@@ -360,15 +362,20 @@ def compare(
         folders: the runs, as for `load_runs`.
         baseline: `"ngrams"` adds a linear model over 1- to 3-grams, `"none"` leaves out baselines.
         data: the folder of the dataset; replaces HARNESS_DATA.
+        where: settings that the compared runs must have, such as `["model.units=64"]`.
+        pairs: whether to compare each pair of jobs, however many jobs there are.
 
     Raises:
-        InputError: if no run is finished and tested, a folder is missing, `data` contains no
-            dataset, or `baseline` is `"ngrams"` and the dataset is missing or unsuitable.
+        InputError: if no run with the settings in `where` is finished and tested, a folder is
+            missing, `data` contains no dataset, or `baseline` is `"ngrams"` and the dataset is
+            missing or unsuitable.
         RunError: if the dataset in `data` is broken.
     """
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
-    parts, left_out = compared(named, default_runs(), baseline=baseline, data=folder)
+    parts, left_out = compared(
+        named, default_runs(), baseline=baseline, data=folder, where=where, in_pairs=pairs
+    )
     return Comparison(tuple(parts), tuple(left_out))
 
 

@@ -157,6 +157,18 @@ def test_a_comparison(here: Path, harness: Harness) -> None:
     assert "Confusion matrix of lstm" in one.write("report").read_text()
 
 
+def test_a_comparison_in_pairs_of_runs_with_a_setting(here: Path, harness: Harness) -> None:
+    """`where` and `pairs` select runs and pairs of jobs as the command's options do."""
+    for n in range(14):
+        for seed in (1, 2):
+            toml = f"[model]\narchitecture = 'lstm'\nunits = {8 if n else 9}\n"
+            write_run(here / f"runs/job{n}/{seed}", toml, job=f"job{n}", seed=seed)
+    found = package.compare("runs", baseline="none", where=["model.units=8"], pairs=True)
+    assert len(found.parts[0].differences) == 13 * 12 / 2
+    words = ("compare", "runs", "--baseline", "none", "--where", "model.units=8", "--pairs")
+    assert harness.run_here(*words).stdout == f"{found}\n"
+
+
 def test_a_leaderboard_has_numbers(here: Path) -> None:
     """Numbers have numeric types, and missing values are None."""
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}

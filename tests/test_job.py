@@ -115,6 +115,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.optimizer_options.beta_1=1"], "for rmsprop, a job has no option beta_1"),
         (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
         (["train.optimizer_options.centered=1"], "centered should be of type bool"),
+        (["train.steps_per_execution=101"], "should be less than or equal to 100"),
         (["train.schedule=steps"], "needs train.schedule_drops"),
         (["train.schedule=steps", "train.schedule_drops=[3, 1]"], "in strictly increasing order"),
         (["train.schedule=cosine", "train.warmup_epochs=6"], "should be below the 6 epochs"),

@@ -395,7 +395,11 @@ class TrainConfig(ConfigSection):
         "TensorFlow's fused LSTM kernel, which auto may choose on a CPU",
     )
     steps_per_execution: int = Field(
-        1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
+        1,
+        ge=1,
+        le=100,
+        description="training steps per call of the TensorFlow graph; a run saves and stops only "
+        "between two calls",
     )
     checkpoint_every_s: Annotated[float, Facts(changes="nothing")] = Field(
         60.0, gt=0, le=86_400, description="seconds between checkpoints"

@@ -353,7 +353,7 @@ def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
     data: PathLike | None = None,
-    where: Sequence[str] = (),
+    where: str | Sequence[str] = (),
     pairs: bool = False,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
@@ -362,7 +362,7 @@ def compare(
         folders: the runs, as for `load_runs`.
         baseline: `"ngrams"` adds a linear model over 1- to 3-grams, `"none"` leaves out baselines.
         data: the folder of the dataset; replaces HARNESS_DATA.
-        where: settings that the compared runs must have, such as `["model.units=64"]`.
+        where: settings that the compared runs must have, such as `"model.units=64"`.
         pairs: whether to compare each pair of jobs, however many jobs there are.
 
     Raises:
@@ -373,8 +373,9 @@ def compare(
     """
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
+    shared = [where] if isinstance(where, str) else where
     parts, left_out = compared(
-        named, default_runs(), baseline=baseline, data=folder, where=where, in_pairs=pairs
+        named, default_runs(), baseline=baseline, data=folder, where=shared, in_pairs=pairs
     )
     return Comparison(tuple(parts), tuple(left_out))
 

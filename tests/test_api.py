@@ -163,7 +163,7 @@ def test_a_comparison_in_pairs_of_runs_with_a_setting(here: Path, harness: Harne
         for seed in (1, 2):
             toml = f"[model]\narchitecture = 'lstm'\nunits = {8 if n else 9}\n"
             write_run(here / f"runs/job{n}/{seed}", toml, job=f"job{n}", seed=seed)
-    found = package.compare("runs", baseline="none", where=["model.units=8"], pairs=True)
+    found = package.compare("runs", baseline="none", where="model.units=8", pairs=True)
     assert len(found.parts[0].differences) == 13 * 12 / 2
     words = ("compare", "runs", "--baseline", "none", "--where", "model.units=8", "--pairs")
     assert harness.run_here(*words).stdout == f"{found}\n"

@@ -165,7 +165,7 @@ class SweepDirectory(LeasedDirectory):
             VectorsChanged: if the file has changed.
             DiskError: if the sweep's record can't be read because the disk fails.
         """
-        began = text(self.certain_json(RECORD).get("embeddings"))
+        began = text(self.certain_json(RECORD).get("embeddings")) or ""
         if began != checksum:
             raise VectorsChanged(
                 f"sweep {self.folder}: model.embeddings {path} has changed since the sweep began "

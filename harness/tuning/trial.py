@@ -126,14 +126,17 @@ class Trials:
         The method copies the newest checkpoint of the trial's earlier attempts. If these attempts
         have no usable checkpoint, the newest checkpoint of the parent trial is copied. If the
         parent trial's checkpoints were removed, as happens at the end of a search, the attempt
-        trains the parent's epochs again, with bitwise identical results.
+        trains the parent's epochs again, with bitwise identical results. With custom callbacks, the
+        attempt also trains them again, because callbacks receive `train.epochs` and may depend on
+        it.
 
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.
         """
         seed = context.job.train.seed
         earlier = [(trial, older) for older in range(k - 1, 0, -1)]
-        if trial.parent is not None:
+        continues = trial.parent is not None and not context.job.train.callbacks
+        if trial.parent is not None and continues:
             parent = execute(Disk(self.sweep.folder).read(Trial, result_file(trial.parent)))
             if not parent:
                 raise OSError(f"trial {trial.parent}: its result is not visible yet")
@@ -144,7 +147,7 @@ class Trials:
             source = self.sweep.trial_run(each.n, attempt, seed)
             if checkpoint.adopt(source, context.run, context.identity, of=of):
                 return
-        if trial.parent is not None:
+        if continues:
             self.console.warning(
                 f"trial {trial.parent}: its checkpoint can't be used; its epochs are trained again"
             )

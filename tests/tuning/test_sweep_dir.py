@@ -245,7 +245,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
 def test_a_search_whose_word_vectors_changed_is_refused(
     tmp_path: Path, begin: Callable[..., None]
 ) -> None:
-    """The content of the file counts: nobody joins, raises or resumes the search until it is back."""
+    """Nobody joins, raises or resumes the search until the file has its old content again."""
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("the 1 2 3\n")
     settings = ["model.embedding_dim=3", f"model.embeddings={vectors}"]

@@ -124,6 +124,27 @@ def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> N
 
 
 @pytest.mark.full
+def test_a_promoted_trial_with_callbacks_trains_all_its_epochs(
+    tmp_path: Path,
+) -> None:
+    """This callback ends the training halfway, so the parent's checkpoint lacks an epoch."""
+    (tmp_path / "halves.py").write_text(
+        "import keras\n\n\nclass Halve(keras.callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        self.model.stop_training = 2 * (epoch + 1) >= self.params['epochs']\n\n\n"
+        "def halve():\n    return Halve()\n"
+    )
+    keys = f"epochs = 6\ncallbacks = ['{tmp_path}/halves.py:halve']"
+    trials = trials_of(tmp_path / "sweep", SEARCH.replace("epochs = 6", keys))
+    for n, limit in ((0, 2), (1, 6)):
+        train(trials, n, limit=limit, parent=n - 1 if n else None)
+    train(trials, 2, limit=6)
+    assert [len(lines(trials, n, timed=False)) for n in range(3)] == [1, 3, 3]
+    assert model(trials, 1) == model(trials, 2)
+    assert lines(trials, 1, timed=True)[0] != lines(trials, 0, timed=True)[0]
+
+
+@pytest.mark.full
 def test_an_attempt_continues_from_the_newest_whole_checkpoint(
     rungs: Trials, monkeypatch: pytest.MonkeyPatch
 ) -> None:

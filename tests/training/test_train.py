@@ -34,7 +34,7 @@ def test_a_run_without_exactness_warns_and_records_it(harness: Harness) -> None:
     settings = ["train.deterministic=false", "train.tf32=true", "train.epochs=1"]
     words = [word for setting in settings for word in ("--set", setting)]
     done = harness.succeed(*harness.train_words("lstm", "loose", *words))
-    assert "train.deterministic = false: a second run" in done.stderr
+    assert "train.deterministic = false: two runs of this job" in done.stderr
     record = json.loads((harness.runs / "lstm" / "loose" / "provenance.json").read_text())
     start = record["starts"][0]
     assert (start["tf32"], start["deterministic"], start["cublas_workspace"]) == (True, False, None)

@@ -2,9 +2,9 @@
 
 `train`, `tune` and `audit` run their command in a separate process, print the command's output, and
 raise the command's error if the command fails. Because the process is separate, the results are
-bitwise equal to those of the command line, and the caller's signal handlers and TensorFlow settings
-do not change. Therefore `train`, `tune` and `audit` can be called in a thread, and in a notebook
-that already uses TensorFlow.
+bitwise equal to those of the command line. The separate process does not change the caller's
+signal handlers and TensorFlow settings, so `train`, `tune` and `audit` can be called in a thread,
+and in a notebook that already uses TensorFlow.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
@@ -223,8 +223,8 @@ def train(
         run_id: the name of the run. The call continues an unfinished run with this name, and leaves
             a finished run unchanged.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: options of `harness train` that are not arguments above, such as `devices="cpu:2"`
-            or `full=True`.
+        options: options of `harness train` for which this function has no argument, such as
+            `devices="cpu:2"` or `full=True`.
 
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written, except
@@ -264,7 +264,7 @@ def tune(
         sweep_id: the name of the sweep. The call continues an unfinished sweep with this name, but
             not a failed or cancelled search.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: options of `harness tune` that are not arguments above.
+        options: options of `harness tune` for which this function has no argument.
 
     Raises:
         InputError: if the job, an option or this machine is unsuitable; the folder of a sweep that

@@ -37,8 +37,8 @@ class OuterLookupStep(TrainStep):
     """A step that looks up the word vectors outside of the part that XLA compiles.
 
     With deterministic operations, XLA computes the embedding's gradient on a GPU in a slow loop
-    over all words of a batch. TensorFlow's kernel for this gradient sorts the words, and is faster
-    than XLA's loop.
+    over all words of a batch. TensorFlow's kernel for the embedding's gradient sorts the words, and
+    is faster than XLA's loop.
     """
 
     @functools.cached_property
@@ -104,13 +104,13 @@ class AdversarialStep(OuterLookupStep):
 
 
 def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """Return the change of the word vectors that increases the loss most.
+    """Return the perturbation of the word vectors that increases the loss most.
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017). Miyato et al. scale the word vectors to variance 1, because a change of
-    fixed length would hardly affect large vectors. This function scales the change, not the word
-    vectors. The norm of an example's change is the root mean square of all numbers in the example's
-    word vectors.
+    Classification" (2017). Miyato et al. scale the word vectors to variance 1, because a
+    perturbation of fixed norm would hardly affect large vectors. This function scales the
+    perturbation, not the word vectors: the norm of an example's perturbation is the root mean
+    square of all numbers in the example's word vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.
@@ -118,7 +118,7 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
         tokens: the word indices, `[examples, time]`; 0 is padding, which is ignored.
 
     Returns:
-        The change, `[examples, time, channels]`; 0 for an example whose gradient is 0.
+        The perturbation, `[examples, time, channels]`; 0 for an example whose gradient is 0.
     """
     is_word = tf.cast(tf.not_equal(tokens, 0), vectors.dtype)[..., None]
     num_numbers = tf.reduce_sum(is_word, [1, 2]) * tf.cast(vectors.shape[2], vectors.dtype)

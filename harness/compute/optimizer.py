@@ -31,10 +31,11 @@ class RampedAverage:
     Keras's average has the momentum `train.ema_momentum` at all steps, so after a short run Keras's
     average would still contain much of the initial weights.
 
-    `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
-    average covers about the last n / 9 steps, but at most 1 / (1 - `train.ema_momentum`) steps. A
-    bias correction like Adam's is not used: with this correction, the average would weigh the first
-    1 / (1 - `train.ema_momentum`) steps almost equally.
+    The formula for the momentum is that of `tf.train.ExponentialMovingAverage` with `num_updates`.
+    After n steps, the average covers about the last n / 9 steps, but at most
+    1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used: with this
+    correction, the average would weigh the first 1 / (1 - `train.ema_momentum`) steps almost
+    equally.
     """
 
     # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The
@@ -80,7 +81,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return the factor `cut`; Keras's ReduceLROnPlateau expects it under this name."""
+        """Return the factor `cut`, which Keras's ReduceLROnPlateau knows as `learning_rate`."""
         return self.cut
 
     @learning_rate.setter

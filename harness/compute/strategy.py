@@ -74,7 +74,7 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
 
 def site_devices() -> str | None:
-    """Return HARNESS_DEVICES, the devices that a command uses by default; None if not set.
+    """Return HARNESS_DEVICES, the devices that a command uses by default; None if it is unset.
 
     Raises:
         InputError: if `--devices` would not accept the value.

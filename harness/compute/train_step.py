@@ -2,8 +2,8 @@
 
 The strategy's scope contains two models. `model` is the network to train; its dropout masks are
 drawn for the whole global batch, so they do not depend on the number of replicas. `export_model` is
-the same network in plain Keras. The latest weights, or their moving average, are copied to
-`export_model`, which is then validated, tested and saved.
+the same network as `model`, but in plain Keras. The latest weights, or their moving average, are
+copied to `export_model`, which is then validated, tested and saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence

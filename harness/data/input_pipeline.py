@@ -320,7 +320,8 @@ class BatchSource:
         """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
 
         Without `data.bucket`, each row consists of zeros and then the last tokens of a review, as
-        in Keras's `pad_sequences`. With `data.bucket`, the zeros come last.
+        in Keras's `pad_sequences`. With `data.bucket`, each row consists of the last tokens of a
+        review and then zeros.
 
         Args:
             rows: indices of reviews, `[…]`; the index `num_reviews` means an empty review.

@@ -70,7 +70,7 @@ class WordVectors:
     found: np.ndarray  # [num_found] int64, the words with a vector, as indices in the vocabulary
     vectors: np.ndarray  # [num_found, width] float32
     num_words: int  # the size of the vocabulary
-    checksum: str  # the sha256 of the file, or of the checksums of both files
+    checksum: str  # as `vectors_checksum` returns it
 
     @property
     def title(self) -> str:
@@ -107,7 +107,9 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
 
 
 def vectors_checksum(path: Path) -> str:
-    """Return the sha256 of a file of word vectors; for a `.npy` file, of both files' checksums.
+    """Return a checksum of word vectors: the sha256 of their file.
+
+    For a `.npy` file, return the sha256 of the checksums of the `.npy` file and its `.txt` file.
 
     Raises:
         InputError: if a file is missing or can't be read.

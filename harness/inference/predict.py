@@ -84,7 +84,7 @@ def read_lines(
     that occur inside reviews, such as \\x85.
 
     Args:
-        file: the file. After each read, the lines that are complete are yielded as one list.
+        file: the file to read. A list contains the lines that one read has completed.
         name: the file's name, for messages.
         remarks: the counts of blank and cut texts, which are updated.
         is_json: whether each line is JSON, either a string or an object with the key `text`.

@@ -100,7 +100,8 @@ def _of_file(name: str) -> str:
     """Put `./` before a function reference that an option sets, if the referenced file exists.
 
     For a reference with `./`, the harness reads the file on the disk. For a reference without `./`,
-    the harness prefers a source with the same path in `[code]`.
+    the harness uses the source with the same path in `[code]`; if `[code]` has no such source, the
+    harness reads the file on the disk.
     """
     is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
     return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot

@@ -440,8 +440,9 @@ def _without_fixed(
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove from `search.space` the keys that `--set` options set; return a note on each option.
 
-    The condition `when` of a key B names a key A and some values of A. If `--set` gives A one of
-    these values, all trials search B. If `--set` gives A any other value, B is removed too.
+    The condition `when` of a key may name a key that `--set` sets. If `when` lists the value from
+    `--set`, all trials search the key with the condition. If `when` does not list the value from
+    `--set`, the key with the condition is removed too.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

@@ -304,13 +304,14 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
     """Fit an n-gram model to all training reviews; leave the model's attribute `words` empty.
 
-    C, the inverse of the regularization strength, is the number in STRENGTHS with the highest
-    accuracy on the last training reviews; of several equally good numbers, C is the smallest.
+    Each number in STRENGTHS is tried as C, the inverse of the regularization strength: a model with
+    this C is fit to the first training reviews, and scored on the last training reviews. The C with
+    the highest accuracy is chosen; of several equally good C, the smallest.
 
     Args:
         train: the training reviews.
-        cut: for each number in STRENGTHS, a model is fit to the first `cut` training reviews, and
-            is scored on the other training reviews. None = fit to the first four fifths.
+        cut: to choose C, models are fit to the first `cut` training reviews, and scored on the
+            other training reviews. None = four fifths of the training reviews.
 
     Raises:
         ValueError: if the training reviews are too few or too much alike.

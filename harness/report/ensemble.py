@@ -312,7 +312,8 @@ def make_ensemble(
         folders: the folders of the runs.
         runs: the folder that contains the runs and ensembles of all jobs.
         ngrams: whether the linear model becomes a member.
-        weights_from: the folder of an older ensemble.
+        weights_from: the folder of an older ensemble, from which the weights of the average are
+            copied.
         data: the folder of IMDB, if it has moved.
         run_id: the ensemble's id; by default made from the time and the seeds.
 

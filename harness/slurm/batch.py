@@ -1,8 +1,8 @@
 """Supervise a batch job: choose its command, and decide whether Slurm requeues it.
 
 A start is one execution of the job script; a requeue leads to the next start. When the job script
-begins, `plan` chooses the harness command to run. When this command has ended, `decide` chooses
-between requeue and stop. If the site sets HARNESS_CONTAINER, `plan` and `decide` run in a
+begins, `plan` chooses the harness command to run. When the harness command has ended, `decide`
+chooses between requeue and stop. If the site sets HARNESS_CONTAINER, `plan` and `decide` run in a
 container, but the job script calls Slurm's programs outside of the container.
 """
 

@@ -238,7 +238,7 @@ class Resources:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables that the job's script exports for these requests."""
+        """The variables that the job's script exports for `retry_memory` and `flags`."""
         kept = shlex.join(drop(self.flags, ONCE))
         variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: kept}
         return {name: value for name, value in variables.items() if value}
@@ -260,7 +260,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the sorted seeds of a text such as `1-5`, `1,3,7` or `2`.
 
     Raises:
-        InputError: for any other text, a repeated seed, or more than ten thousand seeds.
+        InputError: if the text is malformed, repeats a seed, or has more than ten thousand seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):

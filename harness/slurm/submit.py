@@ -64,8 +64,8 @@ def make_request(
     """Return a checked request to submit training jobs.
 
     If `job_file` is None, the jobs train and compare the five networks. If a job trains on the
-    user's own texts (`data.source`), this function writes the texts into the cache, from which the
-    job reads them. The function writes nothing outside of the cache.
+    user's own texts (`data.source`), this function writes the texts into the user's cache, from
+    which the job reads them. The function writes nothing outside of the user's cache.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.

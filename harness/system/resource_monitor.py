@@ -1,7 +1,7 @@
 """Measures how much of the CPUs, memory and GPUs this process uses.
 
-The GPU figures come from NVML, a library of NVIDIA's driver. The figures of the CPUs
-and the memory need no driver.
+The use of GPUs is read from NVML, a library of NVIDIA's driver. The use of CPUs and memory is read
+from psutil.
 """
 
 import contextlib

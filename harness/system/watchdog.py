@@ -1,7 +1,7 @@
 """Ends this process if its main thread hangs while TensorFlow waits for a device.
 
-While the main thread waits for a device, it runs no Python signal handler. For this reason a second
-thread watches the process. The second thread ends the process some time after the first signal that
+While the main thread waits for a device, it runs no Python signal handler, so a second thread
+watches the process. The second thread ends the process some time after the first signal that
 asks the run to stop, or after a long time without a result from the devices.
 """
 

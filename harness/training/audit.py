@@ -668,7 +668,7 @@ class Auditor:
         return replace(devices, count=count), replace(self.plan, way=way)
 
     def _least(self, kind: str, value: Any) -> float:
-        """Return the smallest tolerance that is allowed for a value of a metric or file."""
+        """Return the lower limit of the tolerance for a value of a metric or file."""
         if kind == "epoch" or not isinstance(value, int | float | np.ndarray):
             return 0.0
         if kind.endswith(("loss", "rate", ".keras", ".npz")):

@@ -123,8 +123,9 @@ def adopt(
 ) -> bool:
     """Copy the newest suitable checkpoint of another run to a new run.
 
-    The jobs and data of both runs must be the same; only `train.epochs` may differ, unless the job
-    has custom callbacks. The new run's result is bitwise identical to the result that it would have
+    The jobs (apart from `train.epochs`) and the data of both runs must be the same. `train.epochs`
+    must also be the same if the job has custom callbacks, or if the learning-rate schedule depends
+    on `train.epochs`. The new run's result is bitwise identical to the result that it would have
     if it trained from the start.
 
     Args:

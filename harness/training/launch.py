@@ -291,8 +291,8 @@ def announce(
         )
     if not job.train.deterministic:
         console.warning(
-            "train.deterministic = false: two runs of this job may give different results, and so "
-            "may a resumed run and an uninterrupted run"
+            "train.deterministic = false: two runs of this job may give different results, and a "
+            "resumed run may give another result than an uninterrupted run"
         )
     if dataset.introduction:
         console.info(dataset.introduction)

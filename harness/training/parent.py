@@ -1,12 +1,12 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-The new run's settings, custom code and data are compared with the parent's. Settings that don't
-affect a result are not compared. `train.epochs` is compared only if the learning-rate schedule
-depends on it, or if the job has custom callbacks, which receive it. If there is no difference from
-the parent, the new run continues from the parent's checkpoint, and the new run's result is bitwise
-identical to the result of a run that trained all epochs itself. If there is a difference from the
-parent, the new run begins with the weights of the parent's trained model, layer by layer. Before
-its first step, the new run writes a checkpoint of its own, and then no longer needs the parent.
+The new run is compared with its parent: the settings that affect a result, the custom code and the
+data. `train.epochs` is compared only if the learning-rate schedule depends on it, or if the job has
+custom callbacks, which receive it. If there is no difference from the parent, the new run continues
+from the parent's checkpoint, and the new run's result is bitwise identical to the result of a run
+that trained all epochs itself. If there is a difference from the parent, the new run begins with
+the weights of the parent's trained model, layer by layer. Before its first step, the new run writes
+a checkpoint of its own, and then no longer needs the parent.
 """
 
 from collections import Counter
@@ -103,8 +103,8 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
     """Yield the settings and data in which the new run differs from its parent.
 
-    Settings that don't affect a result are left out. So is `train.epochs`, unless the schedule or
-    custom callbacks depend on it.
+    Settings that don't affect a result are left out. `train.epochs` is left out too, unless the
+    learning-rate schedule or custom callbacks depend on it.
     """
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]

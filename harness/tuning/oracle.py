@@ -17,12 +17,14 @@ from the oracles of KerasTuner 1.4.8 in six ways:
 - KerasTuner's `Choice` turns booleans into integers. This module turns a list of two booleans
   into a `Boolean`, and a list of one boolean into a `Fixed`.
 - KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
-  proposal, in O(n³) time. To choose the proposal, KerasTuner's search minimizes the acquisition
-  function from 50 starting points. Each minimization step needs at least one prediction by the
-  Gaussian process. The Bayesian search of this module fits the Gaussian process to at most 100
-  finished trials, so that the cost of a proposal does not grow with the number of finished trials.
+  proposal, in O(n³) time. To choose a proposal, KerasTuner's Bayesian search minimizes the
+  acquisition function from 50 starting points. Each minimization step needs at least one prediction
+  by the Gaussian process. The Bayesian search of this module fits the Gaussian process to at most
+  100 finished trials, so that the cost of a proposal does not grow with the number of finished
+  trials.
   A single prediction by the Gaussian process yields the acquisition function at many random points.
-  This module's search minimizes the acquisition function only from the best few of these points.
+  The Bayesian search of this module minimizes the acquisition function only from the best few of
+  these random points.
 """
 
 import contextlib

@@ -166,10 +166,10 @@ def forget_gradients() -> None:
     """Free the graphs of networks that are no longer used.
 
     TensorFlow stores the gradient function of each `tf.custom_gradient` in a global table, which
-    keeps the function's graph in memory. Each trial adds gradient functions to the table, because
-    Keras's optimizers call `all_reduce`, which has a custom gradient. Without `forget_gradients`,
-    the graphs of all trials would stay in memory. Call `forget_gradients` only while no network is
-    being trained.
+    keeps the function's graph in memory. Each trial adds gradient functions to TensorFlow's global
+    table, because Keras's optimizers call `all_reduce`, which has a custom gradient. Without
+    `forget_gradients`, the graphs of all trials would stay in memory. Call `forget_gradients` only
+    while no network is being trained.
     """
     from tensorflow.python.framework import ops
 

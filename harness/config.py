@@ -73,8 +73,8 @@ class Facts:
             by its checksum.
         not_searched: the reason why a search may not vary the key.
         only_with: other keys, each with a tuple of values. The declared key has an effect only if
-            at least one key in `only_with` has a value that the key's tuple in `only_with`
-            contains. An empty tuple stands for all values except the default.
+            at least one of the other keys has a value in its tuple. In `only_with`, an empty tuple
+            stands for all values of the other key except its default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

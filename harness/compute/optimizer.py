@@ -27,9 +27,9 @@ class RampedAverage:
     """Lets the momentum of an optimizer's moving average rise to `train.ema_momentum`.
 
     The momentum is min(m, (1 + n) / (10 + n)), where m is `train.ema_momentum` and n is the
-    optimizer's number of steps. All replicas have the same n, and every checkpoint contains n.
-    Keras's average has the momentum `train.ema_momentum` at all steps, so after a short run Keras's
-    average would still contain much of the initial weights.
+    optimizer's number of steps. All replicas have the same number of steps, and every checkpoint
+    contains this number. Keras's average has the momentum `train.ema_momentum` at all steps, so
+    after a short run Keras's average would still contain much of the initial weights.
 
     The formula for the momentum is that of `tf.train.ExponentialMovingAverage` with `num_updates`.
     After n steps, the average covers about the last n / 9 steps, but at most
@@ -59,10 +59,10 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """The learning rate of each step.
 
     The rate depends only on the optimizer's number of steps and on the factor `cut`. All replicas
-    have the same number and the same factor, and so use the same rate. Every checkpoint contains
-    the number and the factor, so a resumed run continues the schedule where the run stopped. When
-    the score of `train.monitor` stops improving, Keras's ReduceLROnPlateau lowers the factor `cut`,
-    and thus the rate.
+    have the same number of steps and the same `cut`, and so use the same rate. Every checkpoint
+    contains the number of steps and `cut`, so a resumed run continues the schedule where the run
+    stopped. When the score of `train.monitor` stops improving, Keras's ReduceLROnPlateau lowers
+    the factor `cut`, and thus the rate.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:

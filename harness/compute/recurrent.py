@@ -219,9 +219,10 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: a loop that
     XLA compiles; `loop`: a loop of TensorFlow operations, without XLA.
 
-    A node of the graph is named `model/scope/…`, where the scope is the name of the node's layer,
-    except that TensorFlow appends a number to a repeated scope. Of the scopes and the layers with
-    the same base name, such as `lstm`, the n-th scope belongs to the n-th layer.
+    A node of the graph is named `model/scope/…`. The scope is the name of the node's layer, but
+    TensorFlow appends a number to a scope whose name is already used. So layers and scopes are
+    matched in order: the n-th layer with a base name (a name without numbers, such as `lstm`) has
+    the n-th scope with the same base name.
     """
     layers = recurrent_layers(model)
     kernels = dict.fromkeys((layer.name for layer in layers), "xla" if way == "xla" else "loop")

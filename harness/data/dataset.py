@@ -148,8 +148,8 @@ class Dataset:
         """Return a job's training and validation reviews, and the number of training reviews.
 
         In the returned split, the training reviews come first. If the dataset has a validation
-        split, the validation reviews are this split. Without a validation split, the last part of
-        the training split is for validation; `share` is the fraction of reviews in this part. If
+        split, the validation reviews are this split. Without a validation split, the last reviews
+        of the training split are for validation; `share` is the fraction of validation reviews. If
         `share` is 0, there are no validation reviews, and all reviews are for training.
 
         Args:

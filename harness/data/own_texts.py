@@ -7,11 +7,11 @@ folder of text files all files that do not end in .txt.
 The dataset is made once, in the user's cache, as the folder
 `texts-<checksum of the source>-<FORMAT>/`. Users can remove the dataset's folder at any time.
 
-The reviews of a split are sorted by the hash of their words. If the source does not state which
-reviews are test reviews, the hash of a review's words decides whether it is a test review. So the
-order of the source's rows and files does not affect the dataset, and a new review changes neither
-the split of an older review nor the order of the older reviews. The last training reviews,
-which may be used for validation, are a mix of all classes.
+The reviews of a split are sorted by the hash of their words, so the order of the source's rows and
+files does not affect the dataset. If the source does not state which reviews are test reviews, the
+hash of a review's words decides whether the review is a test review. If a review is added to the
+source, the other reviews keep their splits and their order. The last training reviews, which may be
+used for validation, are a mix of all classes.
 
 Words are ranked by their frequency in the training split; words of equal frequency are in
 alphabetical order. Words that do not occur in the training split have no rank.
@@ -158,8 +158,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     has subfolders, the result is empty; otherwise the split of each table is "".
 
     Raises:
-        InputError: if one table's name contains the name of one split, but the name of another
-            table (not a .json file) contains no split's name, or the names of several splits.
+        InputError: if one table's name contains exactly one split's name, but another table's name
+            contains none or several. The function ignores such a table if it is a .json file.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

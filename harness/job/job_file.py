@@ -239,7 +239,7 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
 
 
 def _same_key(name: str, tables: Tables) -> str:
-    """Return `; did you mean TABLE.KEY?` if a table has the key that `name` ends with, else ""."""
+    """Return `; did you mean TABLE.KEY?` if a table has KEY, the last part of `name`, else ""."""
     key = name.rpartition(".")[2]
     found = (known for known in keys_of(tables) if known.partition(".")[2] == key)
     return next((f"; did you mean {known}?" for known in found), "")

@@ -440,9 +440,9 @@ def _without_fixed(
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove from `search.space` the keys that `--set` options set; return a note on each option.
 
-    The condition `when` of a key may name a key that `--set` sets. If `when` lists the value from
-    `--set`, all trials search the key with the condition. If `when` does not list the value from
-    `--set`, the key with the condition is removed too.
+    The condition `when` of a dependent key names a parent key and some of its values. If `--set`
+    gives the parent key a value from the condition, all trials search the dependent key. If `--set`
+    gives the parent key any other value, the dependent key is removed too.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

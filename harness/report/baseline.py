@@ -272,9 +272,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C is the inverse of the model's regularization strength. If the dataset has a validation split,
-    and the runs trained on this split too (`share` is 0), C is chosen on the validation split.
-    Otherwise C is chosen on the last fifth of the runs' training reviews.
+    If the runs also trained on the dataset's validation split (`share` is 0), the model's C (the
+    inverse of the regularization strength) is chosen on the validation split, else on the last
+    fifth of the runs' training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -345,8 +345,8 @@ def fit_linear(
 ) -> tuple[Floats, Floats]:
     """Fit one model per class, which separates the class from all others.
 
-    With two classes, only the model of label 1 is fit. The inputs of a model are the features,
-    multiplied by the log-count ratios of the model's class.
+    With two classes, only the model of label 1 is fit. The model of a class reads the features,
+    multiplied by the log-count ratios of this class.
 
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.

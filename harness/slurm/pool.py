@@ -377,8 +377,8 @@ def _failure(process: ManagedProcess) -> str:
     """Return why a task failed; empty if it succeeded.
 
     Raises:
-        InputError: if the task refused its input, which ends all tasks.
-        Interrupted: if the task was interrupted, which ends all tasks.
+        InputError: if the task refused its input. The caller then ends all tasks.
+        Interrupted: if the task was interrupted. The caller then ends all tasks.
     """
     if not (code := process.code):
         return ""

@@ -6,9 +6,9 @@ before reading the log level, and logs the rest as errors.
 
 If CUDA reports an error late, TensorFlow aborts its process, and no `except` prevents the abort.
 Therefore TensorFlow runs in a child process, and the parent process (the guard) explains why the
-child died. The guard never imports TensorFlow, and passes signals on to the child. A file in memory
-keeps all messages of the child, because a message may be the only sign that a step was computed
-wrongly, or the only explanation of why the child died.
+child died. The parent never imports TensorFlow, and passes signals on to the child. A file in
+memory keeps all messages of the child, because a message may be the only sign that a step was
+computed wrongly, or the only explanation of why the child died.
 """
 
 import contextlib

@@ -103,10 +103,10 @@ class RunCallbacks:
         A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
         their states from the checkpoint. A resumed run also calls `on_train_begin` of the user's
-        callbacks, which can change variables of the model and the optimizer. The checkpoint already
-        contains the changes that `on_train_begin` made at the run's first start. To avoid making
-        these changes twice, a resumed run calls `on_train_begin`, and then sets all variables back
-        to the checkpoint's values.
+        callbacks, which can change variables of the model and the optimizer. After the call of
+        `on_train_begin`, a resumed run sets all variables back to the checkpoint's values, because
+        the checkpoint already contains the changes that `on_train_begin` made at the run's first
+        start.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts

@@ -150,7 +150,7 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """Return the first that is set: `requested`, the record's `devices_asked`, HARNESS_DEVICES."""
+    """Return `requested` if it is set, else the record's `devices_asked`, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 

@@ -126,9 +126,9 @@ class Trials:
         The method copies the newest checkpoint of the trial's earlier attempts. If these attempts
         have no usable checkpoint, the newest checkpoint of the parent trial is copied. If the
         parent trial's checkpoints were removed, as happens at the end of a search, the attempt
-        trains the parent's epochs again, with bitwise identical results. With custom callbacks, the
-        attempt also trains them again, because callbacks receive `train.epochs` and may depend on
-        it.
+        trains the parent's epochs again, with bitwise identical results. If the job has custom
+        callbacks, the method never copies a checkpoint of the parent trial, because callbacks
+        receive `train.epochs`, and may depend on it.
 
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.

@@ -259,7 +259,7 @@ def prune(
         echo(f"nothing to remove in {done.num_runs} finished runs")
         return
     files = f"{done.num_bytes / 1e6:,.1f} MB, {done.num_files:,} files"
-    again = "to make the files again, run: harness train RUN/job.toml"
+    again = "to make removed files again, run: harness train RUN/job.toml"
     verb = "removed" if really else "can be removed with --yes"
     echo(f"{files} of {done.num_runs} finished runs {verb}; {again}")
 

@@ -289,8 +289,9 @@ class BatchSource:
         TensorFlow copies a NumPy array, but not a tensor, into each graph that uses it.
 
         An empty review contains the token START, because cuDNN does not accept an empty row, and a
-        network's mean over the words of an empty row is not finite. The tensor of tokens ends with
-        a padding token and START, the only token of the empty review.
+        network's mean over the words of an empty row is not finite. After the tokens of all
+        reviews, the tensor `tokens` contains a padding token and START. START is the only token of
+        the empty review, which has the index `num_reviews`.
         """
         self.shape, self.num_reviews = shape, len(reviews)
         self.num_tokens = int(reviews.offsets[-1])

@@ -391,7 +391,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> list[Baseline]:
     """Return a list with the cached baseline or else with the result of `score`.
 
-    If the baseline is not cached and `score` is None, the list is empty.
+    Return an empty list if the baseline is not cached and `score` is None.
     """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / "baseline" / f"{name}.json"

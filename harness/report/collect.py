@@ -128,7 +128,7 @@ class DatasetGroup:
 
     @cached_property
     def jobs(self) -> "pandas.DataFrame":
-        """The mean scores of each job over its seeds; NaN if the score of one seed is unknown.
+        """The mean scores of each job over its seeds; a mean is NaN if any seed lacks the score.
 
         `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
         the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN if the job has only

@@ -125,7 +125,7 @@ def _sentence(row: Any) -> str:
     """Return a comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
-        why = "the seeds are too few for so many comparisons, or all seeds have the same difference"
+        why = "too few seeds for so many comparisons, or the difference is the same at every seed"
         return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:

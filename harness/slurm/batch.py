@@ -341,7 +341,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
     With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
 
     Args:
-        is_new: whether `counters` count this start for the first time.
+        is_new: whether no earlier call of `decide` counted the start that has ended.
     """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     # Ignore a peak far above the job's limit: if Slurm made no cgroup for the job, the value is the
@@ -388,7 +388,7 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect the facts about the end of a start of the job.
+    """Collect the facts about how one start of the job ended.
 
     Args:
         code: the exit code of the harness.

@@ -208,8 +208,8 @@ def began_s(record: Mapping[str, Any]) -> float:
 def weights_of(record: Mapping[str, Any]) -> str | None:
     """Return the folder of the run that provided a run's initial weights, or None.
 
-    A run that continued its parent's checkpoint has the initial weights of its parent. If another
-    run provided the parent's initial weights, return the folder of this other run.
+    A run that continued its parent's checkpoint has the initial weights of its parent. If the
+    parent's initial weights came from a third run, return the folder of the third run.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -384,9 +384,9 @@ class RunDirectory(LeasedDirectory):
                     )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file; if it contains a diff of the code, only this user can read the file.
+        """Write a JSON file.
 
-        A diff of the code may contain secrets.
+        Only this user can read a file with a diff of the code, because a diff may contain secrets.
         """
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else MODE)
 

@@ -656,7 +656,7 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return another way to train: devices and a plan that change results only by rounding."""
+        """Return devices and a plan that change the results of the audit only by rounding."""
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1

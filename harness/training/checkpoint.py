@@ -129,10 +129,11 @@ def adopt(
     if it trained from the start.
 
     Args:
-        source: the other run.
+        source: the run whose checkpoint is copied.
         target: the new run; this process must hold the new run's lease.
         identity: the checksum of the new run's job and data.
-        of: the checksum of job and data that a checkpoint must contain to be suitable.
+        of: the checksum of the source's job and data; a checkpoint with another checksum is not
+            suitable.
         max_epochs: the largest number of trained epochs that the checkpoint may contain; None for
             no limit.
 

@@ -227,9 +227,9 @@ def events(
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return for each review whether an event occurred, and the event's probability, `[n]`.
 
-    For two classes the event is that the review is positive. For more than two classes the event is
-    that the prediction is correct. A calibration curve shows how often the event occurred against
-    the event's probability. The arguments are the results of `checked`.
+    With two classes, the event is that the review has label 1. With more than two classes, the
+    event is that the review belongs to the predicted class. A calibration curve shows how often the
+    event occurred against the event's probability. The arguments are the results of `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:

@@ -379,8 +379,8 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
 
     The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
     its middle. Trials with the same value of a list get slightly different heights, so that their
-    lines stay visible. The lines of trials that do not use the axis's key are drawn below the axis,
-    also at slightly different heights.
+    lines stay visible. Below the axis are the lines of trials that do not use the axis's key; the
+    heights of these lines differ slightly, so that each line stays visible.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

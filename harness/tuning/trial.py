@@ -123,12 +123,12 @@ class Trials:
     def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:
         """Copy a checkpoint into a new run of attempt k, so that the run continues from it.
 
-        The method copies the newest checkpoint of the trial's earlier attempts. If these attempts
-        have no usable checkpoint, the newest checkpoint of the parent trial is copied. If the
-        parent trial's checkpoints were removed, as happens at the end of a search, the attempt
-        trains the parent's epochs again, with bitwise identical results. If the job has custom
-        callbacks, the method never copies a checkpoint of the parent trial, because callbacks
-        receive `train.epochs`, and may depend on it.
+        The method copies the newest checkpoint of the trial's earlier attempts. If the earlier
+        attempts have no usable checkpoint, the method copies the newest checkpoint of the parent
+        trial. If the parent trial's checkpoints were removed, as happens at the end of a search,
+        the attempt trains the parent's epochs again, with bitwise identical results. With custom
+        callbacks, no attempt uses a checkpoint of the parent trial, because callbacks receive
+        `train.epochs` and may depend on it.
 
         Raises:
             OSError, DiskError: if the parent's result or checkpoint can't be read.

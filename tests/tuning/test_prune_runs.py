@@ -152,7 +152,7 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
     assert f"{unfinished.folder} is unfinished" in dry
     assert files(runs) == before
     done = harness.run_here("prune", str(runs), "--yes").stdout
-    assert "2 files of 1 finished runs removed; to make the files again, run: harness" in done
+    assert "2 files of 1 finished runs removed; to make removed files again, run: harness" in done
     assert files(finished.folder) == {*KEPT}
     assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
     wrong = harness.refuse("prune", tmp_path / "none")

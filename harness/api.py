@@ -262,7 +262,7 @@ def tune(
         job: a job file with a [search] table.
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
         sweep_id: the name of the sweep. The call continues an unfinished sweep with this name, but
-            not a failed or cancelled search.
+            not a failed or cancelled sweep.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: options of `harness tune` for which this function has no argument.
 
@@ -325,8 +325,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
             f"run {run}: the audit does not count, because the run's {RESULT} changed during the "
-            f"audit, or other users can write to {folder / AUDITS}; repeat the audit, in the "
-            f"second case after: chmod go-w {quoted(folder / AUDITS)}"
+            f"audit, or other users can write to {folder / AUDITS}; repeat the audit; if other "
+            f"users can write to the folder, first: chmod go-w {quoted(folder / AUDITS)}"
         )
     return Audit(**latest)
 

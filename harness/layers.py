@@ -153,9 +153,9 @@ def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
     Keras's `Embedding` supports negative indices: before the lookup it adds the table's number of
-    rows to each negative index. TensorFlow would execute this addition of integers on the host, so
-    each step on a GPU would copy its word indices to the host. `tf.gather` takes the indices as
-    they are.
+    rows to each negative index. TensorFlow executes an addition of integers on the host, so with
+    Keras's lookup each step on a GPU would copy its word indices to the host. `tf.gather` takes the
+    indices as they are.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -214,7 +214,7 @@ def _drops_words(layer: Dropout) -> bool:
 
 
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
-    """Make a model's dropout layers, even nested ones, draw masks as `GlobalBatchDropout` does.
+    """Let a model's dropout layers, also nested layers, draw masks as `GlobalBatchDropout` does.
 
     Each dropout layer stays in the model, and only its method `call` is replaced, because a layer
     inside another layer, or in a subclass of `keras.Model`, can't be replaced by another object.

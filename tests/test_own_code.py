@@ -134,7 +134,7 @@ def test_modules_of_a_package_import_each_other(
 
 
 def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> None:
-    """Other code can't import these modules."""
+    """Code outside of a job can't import the job's modules."""
     jobs = []
     for number in (1, 2):
         write(tmp_path, mynet=f"import parts\ndef build(): return parts.N, {number}\n")

@@ -254,7 +254,7 @@ class Watch:
     def listen(self) -> None:
         """End TensorBoard at the first signal by raising `Signalled`.
 
-        `Signalled` also interrupts a slow search for runs. Under nohup, SIGHUP stays ignored.
+        The error ends a slow search for runs at once. Under nohup, SIGHUP stays ignored.
         """
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -286,8 +286,9 @@ class Watch:
 def open_browser(address: str, folder: Path) -> bool:
     """Show the address in this desktop's browser; return whether there is a browser.
 
-    Everyone can see a browser's command line. So the function writes the address into a file in
-    `folder` that only this user can read, and passes only the file's path to the browser.
+    All users of this machine can see a browser's command line, but only TensorBoard's user may know
+    the address. So the function writes the address into a private file in `folder`, and passes only
+    the file's path to the browser.
     """
     known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
     if sys.platform == "linux" and not known:

@@ -23,7 +23,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 
 
 def _runs(ctx: typer.Context, runs: Path) -> Path:
-    """Warn if the folder of runs is the default one, although site.sh exports another."""
+    """Warn if the folder of runs is the default, although site.sh exports HARNESS_RUNS."""
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()

@@ -208,8 +208,11 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
         raise error
     stderr_filter.show_last(text)
     last = f": {_shortened(lines[0])}" if lines else ""
-    message = f"TensorFlow's process died of {number.name}{last}; if this happens again, report it"
-    log(logging.ERROR, f"{message} with the lines above{go_on}")
+    log(
+        logging.ERROR,
+        f"TensorFlow's process died of {number.name}{last}; if this happens again, report this line "
+        f"to the maintainers of harness, with the lines above{go_on}",
+    )
 
 
 @contextlib.contextmanager

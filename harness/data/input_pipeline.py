@@ -1,8 +1,8 @@
 """Turns reviews into a batch for every replica and training step, with tf.data.
 
 A batch depends only on its step and on its epoch's permutation of the reviews. The seed, the epoch,
-the lengths of the reviews and the `BatchShape` determine the permutation. So a checkpoint contains
-no state of the pipeline: a resumed run starts the pipeline at the next step. Opening a tf.data
+the lengths of the reviews and the `BatchShape` determine the permutation. A checkpoint contains no
+state of the pipeline, because a resumed run can start the pipeline at any step. Opening a tf.data
 dataset takes as long as several training steps, so one dataset contains many epochs.
 """
 
@@ -232,8 +232,8 @@ def batches(
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
         first_step: the step of the first batch, counted from the start of the permutations.
-        steps_before: the number of the run's steps before the first epoch in `permutations`.
-            `Batch.step` is this number plus the batch's step since the start of that epoch.
+        steps_before: the number of steps that the run takes before the first epoch in
+            `permutations`, because `Batch.step` is counted from the start of the run.
     """
     batch_size = shape.batch_size
     num_epochs, num_reviews = permutations.shape
@@ -348,7 +348,7 @@ class BatchSource:
         Args:
             step: the step of each batch, `[num, 1] int64`.
             position: the positions of the examples in the global batch, `[num, examples] int64`.
-            before: the number of the run's steps before the first epoch of the permutations.
+            before: the number of steps that the run takes before the first epoch in `permutations`.
         """
         batch_size = self.shape.batch_size
         steps_per_epoch = num_steps(self.num_reviews, batch_size)

@@ -4,7 +4,7 @@ A job refers to a function as `file.py:function` or `package.module:function`. T
 `[code]` contains the source of the function's module, and the sources of all modules that this
 module imports, directly or indirectly, from its own folder or package. If one of the sources in
 `[code]` changes, the job changes. Commands that use an existing run execute the code from `[code]`,
-and do not read the user's files. Other code can't import the modules in `[code]`.
+and do not read the user's files. Only modules in `[code]` can import modules in `[code]`.
 """
 
 import ast
@@ -229,8 +229,9 @@ def _check_function(code: Mapping[str, str], module: str, function: str) -> None
 class _Code:
     """The Python modules that are made from the sources in a job.
 
-    An `import` in the job's code looks for a module in the job first, and then elsewhere. Other
-    code can't import the job's modules. Two jobs with files of the same name do not share a module.
+    An `import` in the job's code looks for a module in the job first, and then elsewhere. Only the
+    job's code can import the job's modules. Two jobs with files of the same name do not share a
+    module.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -301,16 +302,17 @@ def load_function(
     given: Sequence[Any] = (),
     named: Mapping[str, Any] = {},
 ) -> Callable[..., Any]:
-    """Import a job's function, and check that it accepts the arguments `given` and `named`.
+    """Import a job's function, and check that the function accepts example arguments.
 
     Args:
         where: the beginning of error messages, such as `model.architecture`.
         form: the expected arguments as text for error messages, such as `(labels, probabilities)`.
-        given, named: example values of the positional and the keyword arguments.
+        given: an example value for each positional argument.
+        named: an example value for each keyword argument.
 
     Raises:
-        InputError: if the module raises an error, or has no such function, or the function does not
-            accept the arguments.
+        InputError: if the module raises an error or lacks the function, or if the function does not
+            accept the example arguments.
     """
     target, _, name = reference.partition(":")
     where = f"{where} = {reference!r}"

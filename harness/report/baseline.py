@@ -412,8 +412,8 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in the folder `data`; if `data` is None, look where a new run would look. If the
-    dataset is not there, look where the group's first run found its data. Download nothing.
+    Look first in the folder `data` (None = where a new run would look), then where the group's
+    first run found its data. Download nothing.
 
     Raises:
         InputError: if the dataset is not found.

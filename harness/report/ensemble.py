@@ -86,7 +86,7 @@ class Ensemble(BaseModel, frozen=True):
     dataset_checksum: str
     runs: Annotated[tuple[MemberRun, ...], Field(min_length=1)]
     ngrams_weight: Weight | None = None  # the weight of the linear model, if it is a member
-    weights_from: str = ""  # the ensemble that supplied the weights; harness ignores it
+    weights_from: str = ""  # the ensemble that supplied the averaging weights; harness ignores it
     settings: dict[str, Any]  # the settings of the runs (see `settings_of`)
 
     @classmethod
@@ -110,7 +110,7 @@ class Ensemble(BaseModel, frozen=True):
 
     @property
     def weights(self) -> list[float]:
-        """The weights of the runs, then the weight of the linear model if it is a member."""
+        """The averaging weights of the runs, then that of the linear model if it is a member."""
         of_model = [] if self.ngrams_weight is None else [self.ngrams_weight]
         return [*(each.weight for each in self.runs), *of_model]
 
@@ -303,10 +303,11 @@ def make_ensemble(
 ) -> tuple[Path, dict[str, Any], list[float]]:
     """Make an ensemble in the folder `<runs>/ensemble_<jobs>[_ngrams]/<run-id>`.
 
-    A member's weight is its share in the average of the members' probabilities. Without
-    `weights_from`, the weights minimize the log loss on the validation reviews. With
-    `weights_from`, the weights are copied from an older ensemble. The linear model over n-grams is
-    fit to the same training reviews as the runs. The weights do not depend on the test reviews.
+    A member's averaging weight is its share in the average of the members' probabilities. Without
+    `weights_from`, the averaging weights minimize the log loss on the validation reviews. With
+    `weights_from`, the averaging weights are copied from an older ensemble. The averaging weights
+    do not depend on the test reviews. The linear model over n-grams is fit to the same training
+    reviews as the runs.
 
     Args:
         folders: the folders of the runs.
@@ -318,8 +319,8 @@ def make_ensemble(
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
-        The ensemble's folder, the content of its `result.json`, and the weights of the members. If
-        the linear model is a member, it is the last one.
+        The ensemble's folder, the content of its `result.json`, and the members' averaging
+        weights. If the linear model is a member, its averaging weight is the last.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -409,7 +410,7 @@ def _arrays(labels: Ints, probabilities: Floats) -> dict[str, Any]:
 
 
 def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
-    """Return the weights that minimize the log loss of the members' weighted mean.
+    """Return the averaging weights that minimize the log loss of the members' weighted mean.
 
     No weight is negative, and the sum of the weights is 1. The loss is convex in the weights, so
     the minimization finds the minimum from any starting point. The weights are rounded to four
@@ -446,7 +447,7 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 def _given_weights(
     members: Sequence[RunMember], weights_from: Path | None, *, ngrams: bool
 ) -> list[float]:
-    """Return the weights of the ensemble `weights_from`; empty if `weights_from` is None.
+    """Return the averaging weights of the ensemble `weights_from`; empty if it is None.
 
     The runs of `weights_from` must come from the same jobs as `members`, in the same order.
 

@@ -9,8 +9,8 @@ With more than 12 jobs, each job is compared only with the best job. The spread 
 pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's
 correction counts all pairs of jobs, because any job could have had the best score. Dunnett's
 intervals are not used, because they need a best job that is known beforehand. In a simulation with
-fourteen equal jobs, Dunnett's intervals called some job worse than the job with the best score in
-27 % of the experiments.
+fourteen equally good jobs, Dunnett's intervals called some job worse than the job with the best
+score in 27 % of the experiments.
 """
 
 import itertools

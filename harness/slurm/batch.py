@@ -317,7 +317,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Return a job's counters after a start; a start that `before` already counts adds nothing."""
+    """Return a job's counters after a start; repeated calls count the same start once."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
@@ -368,7 +368,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
     """Return the path of a run's counters; later jobs of the same run use the same file.
 
-    Each run has its own file, because the steps of different runs can't be compared.
+    Each run has its own file, because its counters contain the steps that this run has reached.
     """
     named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
     return submissions(runs) / f"{named}.json"

@@ -286,7 +286,10 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """Return the command that continues a run or sweep; in a batch job, it submits a new job."""
+    """Return the command that continues a run or sweep.
+
+    In a batch job, the command submits a new job.
+    """
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.is_batch
     return f"harness {'submit --resume' if as_job else 'resume'} {quoted(folder)}"

@@ -88,7 +88,7 @@ class ResourceMonitor:
             log(
                 logging.WARNING,
                 f"GPU {number} of {socket.gethostname()} has been idle for {idle_s / 60:.0f} min; "
-                "some sites end such jobs: use fewer GPUs, or --devices cpu",
+                "some sites end jobs with an idle GPU: use fewer GPUs, or --devices cpu",
             )
 
 

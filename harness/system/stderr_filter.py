@@ -82,7 +82,10 @@ captured: Capture | None = None
 
 
 def capture(file: int) -> None:
-    """Redirect file descriptor 2 to a file; `sys.stderr` keeps the descriptor's former target."""
+    """Redirect file descriptor 2 to a file.
+
+    `sys.stderr` still writes to the terminal or log to which descriptor 2 led before.
+    """
     global captured
     sys.stderr.flush()
     console.error_descriptor = os.dup(2)

@@ -4,9 +4,10 @@ An audit does not trust the run's folder: whoever forges a score can also forge 
 record. The audit computes the scores again from the predictions, the predictions from the model,
 and the model by training the run's job. The audit may round differently from the run if the audit
 uses other packages, devices or processors than the run, or if `train.deterministic` is false. If
-rounding may differ, and the audit's training gives other results than the run, the audit trains a
-second time, with another implementation of the layers, on another number of replicas, or both. The
-difference between the audit's two training runs shows how large rounding differences are.
+the audit may round differently from the run, and the results of the audit's training differ from
+the run's results, the audit trains a second time, with another implementation of the layers, with
+another number of replicas, or with both. The difference between the audit's two training runs shows
+how large rounding differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
 from the model file. If the job contains custom code, the audit runs this code, but only if the
@@ -156,8 +157,8 @@ class Start(BaseModel):
 class Record(BaseModel):
     """The parts of a run's record that an audit needs.
 
-    The record's part on the parent (the run that `--from` named) is left out, because an audit
-    begins with untrained weights, even if the audited run continued the parent's checkpoint.
+    The class has no field for the parent, the run that `--from` named. An audit begins with
+    untrained weights, even if the audited run continued the parent's checkpoint.
     """
 
     starts: Annotated[list[Start], Field(min_length=1)]

@@ -2,11 +2,11 @@
 
 The new run is compared with its parent: the settings that affect a result, the custom code and the
 data. `train.epochs` is compared only if the learning-rate schedule depends on it, or if the job has
-custom callbacks, which receive it. If there is no difference from the parent, the new run continues
+custom callbacks, which receive it. If the comparison finds no difference, the new run continues
 from the parent's checkpoint, and the new run's result is bitwise identical to the result of a run
-that trained all epochs itself. If there is a difference from the parent, the new run begins with
-the weights of the parent's trained model, layer by layer. Before its first step, the new run writes
-a checkpoint of its own, and then no longer needs the parent.
+that trained all epochs itself. If the comparison finds a difference, the new run begins with the
+weights of the parent's trained model, layer by layer. Before its first step, the new run writes a
+checkpoint of its own, and then no longer needs the parent.
 """
 
 from collections import Counter
@@ -88,8 +88,8 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
         parent.model_file()
         if "data.bucket" in differences and job.model.architecture == "bilstm":
             raise InputError(
-                f"--from {parent.folder}: with data.bucket a bilstm has other layers than without; "
-                f"set data.bucket = {shown(job.data.bucket)} as in this run"
+                f"--from {parent.folder}: a bilstm with data.bucket has other layers than a bilstm "
+                f"without data.bucket; set data.bucket = {shown(job.data.bucket)} as in that run"
             )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():

@@ -56,7 +56,7 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class Record(BaseModel):
-    """The content of a JSON file in a sweep's folder; validation ignores unknown fields."""
+    """The content of a JSON file in a sweep's folder; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -219,8 +219,8 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
     Except for rounding, the values depend only on the seed and on the earlier trials. If a sweep
-    continues, the oracle reads the values that the Gaussian process chose earlier from the sweep's
-    folder, because another processor may round these values differently.
+    continues, the Gaussian process does not choose the earlier trials' values again: the oracle
+    reads these values from the sweep's folder, because another processor may round differently.
     """
 
     known: Sequence[Trial] = ()  # the sweep's trials, sorted by number; grows during the search

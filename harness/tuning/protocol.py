@@ -16,7 +16,7 @@ Three kinds of processes take part in a search: workers train trials, proposers 
 values, and commands such as `harness tune` start workers and proposers. Workers, proposers and
 commands run the coroutines of this module. The coroutines reach the sweep's folder only through the
 methods of a `Disk`, and use no clock or random number. Outside of the tests, the methods of `Disk`
-block and never suspend a coroutine. So one call of `execute` runs a coroutine from start to end.
+block and never suspend a coroutine, so one call of `execute` runs a coroutine from start to end.
 The tests execute the coroutines in a simulation. The simulation suspends a coroutine at each
 operation of the simulated disk, kills processes, lets nodes fail, and shows new files late.
 

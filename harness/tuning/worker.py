@@ -6,8 +6,8 @@ a separate process, so a slow proposal delays no worker, and KerasTuner's memory
 last proposal. Proposals depend only on the search and the accepted results, so every command may
 have a proposer, and a killed proposer can be restarted.
 
-`python -m harness.tuning.worker SWEEP NAME` runs one of these processes: a proposer with the option
-`--ahead N`, otherwise a worker. `WorkerPool` restarts a process that ends with an error.
+`python -m harness.tuning.worker SWEEP NAME` runs a worker or, with the option `--ahead N`, a
+proposer. `WorkerPool` restarts a process that ends with an error.
 """
 
 import argparse

@@ -210,8 +210,8 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
     last = f": {_shortened(lines[0])}" if lines else ""
     log(
         logging.ERROR,
-        f"TensorFlow's process died of {number.name}{last}; if this happens again, report this line "
-        f"to the maintainers of harness, with the lines above{go_on}",
+        f"TensorFlow's process died of {number.name}{last}; if this happens again, report this "
+        f"line to the maintainers of harness, with the lines above{go_on}",
     )
 
 

@@ -57,7 +57,8 @@ prepare() {
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
     ensure_venv "${LOCKS[@]}"
-    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older Slurm does not create it
+    # Older Slurm does not create this folder, which only jobs submitted in the project need.
+    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" 2>/dev/null || true
     unset PYTHONHOME
     export PYTHONPATH=$PROJECT # Python imports this project's code, even if a copy is installed
 }

@@ -89,7 +89,11 @@ ensure_venv() {
 # remove this folder.
 with_lock() (
     lock=$PROJECT/.setup.lock
-    exec 9>"$lock"
+    { exec 9>"$lock"; } 2>/dev/null || {
+        complain "$lock: can't be opened, but an installation needs it; copy the project into a" \
+            "folder of your own, or set HARNESS_VENV to an environment that contains harness"
+        exit 2
+    }
     if command -v flock >/dev/null; then
         flock --nonblock 9 2>/dev/null || say "waiting for another process, which may be installing"
         ! flock 9 2>/dev/null || { "$@"; exit; }
@@ -112,9 +116,10 @@ install() {
             "(pip install -e $PROJECT), or set HARNESS_VENV to a new folder"
         return 2
     fi
-    # Keep the log, because it shows that this script made the folder.
+    # Keep the log, because it shows that this script made the folder. VENV may be a link; with the
+    # slash, find enters the link.
     [[ ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
-        find "$VENV" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
+        find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
     mkdir -p "$VENV"
     rm -f "$VENV/harness-lock.sha256"
     say "installing $lock into $VENV: a minute or two (log: $log)"

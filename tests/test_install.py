@@ -107,6 +107,37 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
         assert last == f"harness: ready: {ready}"
 
 
+def test_an_incomplete_environment_behind_a_link_is_first_removed(project: Project) -> None:
+    """Otherwise pip could take the incomplete packages for complete ones."""
+    scratch = project.outside / "scratch"
+    project.executable(scratch / "bin/harness", "")
+    for file in (scratch / "pyvenv.cfg", scratch / "setup.log", project.path / "requirements.lock"):
+        file.touch()
+    (project.path / ".venv").symlink_to(scratch)
+    call = (
+        'source "$1/slurm/common.sh"; VENV=$PROJECT/.venv; install_steps() { ls "$VENV" >&3; }\n'
+        "install requirements.lock 3>&1"
+    )
+    words = ["bash", "-c", call, "bash", str(project.path)]
+    assert subprocess.check_output(words, text=True, timeout=60) == "setup.log\n"
+
+
+def test_a_project_that_can_not_be_written(project: Project) -> None:
+    """A job needs no `logs` there. An installation needs its lock; a line has the remedy."""
+    (project.path / "logs").touch()
+    script = project.path / "slurm/bilstm.sh"
+    result = project.run(script)
+    assert (result.returncode, len(result.stderr.splitlines())) == (0, 1), result.stderr
+    (project.path / ".setup.lock").mkdir()
+    python = project.executable(project.commands / "python", "#!/bin/sh\n")
+    new = {"HARNESS_VENV": str(project.outside / "new"), "HARNESS_PYTHON": str(python)}
+    result = project.run(script, env=project.environment | new)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert f"{project.path}/.setup.lock: can't be opened" in line
+    assert "set HARNESS_VENV to an environment that contains harness" in line
+
+
 @pytest.mark.full
 def test_a_failed_installation_is_repeated(project: Project) -> None:
     """The job ends with exit code 1 and the remedy; later, one of two jobs installs and both train.

@@ -66,17 +66,24 @@ is_ready() {
 # Installs the first of the lock files in the arguments, if the environment was installed from none
 # of them. Only `--setup` changes a complete environment, because other jobs may be using it.
 ensure_venv() {
-    local remedy=''
+    local found="it was not installed from this project's lock files" remedy=''
+    local setup='bash slurm/common.sh --setup'
     ! is_ready "$@" || return 0
+    [[ $1 != requirements-gpu.lock ]] || setup="HARNESS_EXTRA=gpu $setup"
     if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
         { [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; }; then
         if [[ -L $VENV/bin/python ]] && ! has_interpreter; then
             warn "$VENV/bin/python links to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
+        elif [[ ${#HARNESS_CONTAINER[@]} == 0 && ! -x $VENV/bin/harness ]]; then
+            complain "$VENV/bin/harness is missing, and a submitted job installs nothing; run" \
+                "\`$setup\`, or set HARNESS_VENV to an environment; then submit the job again"
+            exit 2
         else
+            ! is_ready requirements.lock || found='it has no CUDA libraries'
             # If setup.log is missing, the user made the environment; `--setup` does not change it.
-            [[ ! -e $VENV/setup.log ]] || remedy=", which \`bash slurm/common.sh --setup\` installs"
-            say "using $VENV unchanged; it was not installed from this project's lock files$remedy"
+            [[ ! -e $VENV/setup.log ]] || remedy=", which \`$setup\` installs"
+            say "using $VENV unchanged; $found$remedy"
         fi
         return
     fi

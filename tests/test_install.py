@@ -210,6 +210,7 @@ ensure_venv "${LOCKS[@]}"
 """
 NOT_LOCKED = "it was not installed from this project's lock files"
 AS_IT_IS = f"{NOT_LOCKED}, which `bash slurm/common.sh --setup`"
+WITH_CUDA = ", which `HARNESS_EXTRA=gpu bash slurm/common.sh --setup` installs"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,8 @@ AS_IT_IS = f"{NOT_LOCKED}, which `bash slurm/common.sh --setup`"
         ("", "gpu", "none", ""),
         ("", "cpu", "none", ""),
         ("", "gpu", "gpu", ""),
-        ("", "cpu", "gpu", AS_IT_IS),
+        ("", "cpu", "gpu", f"unchanged; it has no CUDA libraries{WITH_CUDA}"),
+        ("", "other", "gpu", f"{NOT_LOCKED}{WITH_CUDA}"),
         ("", "other", "none", AS_IT_IS),
         ("yes", "cpu", "gpu", "would be installed"),
     ],

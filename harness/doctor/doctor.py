@@ -37,7 +37,6 @@ from harness.slurm.resources import (
     VARIABLES,
     compose,
     names_of,
-    option_name,
     refused_options,
     site_options,
 )
@@ -128,7 +127,11 @@ def check_packages() -> Iterator[Finding]:
     """Check that the packages' versions are in the supported ranges."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     if wrong := list(_wrong(project["dependencies"])):
-        yield Finding("red", "packages", "; ".join(wrong), SET_UP)
+        remedy = SET_UP
+        if not Path(sys.prefix, "setup.log").exists():
+            # The user made the environment; `--setup` does not change it.
+            remedy = shlex.join([sys.executable, "-m", "pip", "install", "-e", str(PROJECT)])
+        yield Finding("red", "packages", "; ".join(wrong), remedy)
         return
     ours = ", ".join(f"{name} {installed_version(name)}" for name in ("tensorflow", "keras"))
     ours = f"Python {platform.python_version()}, {ours}"
@@ -408,7 +411,7 @@ def check_script() -> Finding:
     if refused_options() or always:
         header = read_header(PROJECT, "lstm")
         script, args, unset = "#!/bin/bash\n", compose(header, ()), [*site]
-        removed = [each for each in map(option_name, header) if each not in names_of(args)]
+        removed = sorted(names_of(header) - names_of(args))
         hidden = [each for each in site if VARIABLES[each] not in names_of(args)]
         line = shlex.join([*sbatch_args(hidden), *always, *([] if removed else [name])])
         if removed:
@@ -426,7 +429,7 @@ def check_site_file() -> Finding:
     """Check that slurm/site.sh exists and that this shell has sourced it."""
     if (PROJECT / SITE).is_file():
         if hint := not_sourced():
-            found, _, remedy = hint.rpartition(": ")
+            found, _, remedy = hint.partition("; run: ")
             return Finding("yellow", "site", found, remedy)
         return Finding("green", "site", f"{SITE} exists, and this shell has its settings")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from harness.doctor.doctor import (
 )
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.script import read_header
+from harness.system.console import quoted
 from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
 
@@ -91,6 +94,21 @@ def test_packages_outside_of_their_ranges_are_named() -> None:
     version = importlib.metadata.version("numpy")
     found = [f"numpy {version}, not <1", "no-such-package is missing"]
     assert list(doctor._wrong(requirements)) == found
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_the_remedy_for_wrong_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_own: bool
+) -> None:
+    """`--setup` does not change an environment that the user made."""
+    if not is_own:
+        (tmp_path / "setup.log").touch()
+    monkeypatch.setattr(doctor, "_wrong", lambda _: ["numpy is missing"])
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/my venv/bin/python")
+    by_pip = f"'/my venv/bin/python' -m pip install -e {quoted(PROJECT)}"
+    remedy = by_pip if is_own else "bash slurm/common.sh --setup"
+    assert only(doctor.check_packages()).remedy == remedy
 
 
 def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
@@ -234,7 +252,12 @@ def test_what_preemption_means_for_a_run(mode: str, said: str | None) -> None:
 def test_the_printed_command_requests_what_was_checked(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
 ) -> None:
-    """The command deletes the script's options that the site refuses or replaces, such as --mem."""
+    """The command deletes the script's options that the site refuses or replaces, such as --mem.
+
+    It deletes no other option, even if an option and its value are two words.
+    """
+    header = [*read_header(PROJECT, "lstm"), "-p", "gpu"]
+    monkeypatch.setattr(doctor, "read_header", lambda *_: header)
     monkeypatch.setattr(doctor, "has_client", lambda _: True)
     monkeypatch.setattr(doctor, "ask", lambda *_, **__: "slurm 24.11")
     monkeypatch.setattr(doctor, "would_start", lambda *_, **__: "now")
@@ -242,6 +265,19 @@ def test_the_printed_command_requests_what_was_checked(
         monkeypatch.setenv(f"HARNESS_SBATCH_{name}", value)
     found = {each.name: each.found for each in doctor.check_slurm(None)}["sbatch"]
     assert line in found
+
+
+def test_the_remedy_for_settings_that_the_shell_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The remedy is the whole command."""
+    lacks, command = "slurm/site.sh sets HARNESS_RUNS, which this shell lacks", "source '/a: b'"
+    monkeypatch.setattr(doctor, "PROJECT", tmp_path)
+    monkeypatch.setattr(doctor, "SITE", "site.sh")
+    monkeypatch.setattr(doctor, "not_sourced", lambda: f"{lacks}; run: {command}")
+    (tmp_path / "site.sh").touch()
+    finding = doctor.check_site_file()
+    assert (finding.found, finding.remedy) == (lacks, command)
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def serve(
     with contextlib.suppress(Signalled), scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
         shown.refresh()
-        check_memory(len(shown.found), usable_memory_gb(allocation))
+        check_memory(roots, len(shown.found), usable_memory_gb(allocation))
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         port, secret = listener.getsockname()[1], secrets.token_urlsafe(32)
         start_tensorboard(
@@ -355,18 +355,19 @@ def serve(
     leave(0)  # an ordinary exit would first free the points of all runs one by one
 
 
-def check_memory(num_runs: int, memory_gb: float) -> None:
-    """Check that TensorBoard has enough memory to show `num_runs` runs.
+def check_memory(roots: Sequence[Path], num_runs: int, memory_gb: float) -> None:
+    """Check that TensorBoard has enough memory to show the `num_runs` runs that `roots` contain.
 
     Raises:
         InputError: if TensorBoard needs more than `memory_gb`.
     """
     needed_gb = BASE_GB + GB_PER_RUN * num_runs
     if needed_gb > memory_gb:
+        command = ("sbatch", f"--mem={needed_gb + 1:.0f}G", "slurm/tensorboard.sh")
         raise InputError(
             f"{num_runs:,} runs: TensorBoard needs about {needed_gb:.1f} GB of memory for them, "
             f"but {memory_gb:.1f} GB are free; specify fewer runs, or request more memory: "
-            f"sbatch --mem={needed_gb + 1:.0f}G slurm/tensorboard.sh"
+            + shlex.join([*command, *map(str, roots)])
         )
 
 

@@ -377,7 +377,8 @@ def not_sourced(
     found = [n for n in names if n not in environment and re.search(rf"\b{n}=", code)]
     if not found:
         return ""
-    return f"{SITE} sets {', '.join(found)}, which this shell lacks; run: source {SITE}"
+    path = SITE if Path.cwd() == project else quoted(project / SITE)
+    return f"{SITE} sets {', '.join(found)}, which this shell lacks; run: source {path}"
 
 
 def check_alike(allocation: SlurmEnvironment) -> None:

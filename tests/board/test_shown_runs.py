@@ -45,10 +45,11 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
 
 
 def test_more_runs_than_memory_are_refused() -> None:
-    """The line has the option that requests enough memory."""
-    check_memory(1000, 4.3)
-    with pytest.raises(InputError, match=r"2,000 runs: .* 6\.2 GB .* 4\.3 GB .* --mem=7G"):
-        check_memory(2000, 4.3)
+    """The line has the command that requests enough memory for the same runs."""
+    check_memory([], 1000, 4.3)
+    command = r"sbatch --mem=7G slurm/tensorboard\.sh runs 'my runs'$"
+    with pytest.raises(InputError, match=rf"2,000 runs: .* 6\.2 GB .* 4\.3 GB .* {command}"):
+        check_memory([Path("runs"), Path("my runs")], 2000, 4.3)
 
 
 def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:

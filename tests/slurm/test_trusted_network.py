@@ -6,6 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.slurm.environment import NETWORK_REMEDY, NETWORK_RISK, not_sourced
+from harness.system.console import quoted
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import TWO_NODES, Project
@@ -62,14 +63,22 @@ def test_submit_refuses(harness: Harness) -> None:
     assert harness.run_here(*args, "--nodes", "2").returncode == 0
 
 
-def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:
-    """Python reads only the environment, and warns of settings that only site.sh exports."""
+def test_a_shell_that_has_not_sourced_the_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python reads only the environment, and warns of settings that only site.sh exports.
+
+    Outside of the project's folder, the command names the whole path of site.sh.
+    """
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/site.sh").write_text(WORD + "export SBATCH_QOS=q\n# export SBATCH_GRES=a\n")
     names = ["HARNESS_TRUSTED_NETWORK", "SBATCH_QOS", "SBATCH_GRES", "SBATCH_ACCOUNT"]
     line = not_sourced(names, tmp_path, {"SBATCH_QOS": "other"})
     assert "HARNESS_TRUSTED_NETWORK" in line
+    assert line.endswith(f"; run: source {quoted(tmp_path / 'slurm/site.sh')}")
     assert not any(name in line for name in names[1:])
     assert "SBATCH_QOS" in not_sourced(names[1:], tmp_path, {})
     assert "HARNESS_TRUSTED_NETWORK, SBATCH_QOS, which" in not_sourced((), tmp_path, {})
     assert not_sourced(names, tmp_path / "none", {}) == ""
+    monkeypatch.chdir(tmp_path)
+    assert not_sourced(names, tmp_path, {}).endswith("; run: source slurm/site.sh")

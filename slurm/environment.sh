@@ -76,9 +76,9 @@ ensure_venv() {
             warn "$VENV/bin/python links to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
         elif [[ ${#HARNESS_CONTAINER[@]} == 0 && ! -x $VENV/bin/harness ]]; then
-            complain "$VENV/bin/harness is missing, and a submitted job installs nothing; run" \
-                "\`$setup\`, or set HARNESS_VENV to an environment; then submit the job again"
-            exit 2
+            # The disk of the environment may be missing on this node only, so requeue the job.
+            warn "$VENV/bin/harness is missing, and a submitted job installs nothing; if it is" \
+                "missing on the login node too, run \`$setup\`, and submit the job again"
         else
             ! is_ready requirements.lock || found='it has no CUDA libraries'
             # If setup.log is missing, the user made the environment; `--setup` does not change it.

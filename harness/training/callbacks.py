@@ -6,6 +6,7 @@ step.
 """
 
 import json
+import operator
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -184,7 +185,10 @@ def _built_in(train: TrainConfig) -> list[keras.callbacks.Callback]:
     monitor, mode = train.monitor, SCORES[train.monitor]
     callbacks: list[keras.callbacks.Callback] = []
     if patience := train.early_stopping_patience:
-        callbacks.append(keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode))
+        stopping = keras.callbacks.EarlyStopping(monitor, patience=patience, mode=mode)
+        # Compare in float64, as `exported_epoch` and the audit do; Keras compares in float32.
+        stopping.monitor_op = operator.lt if mode == "min" else operator.gt
+        callbacks.append(stopping)
     if patience := train.reduce_lr_patience:
         callbacks.append(
             keras.callbacks.ReduceLROnPlateau(

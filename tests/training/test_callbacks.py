@@ -92,6 +92,18 @@ def test_changes_of_on_train_begin_happen_once() -> None:
     assert again.model.get_weights()[1] == [3.0]
 
 
+@pytest.mark.parametrize(("monitor", "sign"), [("val_loss", 1), ("val_accuracy", -1)])
+def test_the_smallest_improvement_keeps_the_training_going(monitor: str, sign: int) -> None:
+    """Scores that are equal in float32 may differ in float64, in which the audit compares them."""
+    train = TrainConfig(early_stopping_patience=1, monitor=monitor)
+    callbacks = RunCallbacks(train, model_of(train))
+    callbacks.begin(Progress())
+    for epoch, stops in ((1, False), (2, False), (3, False), (3, True)):
+        score = 0.68 - sign * 4e-9 * epoch
+        callbacks.on_epoch_end({**LINE, "epoch": epoch, monitor: score})
+        assert bool(callbacks.model.stop_training) is stops
+
+
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_a_plateau_cuts_the_rate_and_a_resumed_run_counts_on(warmup: float) -> None:
     """With and without a schedule, the rate is cut after epochs 3, 5 and 7, and not after epoch 8.

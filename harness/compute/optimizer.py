@@ -17,7 +17,7 @@ from harness.job.own_code import OptionReader, load_function, own_errors
 # settings, the keys work on any number of replicas.
 JOB_KEYS = {
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), "train.clipnorm"),
-    "use_ema": "train.ema_momentum",
+    **dict.fromkeys(("use_ema", "ema_overwrite_frequency"), "train.ema_momentum"),
     "gradient_accumulation_steps": "train.batch_size",
     "loss_scale_factor": "train.precision",
 }

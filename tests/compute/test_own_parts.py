@@ -91,6 +91,7 @@ OPTIMIZERS = [
     ("def f(learning_rate, options): return 'adam'", "returns a str, should return a keras.optim"),
     (f"{MAKE}, clipnorm=1.0)", "sets clipnorm = 1.0; leave it out, and set train.clipnorm"),
     (f"{MAKE}, use_ema=True)", "sets use_ema = True; leave it out, and set train.ema_momentum"),
+    (f"{MAKE}, ema_overwrite_frequency=3)", "sets ema_overwrite_frequency = 3; leave it out"),
     (f"{MAKE}, gradient_accumulation_steps=4)", "set train.batch_size"),
     (f"{MAKE} / 2)", "does not use its argument learning_rate"),
     (

@@ -46,7 +46,7 @@ class Progress:
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
     stopped: bool = False  # whether a callback ends the training after the current epoch
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`
-    best_weights: list[np.ndarray] = field(default_factory=list)  # of the best epoch so far
+    best_weights: list[np.ndarray] = field(default_factory=list)  # of the kept epoch so far
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:

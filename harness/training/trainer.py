@@ -159,7 +159,7 @@ class Trainer:
             self._end_epoch(validation)
         self._is_over = True
         self.callbacks.on_train_end()
-        if self.score_to_keep:
+        if progress.best_weights:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
@@ -319,7 +319,9 @@ class Trainer:
         progress.history.append(line)
         progress.epoch, progress.step = progress.epoch + 1, 0
         progress.loss_sum = progress.num_correct = progress.epoch_s = 0.0
-        if self.score_to_keep and exported_epoch(progress.history, self.job.train) is line:
+        # Keep the last epoch's weights for the user's callbacks, which may change the model's.
+        keeps = self.score_to_keep or self.job.train.callbacks
+        if keeps and exported_epoch(progress.history, self.job.train) is line:
             progress.best_weights = self.train_step.export_model.get_weights()
         self.log.epoch(line)
         # Call the callbacks before writing the checkpoint, because they may cut the learning rate.

@@ -3,13 +3,15 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.errors import Interrupted
 from harness.job.job_file import check_job
 from harness.job.keys import Job
 from harness.system.processes import StopRequest
-from tests.conftest import results
+from harness.training.metrics import loss_and_accuracy
+from tests.conftest import metrics, results
 from tests.training.test_trainer import train_in
 
 pytestmark = pytest.mark.full
@@ -22,6 +24,8 @@ class Cuts(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self.num += 1
         self.model.optimizer.learning_rate = 0.05 / self.num
+    def on_epoch_end(self, epoch, logs=None):
+        self.on_train_end()
     def on_train_end(self, logs=None):
         self.num += 1
         for variable in self.model.trainable_variables:
@@ -88,3 +92,7 @@ def test_signals_at_any_moment_end_with_the_same_bytes(tmp_path: Path) -> None:
         with pytest.raises(Interrupted):
             train_in(run, job_of(), stop=StopAt(*moment))
     assert results(train_in(run, job_of()).folder) == results(calm.folder)
+    # The callback changes the weights after the last validation, but not the saved model.
+    with np.load(calm.path("validation_predictions.npz")) as predictions:
+        loss, _ = loss_and_accuracy(predictions["labels"], predictions["probabilities"])
+    assert loss == metrics(calm.folder)[-1]["val_loss"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.layers import Embedding
+from keras.layers import BatchNormalization, Embedding
 from keras.src.backend.common import global_state
 
 from harness.architectures import sentiment
+from harness.compute.optimizer import refuse_unsaved
 from harness.compute.recurrent import turn_cudnn_off
 from harness.compute.strategy import num_own_gpus
 from harness.data.input_pipeline import padded_lengths
@@ -169,8 +170,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         the network has no such layer.
 
     Raises:
-        InputError: if the network can't be built or run with the job's settings, or its outputs are
-            not probabilities.
+        InputError: if the network can't be built or run with the job's settings, its outputs are
+            not probabilities, or a checkpoint would not contain one of its variables.
     """
     if not job.model.is_own:
         return ""
@@ -203,7 +204,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
             f"{where}: its outputs are not probabilities; end it in Dense(num_outputs, "
             f"activation='{activation}')"
         )
-    for layer in all_layers(model):
+    for layer in [model, *all_layers(model)]:
+        refuse_unsaved(layer, f"{where}, layer {layer.name}", "with add_weight")
         if num_replicas > 1 and getattr(layer, "synchronized", False):
             raise InputError(
                 f"{where}: {layer.name} has synchronized=True, which works only on one device; "
@@ -212,8 +214,10 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     if not others:
         return ""
+    has_averages = any(isinstance(each, BatchNormalization) for each in all_layers(model))
+    also = ", batch statistics also on the empty reviews that fill a batch" if has_averages else ""
     return (
-        f"{where}: the results of {', '.join(others)} depend on the number of replicas; for "
+        f"{where}: the results of {', '.join(others)} depend on the number of replicas{also}; for "
         "dropout without this dependence, use keras.layers.Dropout, SpatialDropout1D or "
         "GlobalBatchDropout"
     )

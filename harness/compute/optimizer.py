@@ -186,6 +186,20 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     return optimizer
 
 
+def refuse_unsaved(owner: Any, where: str, remedy: str) -> None:
+    """Refuse an optimizer or a layer with a `tf.Variable`, which checkpoints would not contain.
+
+    Raises:
+        InputError: if an attribute of `owner` is a `tf.Variable`.
+    """
+    for name, value in vars(owner).items():
+        if isinstance(value, tf.Variable):
+            raise InputError(
+                f"{where}: its variable {name} is a tf.Variable, which would not be saved; create "
+                f"it {remedy}"
+            )
+
+
 def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
     """Check an optimizer: build it and, if it is custom, compute a step with it.
 
@@ -210,12 +224,7 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
             optimizer.apply([tf.ones_like(each.value) for each in weights], weights)
 
         tf.function(step, autograph=False)()
-    for name, value in vars(inner).items():
-        if isinstance(value, tf.Variable):
-            raise InputError(
-                f"{where}: its variable {name} is a tf.Variable, which would not be saved; create "
-                "it in build() with add_variable or add_variable_from_reference"
-            )
+    refuse_unsaved(inner, where, "in build() with add_variable or add_variable_from_reference")
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:

@@ -104,6 +104,12 @@ def in_training(code: str) -> str:
     )
 
 
+def with_variable(owner: str) -> str:
+    """Return the body of a model that gives `owner` a variable outside of Keras."""
+    line = f"    {owner}.num = __import__('tensorflow').Variable(0.0)\n"
+    return CLASS.replace("        def call", f"        {line}        def call")
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -118,6 +124,8 @@ def in_training(code: str) -> str:
         (BODY.replace('"sigmoid"', "None"), "its outputs are not probabilities"),
         (BODY.replace("0.5", "options['rate']"), "model.options.rate is missing"),
         (BODY.replace("0.5", "7"), "mynet.py, line 6: ValueError: Invalid value received"),
+        (with_variable("self.last"), "layer dense: its variable num is a tf.Variable, which would"),
+        (with_variable("self"), "layer net: its variable num is a tf.Variable, which would not be"),
     ],
 )
 def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> None:
@@ -230,13 +238,15 @@ def test_a_function_that_returns_different_networks_is_refused() -> None:
 
 
 def test_layers_that_depend_on_the_replicas_are_named() -> None:
-    """Random layers and averages over a batch cause a warning."""
+    """Random layers and averages over a batch cause a warning. Averages include empty reviews."""
     assert check_network(custom(BODY)) == ""
     for layer, name in (
         ("layers.GaussianNoise(0.1)", "gaussian_noise"),
         ("layers.BatchNormalization()", "batch_normalization"),
     ):
-        assert name in check_network(custom(BODY.replace("layers.Dropout(0.5)", layer)))
+        warning = check_network(custom(BODY.replace("layers.Dropout(0.5)", layer)))
+        assert name in warning
+        assert ("empty reviews" in warning) == (name == "batch_normalization")
     recurrent = BODY.replace("layers.GlobalMaxPooling1D()", "layers.LSTM(4, dropout=0.5)")
     assert "lstm" in check_network(custom(recurrent))
     assert check_network(custom(recurrent.replace(", dropout=0.5", ""))) == ""

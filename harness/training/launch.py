@@ -112,9 +112,6 @@ def launch(
             import_tensorflow(allocation, threads, job)
             watchdog.current.progress()
             from harness.compute.device_check import checked_plan, checked_strategy
-            from harness.compute.loss import check_loss
-            from harness.compute.network import check_network
-            from harness.compute.optimizer import check_optimizer
 
             stack.enter_context(explained_device_errors())
             strategy = checked_strategy(requested, allocation, console, worker_group)
@@ -133,11 +130,7 @@ def launch(
         announce(context, strategy.num_replicas_in_sync, console, on_gpus=num_own_gpus() > 0)
         # 4. Check the user's network, loss and optimizer before a new run writes anything.
         if is_new:
-            num_outputs, replicas = context.dataset.num_outputs, strategy.num_replicas_in_sync
-            if line := check_network(job, num_outputs, num_replicas=replicas):
-                console.warning(line)
-            check_loss(job, num_outputs, compiled=plan.way == "xla")
-            check_optimizer(job.train, job.code)
+            check_own_parts(context, plan, strategy.num_replicas_in_sync, console)
         # 5. Train.
         from harness.training.train import train
 
@@ -249,6 +242,27 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
     return json.loads(worker_group.share(content))
+
+
+def check_own_parts(
+    context: RunContext, plan: ExecutionPlan, num_replicas: int, console: Console
+) -> None:
+    """Check the user's network, loss and optimizer before a new run trains; may warn.
+
+    The checks create layers and variables, and draw random numbers.
+
+    Raises:
+        InputError: if the network, the loss or the optimizer can't be used.
+    """
+    from harness.compute.loss import check_loss
+    from harness.compute.network import check_network
+    from harness.compute.optimizer import check_optimizer
+
+    job, num_outputs = context.job, context.dataset.num_outputs
+    if line := check_network(job, num_outputs, num_replicas=num_replicas):
+        console.warning(line)
+    check_loss(job, num_outputs, compiled=plan.way == "xla")
+    check_optimizer(job.train, job.code)
 
 
 def announce(

@@ -23,7 +23,7 @@ from harness.system.resource_monitor import ResourceMonitor, resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.context import Compute, RunContext
-from harness.training.launch import plan_of
+from harness.training.launch import check_own_parts, plan_of
 from harness.training.train import train
 from harness.tuning.disk import Disk, execute
 from harness.tuning.protocol import Trial, result_file
@@ -113,6 +113,8 @@ class Trials:
         values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
         self.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
+        if not run.checkpoints():
+            check_own_parts(context, plan, self.strategy.num_replicas_in_sync, self.console)
         parts = (self.console, self.monitor, self.stop, self.allocation)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
         row = self.search.row(name, trial.values, trial.limit)

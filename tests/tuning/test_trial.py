@@ -4,6 +4,7 @@ import errno
 import gc
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,54 @@ def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     error = DiskError("stale")
     with pytest.raises(OSError, match="stale"):
         trials.run(child, 1)
+
+
+OWN = """
+import tensorflow as tf
+from keras import Input, Sequential, layers, losses
+def net(vocab_size, config, *, num_outputs, options):
+    ends = layers.Dropout(0.3), layers.Dense(num_outputs, activation="sigmoid")
+    middle = layers.Embedding(vocab_size, 4), layers.GlobalAveragePooling1D()
+    return Sequential([Input([None], dtype="int32"), *middle, *ends])
+def logits(vocab_size, config, *, num_outputs, options):
+    model = net(vocab_size, config, num_outputs=num_outputs, options=options)
+    model.layers[-1].activation = None
+    return model
+def by_batch(labels, probabilities):
+    loss = losses.binary_crossentropy(labels[:, None], probabilities)
+    return loss - tf.reduce_mean(loss) / 2
+"""
+
+
+def own_trials(folder: Path, source: str, name: str = "net", keys: str = "") -> Trials:
+    """Return the `Trials` object of a search with the custom network `name` from `source`."""
+    folder.mkdir()
+    (folder / "own.py").write_text(source)
+    text = SEARCH.replace('"lstm"\nunits = 4', f'"{folder}/own.py:{name}"')
+    text = text.replace("learning_rate = 0.05", keys)
+    text = text.replace("model.dropout = [0.0, 0.5]", "train.learning_rate = [0.05, 0.5]")
+    return trials_of(folder / "sweep", text)
+
+
+def run_own(trials: Trials, n: int) -> Trial:
+    return trials.run(Trial(n=n, values={"train.learning_rate": 0.05}, limit=1), 1)
+
+
+def test_a_trial_checks_own_parts_as_a_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks do not change the model of a sound trial."""
+    by_batch = f"loss = '{tmp_path}/net/own.py:by_batch'"
+    for name, keys, message in (
+        ("logits", "", r"model\.architecture.*its outputs are not probabilities"),
+        ("net", by_batch, r"train\.loss.*an example's loss depends on other examples"),
+    ):
+        assert re.search(message, run_own(own_trials(tmp_path / name, OWN, name, keys), 0).error)
+    trials = own_trials(tmp_path / "sound", OWN, keys="optimizer_options = { rho = 0.8 }")
+    assert run_own(trials, 0).error == ""
+    monkeypatch.setattr("harness.tuning.trial.check_own_parts", lambda *_: None)
+    assert run_own(trials, 1).error == ""
+    assert model(trials, 0) == model(trials, 1)
 
 
 def test_no_trial_trains_with_other_word_vectors(

@@ -70,10 +70,9 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a trial's job with a new name and `data.test = true`."""
-    # Hyperband and asha choose a trial's number of epochs. With other tuners the job keeps the
-    # search's `train.epochs`, because the trial may have stopped early.
-    epochs = trial.epochs if search.continues_trials else None
-    content = search.job_of(trial.values, epochs=epochs).model_dump()
+    # Hyperband and asha choose a trial's number of epochs, `limit`. With other tuners `limit` is
+    # None, and the job keeps the search's `train.epochs`. A trial may have stopped early.
+    content = search.job_of(trial.values, epochs=trial.limit).model_dump()
     content["name"] = search.best_name
     content["data"]["test"] = True
     return check_job(content, Path(f"{content['name']}.toml"))

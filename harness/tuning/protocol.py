@@ -61,7 +61,7 @@ class Trial(Record):
     attempt: int = 0  # number of the accepted attempt
     scores: Mapping[str, float] = {}  # mean of each score over the trial's runs
     error: str = ""
-    epochs: int | None = None  # number of trained epochs
+    epochs: int | None = None  # number of trained epochs, the largest of the trial's runs
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None

@@ -96,7 +96,7 @@ class Trials:
             results.append(run.result())
         return {
             "scores": mean_scores(results, self.search.table.objective),
-            "epochs": results[0].get("num_epochs"),
+            "epochs": max(result["num_epochs"] for result in results),
             "kept_epoch": statistics.fmean(result["kept_epoch"] for result in results),
             "training_s": round(sum(result.get("training_s") or 0.0 for result in results), 3),
             "parameters": results[0].get("parameters"),

@@ -43,9 +43,9 @@ def test_the_best_trial_is_a_job(tmp_path: Path) -> None:
 
 
 def test_the_best_trial_of_hyperband_keeps_its_epochs(tmp_path: Path) -> None:
-    """A key that the trial did not have keeps the value of the job."""
+    """The trial stopped early. A key that the trial did not have keeps the value of the job."""
     values = {"model.architecture": "gru", "model.dropout": 0.3}
-    sweep = make_sweep(tmp_path / "s", HYPERBAND, trial(0, 0.8, values=values, epochs=3))
+    sweep = make_sweep(tmp_path / "s", HYPERBAND, trial(0, 0.8, values=values, epochs=2, limit=3))
     (tmp_path / "mine.toml").write_text(best_trial_toml(sweep))
     job = load_job(tmp_path / "mine.toml")
     assert (job.train.epochs, job.model.dropout, job.model.second_units) == (3, 0.3, 0)

@@ -238,6 +238,19 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
 
 
+def test_the_epochs_of_a_trial_are_those_of_its_longest_run(tmp_path: Path) -> None:
+    """The run of the first seed stopped early."""
+    text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2')
+    trials = trials_of(tmp_path / "sweep", text)
+    for seed, epochs in ((1, 2), (2, 6)):
+        run = trials.sweep.trial_run(0, 1, seed)
+        run.folder.mkdir(parents=True)
+        scores = {"num_epochs": epochs, "kept_epoch": epochs, "val_accuracy": 0.5}
+        run.write_json("result.json", {"classes": [], "dataset_checksum": "", **scores})
+    trial = trials.run(dropout(0), 1)
+    assert (trial.error, trial.epochs, trial.kept_epoch) == ("", 6, 4)
+
+
 def test_a_score_that_a_run_lacks_has_no_mean() -> None:
     """A trial without a score for the objective fails, with one line and a remedy."""
     results: list[dict[str, float | None]] = [

@@ -32,6 +32,7 @@ from harness.system.files import distrust, read_plain_file
 
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
 TRUSTED = ContextVar("TRUSTED", default=False)
+ALIAS = "own_code_"  # the beginning of the names of all modules of jobs in `sys.modules`
 MAX_CHARACTERS = 400_000  # the largest number of characters in `[code]`
 
 
@@ -237,7 +238,7 @@ class _Code:
     def __init__(self, code: Mapping[str, str]) -> None:
         self.code = dict(code)
         content = "\0".join(part for item in sorted(code.items()) for part in item)
-        self.alias = f"own_code_{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        self.alias = f"{ALIAS}{hashlib.sha256(content.encode()).hexdigest()[:12]}"
         self.builtins = {**vars(builtins), "__import__": self._import}
 
     def module(self, name: str) -> types.ModuleType:
@@ -291,6 +292,16 @@ class _Code:
             if not hasattr(module, each) and self._has(f"{absolute}.{each}"):
                 self.module(f"{absolute}.{each}")
         return module
+
+
+def forget_modules() -> None:
+    """Forget the modules of all jobs; the next use of a module runs its source again.
+
+    Without `forget_modules`, a run would begin with the global variables that an earlier run in the
+    same process left in the modules.
+    """
+    for name in [name for name in sys.modules if name.startswith(ALIAS)]:
+        del sys.modules[name]
 
 
 def load_function(
@@ -347,7 +358,7 @@ def _place(error: BaseException) -> str:
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
-        if alias.startswith("own_code_"):
+        if alias.startswith(ALIAS):
             place = f"{path}, line {line}: "
     return place
 

@@ -14,6 +14,7 @@ from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.job.keys import OBJECTIVES, Job
+from harness.job.own_code import forget_modules
 from harness.job.search import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import Console, printable
@@ -103,6 +104,7 @@ class Trials:
         }
 
     def _train(self, trial: Trial, k: int, job: Job, run: RunDirectory) -> None:
+        forget_modules()
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         context = RunContext.open(run, job, self.dataset)

@@ -340,6 +340,42 @@ def test_a_trial_checks_own_parts_as_a_run_does(
     assert model(trials, 0) == model(trials, 1)
 
 
+STATE = """
+import keras
+from keras import layers
+SEEN = []
+@keras.saving.register_keras_serializable("own")
+class Scale(layers.Layer):
+    def call(self, inputs):
+        return inputs * self.scale
+    def build(self, shape):
+        self.scale = self.add_weight(shape=[], initializer="ones")
+def net(vocab_size, config, *, num_outputs, options):
+    ends = Scale(), layers.Dense(num_outputs, activation="sigmoid")
+    middle = layers.Embedding(vocab_size, 4), layers.GlobalAveragePooling1D()
+    return keras.Sequential([keras.Input([None], dtype="int32"), *middle, *ends])
+class Counts(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        SEEN.append(epoch)
+        self.model.optimizer.learning_rate = 0.01 / len(SEEN)
+def counts():
+    return Counts()
+"""
+
+
+def test_trials_share_no_variables_of_own_modules(tmp_path: Path) -> None:
+    """A layer is registered with Keras anew; the models of both trials can be loaded."""
+    trials = own_trials(
+        tmp_path / "own", STATE, keys=f"callbacks = ['{tmp_path}/own/own.py:counts']"
+    )
+    assert [run_own(trials, n).error for n in range(2)] == ["", ""]
+    assert model(trials, 0) == model(trials, 1)
+    for n in range(2):
+        run = trials.sweep.trial_run(n, 1, 1)
+        by_keras = tf.keras.models.load_model(run.path("model.keras"))
+        assert by_keras.count_params() == load_model(run).count_params()
+
+
 def test_no_trial_trains_with_other_word_vectors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

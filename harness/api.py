@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config import toml_value
+from harness.config import is_free, toml_value
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.predict import Classifier, Prediction, check_texts
 from harness.job.job_file import load_job, shown
+from harness.job.keys import KEYS
 from harness.job.own_code import trusting
 from harness.job.search import is_sweep, load_search
 from harness.report.collect import LeftOut, expand
@@ -404,12 +405,20 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
 
 
 def _dotted(settings: Settings) -> Iterator[tuple[str, object]]:
-    """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`."""
+    """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`.
+
+    Also flatten a table of options in such a table, so that the job's other options stay.
+    """
     for name, value in settings.items():
-        if isinstance(value, Mapping) and "." not in name:
-            yield from ((f"{name}.{key}", each) for key, each in value.items())
-        else:
+        if not isinstance(value, Mapping) or "." in name:
             yield name, value
+            continue
+        for key, each in value.items():
+            dotted = f"{name}.{key}"
+            if isinstance(each, Mapping) and dotted in KEYS and is_free(KEYS[dotted]):
+                yield from ((f"{dotted}.{option}", chosen) for option, chosen in each.items())
+            else:
+                yield dotted, each
 
 
 def _options(options: Mapping[str, object]) -> list[str]:

@@ -53,6 +53,7 @@ def test_the_import_is_cheap() -> None:
         ({"train.epochs": None}, {}, "train.epochs"),
         ({"model.units": [1, 2]}, {}, "--set model.units=[1, 2]: should be an integer"),
         ({}, {"seeds": "1-2"}, "seeds = '1-2': is not an argument; pass settings as a dictionary"),
+        ({"train.seed": 7}, {"seed": 2}, "--set train.seed=7: can't be combined with seed 2 of"),
         ({}, {"colour": "red"}, "No such option: --colour"),
         ({}, {"data": "/nowhere"}, "--data /nowhere: contains neither"),
     ],
@@ -65,6 +66,19 @@ def test_bad_arguments_are_refused(
         package.train(LSTM, settings, **options)
     assert message not in "".join(capfd.readouterr())
     assert list(here.glob("*/*")) == []
+
+
+def test_nested_settings_keep_other_options(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of options changes only its options; a table of class weights is one value."""
+    run = mock.Mock()
+    monkeypatch.setattr("harness.api.run_printed", run)
+    train: dict[str, object] = {"optimizer_options": {"rho": 0.8}, "class_weights": {"neg": 2}}
+    package.train(LSTM, {"train": train})
+    chosen = [word for word in run.call_args.args if word.startswith("--set=")]
+    assert chosen == [
+        "--set=train.optimizer_options.rho=0.8",
+        "--set=train.class_weights={ neg = 2 }",
+    ]
 
 
 def test_code_of_others_is_trusted_for_one_call(

@@ -108,6 +108,10 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([LSTM, "--set", "data.source=no.csv"], "no.csv"),
         ([JOBS / "tune_lstm.toml", "--set", "data.source=no.csv"], "no.csv"),
         ([LSTM, "--seeds", "1,2147483648"], "train.seed=2147483648"),
+        (
+            [LSTM, "--seeds", "1-2", "--set", "train.seed=7"],
+            "--set train.seed=7: can't be combined",
+        ),
         ([LSTM, "--pack"], "--pack"),
         ([LSTM, "--gpu", "2"], "--gpus"),
         ([LSTM, "--partition", "x"], "--partition; sbatch options go after"),

@@ -208,8 +208,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         refuse_unsaved(layer, f"{where}, layer {layer.name}", "with add_weight")
         if num_replicas > 1 and getattr(layer, "synchronized", False):
             raise InputError(
-                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
-                "use LayerNormalization, or one device"
+                f"{where}: {layer.name} has synchronized=True, which fails on several devices; "
+                "use LayerNormalization, or train on one device"
             )
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     if not others:

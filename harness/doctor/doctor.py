@@ -286,7 +286,7 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         yield Finding(
             "green",
             "libraries",
-            "all CUDA libraries load; none replaces a library in the Python environment",
+            "all CUDA libraries load, each from the Python environment",
         )
 
 

@@ -78,13 +78,15 @@ def open_lines(path: Path) -> BufferedReader:
 def read_lines(
     file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool
 ) -> Iterator[list[Line]]:
-    """Yield the lines of a UTF-8 file in lists, one list per read; skip lines without words.
+    """Read a UTF-8 file, and yield its lines in lists; skip lines without words.
+
+    Each read yields one list, which contains the lines that end in the read part of the file.
 
     Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
     that occur inside reviews, such as \\x85.
 
     Args:
-        file: the file to read. A list contains the lines that one read has completed.
+        file: the file to read.
         name: the file's name, for messages.
         remarks: the counts of blank and cut texts, which are updated.
         is_json: whether each line is JSON, either a string or an object with the key `text`.

@@ -38,7 +38,7 @@ class StopRequest:
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Make a request that stores no signal. `alone`: whether the run has only one worker."""
+        """Begin without a signal. `alone`: whether the run has only one worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 

@@ -134,7 +134,7 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return this process's packages, processor and devices, with the keys of a start's record."""
+    """Return this process's packages, processor and devices, as a part of `provenance.json`."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 

@@ -156,8 +156,9 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     record = folder / RECORD
     if os.path.lexists(record) and (reason := distrust(record)):
         raise InputError(
-            f"--resume {folder}: {RECORD}: {reason}; read the options in its slurm_asked, then "
-            f"replace the file by your own copy, and run: chmod go-w {quoted(record)}"
+            f"--resume {folder}: {RECORD}: {reason}; check the options under slurm_asked in "
+            "this file, replace the file by a copy of your own, and run: "
+            f"chmod go-w {quoted(record)}"
         )
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, devices = table(start, "slurm_asked"), start.get("devices") or ()

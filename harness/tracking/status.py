@@ -62,7 +62,7 @@ def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
     if stopped and status.shares_job and status.asked_to_cancel:
         status.queued = None  # the queued job will train other seeds, but not the seed of this run
         if status.phase is None:
-            return "cancelled", "the job will train only its other seeds"
+            return "cancelled", "the job will train its seeds except this one"
     queued = status.queued
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"

@@ -657,7 +657,10 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return devices and a plan that change the results of the audit only by rounding."""
+        """Return other devices and an execution plan for the second training.
+
+        If the run is reproducible, the results of both training runs differ only by rounding.
+        """
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1

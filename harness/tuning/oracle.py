@@ -218,9 +218,9 @@ def rung_epochs(min_epochs: int, max_epochs: int, factor: int) -> list[int]:
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
-    Except for rounding, the values depend only on the seed and on the earlier trials. If a sweep
-    continues, the Gaussian process does not choose the earlier trials' values again: the oracle
-    reads these values from the sweep's folder, because another processor may round differently.
+    Except for rounding, the values depend only on the seed and on the earlier trials. When a
+    sweep continues, the oracle reads the values of the earlier trials from the sweep's folder. The
+    values are not computed again, because another processor may round differently.
     """
 
     known: Sequence[Trial] = ()  # the sweep's trials, sorted by number; grows during the search

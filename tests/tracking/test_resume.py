@@ -85,7 +85,7 @@ def test_no_options_come_from_a_record_that_others_could_write(tmp_path: Path) -
     status = stopped(tmp_path / "a", {"starts": [{"devices": [CPU]}]})
     as_job(status, Resources())
     (tmp_path / "a/provenance.json").chmod(0o666)
-    with pytest.raises(InputError, match=r"provenance\.json: others can write to it; read"):
+    with pytest.raises(InputError, match=r"provenance\.json: others can write to it; check"):
         as_job(status, Resources())
     status.is_own = False
     with pytest.raises(InputError, match="belongs to another user; train your own run"):

@@ -17,7 +17,7 @@ from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SITE
 from harness.slurm.script import submissions
-from harness.system.files import atomic_write
+from harness.system.files import OTHERS_WRITE, atomic_write, distrust, foreign_link
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
@@ -44,8 +44,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if git can't list the files, or if the files that git doesn't track exceed
-            MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if git can't list the files, if the files that git doesn't track exceed
+            MAX_NEW_FILES or MAX_NEW_BYTES, or as for `check_owner`.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -61,6 +61,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             # With the sticky bit, other users may add submissions, but may not replace the code of
             # a waiting job.
             copy.parent.chmod(status.st_mode | stat.S_ISVTX)
+        check_owner(runs)
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,24 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return folder
+
+
+def check_owner(runs: Path) -> None:
+    """Refuse a folder of runs if it, or the folder for submissions in it, is another user's.
+
+    The owner of a folder may rename everything in the folder, in spite of the sticky bit.
+
+    Raises:
+        InputError: if one of the folders, or a symbolic link to it, belongs to another user.
+    """
+    for folder in filter(os.path.exists, (runs, submissions(runs))):
+        link = foreign_link(folder)
+        reason = f"is a symbolic link that belongs to {link}" if link else distrust(folder)
+        if reason and reason != OTHERS_WRITE:  # the sticky bit prevents a replacement by others
+            raise InputError(
+                f"{folder}: {reason}, who could replace the code of a waiting job; name a "
+                "folder of your own with --runs or HARNESS_RUNS, and move your runs into it"
+            )
 
 
 def left_out(project: Path, runs: Path) -> Iterator[str]:

@@ -44,7 +44,7 @@ from harness.slurm.script import (
     script_of,
     submissions,
 )
-from harness.slurm.snapshot import left_out, project_folder, take_snapshot
+from harness.slurm.snapshot import check_owner, left_out, project_folder, take_snapshot
 from harness.system.console import Console, quoted
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.leased_dir import to_json
@@ -101,6 +101,7 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     project, wanted = project_folder(), tuple(jobs)
     if project.resolve() == runs.resolve():
         raise InputError(f"--runs {runs}: is the project itself; choose another folder")
+    check_owner(runs)
     for each in wanted:
         read_header(project, script_of(each.job))
         each.resources.check()

@@ -10,8 +10,13 @@ import pytest
 
 from harness.errors import InputError
 from harness.slurm.snapshot import MAX_NEW_FILES, take_snapshot
+from harness.slurm.submit import check_request
 from harness.system.git import code_version
 from tests.conftest import PROJECT
+
+NOBODY = 65534
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 
@@ -116,10 +121,8 @@ def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
     assert version == {**code_version(project, project / "runs"), "snapshot": str(snapshot)}
 
 
-def test_same_code_is_one_snapshot(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A user trusts no other user's snapshot; an edit or another mode leads to a new snapshot."""
+def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
+    """An edit or another mode leads to a new snapshot."""
     runs = tmp_path / "runs"
     first = take_snapshot(project, runs)
     assert take_snapshot(project, runs) == first
@@ -128,9 +131,33 @@ def test_same_code_is_one_snapshot(
     assert second != first
     assert take_snapshot(second, runs) == second, "a snapshot needs no snapshot"
     assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
-    other = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: other)
-    assert take_snapshot(project, runs) not in (first, second)
+
+
+@as_root
+def test_a_user_trusts_no_other_users_snapshot(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users whose folder of runs belongs to root have different snapshots of the same code."""
+    first = take_snapshot(project, tmp_path / "runs")
+    monkeypatch.setattr(os, "getuid", lambda: NOBODY)
+    assert take_snapshot(project, tmp_path / "runs") != first
+
+
+@as_root
+@pytest.mark.parametrize("name", ["runs", "runs/.submissions", "link"])
+def test_another_users_folder_of_runs_is_refused(project: Path, tmp_path: Path, name: str) -> None:
+    """The owner of a folder or link could replace a snapshot, even if the folder is sticky."""
+    (tmp_path / "runs/.submissions").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("runs")
+    (tmp_path / "runs/.submissions").chmod(0o1777)
+    os.chown(tmp_path / name, NOBODY, -1, follow_symlinks=False)
+    runs = tmp_path / name.partition("/")[0]
+    message = rf"{tmp_path / name}: .*belongs to nobody, .*--runs or HARNESS_RUNS"
+    with pytest.raises(InputError, match=message):
+        take_snapshot(project, runs)
+    with pytest.raises(InputError, match=message):
+        check_request([], runs)
+    assert list((tmp_path / "runs/.submissions").iterdir()) == []
 
 
 def test_nobody_else_can_open_a_snapshot(project: Path, tmp_path: Path) -> None:

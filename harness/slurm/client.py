@@ -58,6 +58,8 @@ def call(
             timeout=timeout_s,
             check=False,
             env={name: value for name, value in os.environ.items() if not hidden.fullmatch(name)},
+            # Ctrl-C in a terminal must not end sbatch, because Slurm may have accepted the job.
+            start_new_session="sbatch" in args,
         )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(

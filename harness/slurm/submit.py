@@ -48,6 +48,7 @@ from harness.slurm.snapshot import check_owner, left_out, project_folder, take_s
 from harness.system.console import Console, quoted
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.leased_dir import to_json
+from harness.system.processes import ctrl_c_waits
 
 JOB_ID = "@JOB@"  # placeholder for the job's id in a record
 
@@ -196,12 +197,14 @@ def _each(request: Request, send: Callable[[SbatchJob], str]) -> Iterator[tuple[
     trainings: dict[str, SbatchJob] = {}
     for wanted in request.jobs:
         job = job_submission(wanted, request)
-        job_id = send(job)
-        trainings[job_id] = job
-        yield job_id, job
+        with ctrl_c_waits():  # until the job has its record, and the caller has shown the job's id
+            job_id = send(job)
+            trainings[job_id] = job
+            yield job_id, job
     if request.compares:
         job = comparison_submission(trainings, request)
-        yield send(job), job
+        with ctrl_c_waits():
+            yield send(job), job
 
 
 def _check_start(planned: SbatchJob) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,20 @@ def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.Monk
     assert done.returncode == 1
     assert "No space left on device; job 77 is in the queue" in done.stderr
     assert done.stderr.endswith("cancel the job: scancel 77\n")
+
+
+def test_ctrl_c_leaves_no_job_without_a_record(site: Harness) -> None:
+    """A terminal's Ctrl-C takes effect after the current job; no further job is submitted."""
+    answers = "kill -INT -$PPID; sleep 0.2; echo 77"  # to all processes of the command's group
+    site.program("sbatch", f"case $1 in --test-only) exit ;; esac; {answers}")
+    done = subprocess.run(
+        site.command("submit", "--all"), cwd=site.folder, env=site.environment,
+        start_new_session=True, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.count("job 77: ")) == (75, 1), done.stderr
+    assert "interrupted by Ctrl-C" in done.stderr
+    assert json.loads((site.runs / ".submissions/77.json").read_text())["job"] == "rnn"
+    assert len(submissions(site)) == 1
 
 
 def test_a_later_refusal_leaves_the_earlier_jobs(site: Harness) -> None:

@@ -44,9 +44,12 @@ LETTERS = {
     "-L": "licenses",
     "-x": "exclude",
     "-w": "nodelist",
+    "-M": "clusters",
 }
-# Options that `harness submit` sets itself, or that change what sbatch does or prints.
-OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only")
+# Options that `harness submit` sets itself, or that change what sbatch does or prints. Only sbatch
+# would read `--clusters`: squeue would not find the job, and scancel would not cancel it.
+OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only", "clusters")
+REMEDIES = {"array": "use --seeds", "clusters": "export SLURM_CLUSTERS=NAME instead"}
 
 # Environment variables that sbatch reads as options; site.sh may export them.
 VARIABLES = {
@@ -224,7 +227,7 @@ class Resources:
             )
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:
-                remedy = "use --seeds" if name == "array" else "leave this option out"
+                remedy = REMEDIES.get(name, "leave this option out")
                 raise InputError(f"{flag}: can't be used with harness submit; {remedy}")
             # sbatch does not refuse these texts: without accounting, it accepts any account.
             if not flag.isprintable() or (name in ("account", "partition", "qos") and ";" in flag):

@@ -121,6 +121,8 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
         ([JOBS / "tune_lstm.toml", "--seeds", "1"], "search.executions"),
         ([LSTM, "--", "--array=1-2"], "--seeds"),
+        ([LSTM, "--", "--clusters=other"], "export SLURM_CLUSTERS=NAME instead"),
+        ([LSTM, "--", "-M", "other"], "export SLURM_CLUSTERS=NAME instead"),
     ],
 )
 def test_bad_input_is_refused(harness: Harness, words: list[object], named: str) -> None:

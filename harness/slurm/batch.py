@@ -21,6 +21,7 @@ from harness.errors import InputError, Interrupted
 from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment, given_memory_gb
 from harness.slurm.resources import refused_options
 from harness.slurm.script import submissions
+from harness.system.console import quoted
 from harness.system.files import atomic_write, make_folder
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import number, read_json, read_toml, table, text, whole
@@ -283,7 +284,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
         # In a job with several seeds, the folder `ending.run` does not exist: each run's folder has
         # the seed in its name too.
         job, _, _ = ending.start.rpartition(".")
-        named = shlex.quote(ending.run) if has_run else job
+        runs = Path(ending.run).absolute().parent.parent  # the user's default may be another one
+        named = quoted(ending.run) if has_run else f"{job} --runs {quoted(runs)}"
         again = f"harness submit --resume {named}"
         if not (has_run or ending.is_submitted):  # no record lists the seeds that have not begun
             again = f"the same command with --run-id {Path(ending.run).name}"

@@ -10,7 +10,7 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import Task, allocate_slots, child_args, run_tasks
 from harness.slurm.script import submissions
-from harness.system.console import Console
+from harness.system.console import Console, quoted
 from harness.system.files import atomic_write, scratch_directory
 from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve_id
 
@@ -92,7 +92,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # In a job of `harness submit`, name the job instead of the run id, because the job script chose
     # the run id, and the record of the submission lists all seeds.
     if not request.again and allocation and allocation.is_batch and allocation.is_submitted:
-        again = f"harness submit --resume {allocation.own_id}"
+        home = quoted(request.runs.absolute())  # the user's default folder may be another one
+        again = f"harness submit --resume {allocation.own_id} --runs {home}"
     remedy = f"continue with {again}"
     try:
         parent.mkdir(parents=True, exist_ok=True)

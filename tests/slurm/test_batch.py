@@ -48,10 +48,10 @@ TABLE = {
         "",
     ),
     "cancelled": (
-        Ending(75, run="/my runs/lstm", signals=TERMED, reached=20),
+        Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20),
         NEW,
         "stop",
-        "continue with: harness submit --resume 1",
+        "continue with: harness submit --resume 1 --runs '/my runs'",
     ),
     "cancelled, no record of the seeds": (
         Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20, is_submitted=False),
@@ -166,7 +166,7 @@ def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
 def test_a_cancelled_job_names_the_folder_of_its_run(tmp_path: Path) -> None:
     """A task's id would not name the folder, because all tasks of an array share it in a search."""
     ending = Ending(75, start="7_2.1", run=f"{tmp_path}/a b", signals=TERMED, reached=20)
-    assert decide(ending, NEW).reason.endswith(" --resume 7_2")  # several seeds share this job
+    assert " --resume 7_2 --runs " in decide(ending, NEW).reason  # several seeds share this job
     (tmp_path / "a b").mkdir()
     for reached in (20, 0):  # a start that ended before its first step may have continued the run
         reason = decide(replace(ending, reached=reached), NEW).reason

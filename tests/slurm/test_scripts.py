@@ -404,7 +404,11 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
         ("slurm-42", {}, "continue with: harness submit --resume {run}"),
         ("slurm-42-seed2", {}, "continue with: the same command with --run-id slurm-42"),
         ("", {}, "submit the job again"),
-        ("slurm-42-seed2", {"HARNESS_SNAPSHOT": "1"}, "continue with: harness submit --resume 42"),
+        (
+            "slurm-42-seed2",
+            {"HARNESS_SNAPSHOT": "1"},
+            "continue with: harness submit --resume 42 --runs {runs}",
+        ),
     ],
 )
 def test_without_a_successor_the_last_line_names_the_command(
@@ -424,4 +428,6 @@ def test_without_a_successor_the_last_line_names_the_command(
     done = project.run(project.spool(), env=project.slurm(**variables))
     assert done.returncode == 75
     last = done.stderr.splitlines()[-1]
-    assert last.endswith(f"interrupted; {answer.format(run=shlex.quote(str(run)))}")
+    runs = run.parent.parent
+    command = answer.format(run=shlex.quote(str(run)), runs=shlex.quote(str(runs)))
+    assert last.endswith(f"interrupted; {command}")

@@ -45,7 +45,7 @@ def test_an_interrupted_batch_names_the_command_that_continues_it(
     with pytest.raises(Interrupted, match="the same command with --run-id slurm-7"):
         train_batch(request, Console())
     monkeypatch.setenv("HARNESS_SNAPSHOT", "1")
-    with pytest.raises(Interrupted, match="continue with harness submit --resume 7"):
+    with pytest.raises(Interrupted, match=f"harness submit --resume 7 --runs {tmp_path}$"):
         train_batch(request, Console())
     with pytest.raises(Interrupted, match=r"continue with harness sweep retrain s$"):
         train_batch(replace(request, again="harness sweep retrain s"), Console())

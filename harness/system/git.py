@@ -54,9 +54,10 @@ class Files(NamedTuple):
 
     tracked: list[str]  # the files that git tracks, including deleted ones
     new: list[str]  # the files that git neither tracks nor ignores
-    # The new and staged files that look like secrets, each with the reason: its name or its mode.
-    # The mode is a reason if only the owner can access the file, although other users can access
-    # the project's folder. Committed files are no secrets, because their authors published them.
+    # The new and staged files that look like secrets, each with the reason: its name or a mode.
+    # The mode is a reason if only the owner can access the file or one of its folders, although
+    # other users can access the project's folder. Committed files are no secrets, because their
+    # authors published them.
     secrets: dict[str, str]
 
 
@@ -157,8 +158,11 @@ def list_files(project: Path, runs: Path | None) -> Files:
     for name in (name for name in [*tracked, *new] if name not in committed):
         if looks_secret(name):
             secrets[name] = "its name"
-        elif judges_mode and _is_private(project / name):
-            secrets[name] = f"its mode {(project / name).lstat().st_mode & 0o777:04o}"
+        elif judges_mode:
+            for part in (name, *map(str, PurePosixPath(name).parents)):
+                if part != "." and _is_private(project / part):
+                    of = "its mode" if part == name else f"{part}/ has mode"
+                    secrets[name] = f"{of} {(project / part).lstat().st_mode & 0o777:04o}"
     return Files(tracked, new, secrets)
 
 

@@ -98,6 +98,20 @@ def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path:
     assert not (snapshot / "token.txt").exists()
 
 
+def test_a_file_in_a_private_folder_is_left_out(project: Path, tmp_path: Path) -> None:
+    """A user who closes a folder need not close the files and the folders inside."""
+    names = ["mine/notes.txt", "mine/deep/notes.txt"]
+    (project / "mine/deep").mkdir(parents=True)
+    write(project, [*names, "ours/public.txt"])
+    (project / "mine").chmod(0o700)
+    snapshot = take_snapshot(project, tmp_path / "runs")
+    assert VALUE not in "".join(texts_below(snapshot / "mine"))
+    assert (snapshot / "ours/public.txt").is_file()
+    assert sorted(code_version(project)["left_out_files"]) == sorted(names)
+    (line,) = left_out(project, tmp_path / "runs")
+    assert "mine/deep/notes.txt (mine/ has mode 0700)" in line
+
+
 def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
     """A diff may contain a secret that no file name reveals."""
     run = RunDirectory(tmp_path / "run")

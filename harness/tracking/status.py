@@ -68,6 +68,8 @@ def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
         return "suspended", "by Slurm"
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)
+    if queue and not queued and _is_newer(status, queue):
+        return "submitted", ""
     reason = ""  # why the job ended before its first heartbeat
     if status.is_resubmitted and queue and not status.job_lives:
         reason = last_log_line(status)
@@ -91,6 +93,13 @@ def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
     if queued.waits or age is None:
         return True
     return queued.state in STARTED and queued.elapsed_s + HEARTBEAT_S < age
+
+
+def _is_newer(status: RunStatus, queue: Queue) -> bool:
+    """Whether the run's job may have been submitted after squeue answered; clocks may differ."""
+    if not status.submission or not (status.phase is None or status.is_resubmitted):
+        return False
+    return status.submission.time_s > queue.asked_at - 2 * HEARTBEAT_S
 
 
 def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:

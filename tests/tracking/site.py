@@ -83,8 +83,11 @@ class Site:
             run.write_json("result.json", RESULT)
         return run
 
-    def submission(self, job_id: str, seeds: list[int], **more: Any) -> dict[str, Any]:
-        """Write and return a record like that of `harness submit`."""
+    def submission(
+        self, job_id: str, seeds: list[int], *, age_s: float = 30.0, **more: Any
+    ) -> dict[str, Any]:
+        """Write and return a record like that of `harness submit`, which is `age_s` seconds old."""
+        then = time.time() - age_s
         names = [f"slurm-{job_id}{f'_{seed}' if len(seeds) > 1 else ''}" for seed in seeds]
         record = {
             "job_id": job_id,
@@ -97,6 +100,7 @@ class Site:
         folder = self.runs / ".submissions"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{job_id}.json").write_text(json.dumps(record))
+        os.utime(folder / f"{job_id}.json", (then, then))
         return record
 
     def only(self) -> RunStatus:

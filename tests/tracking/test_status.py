@@ -180,6 +180,18 @@ def test_submitted_jobs_are_shown_before_they_begin(site: Site) -> None:
     assert [found[f"gru/slurm-12_{seed}"].seed for seed in (1, 2, 3)] == [1, 2, 3]
 
 
+def test_a_job_that_squeue_could_not_show_yet_is_not_gone(site: Site) -> None:
+    """`status --watch` asks squeue every 30 s, but reads the records each time."""
+    site.slurm()
+    queue, resumed = Queue(), site.run("a", "interrupted", 60)
+    survey(site.runs, queue)
+    site.submission("20", [1], age_s=0)
+    site.submission("21", [1], age_s=0, runs=[str(resumed.folder)], resumes=True)
+    assert [(each.state, each.note) for each in survey(site.runs, queue)] == [("submitted", "")] * 2
+    queue.every_s, queue.clock = 0.0, lambda: time.time() + 30
+    assert {each.state for each in survey(site.runs, queue)} == {"gone", "interrupted"}
+
+
 def test_a_run_takes_the_place_of_its_record(site: Site) -> None:
     """A submitted run that has begun is shown once, with the recorded log."""
     site.submission("12", [1], job="lstm", runs=[str(site.runs / "lstm/slurm-12")])

@@ -312,6 +312,8 @@ def _submit(submission: SbatchJob) -> str:
             f"{submission.name}: sbatch printed no job id, but the job may be in the queue; check "
             f"with squeue --me, and cancel the job with scancel ({error})"
         ) from None
+    except FileExistsError:  # the folder belongs to another submission, or `logs` is a file
+        raise
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise

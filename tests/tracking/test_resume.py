@@ -227,8 +227,8 @@ def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> 
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
-    seeds = {"job_file": str(JOBS / "lstm.toml"), "runs": [*map(str, folders)]}
-    site.submission("3", [1, 2, 3, 4], **seeds)
+    job_file, runs = str(JOBS / "lstm.toml"), [*map(str, folders)]
+    site.submission("3", [1, 2, 3, 4], job_file=job_file, runs=runs)
     stopped(folders[1], {})
     state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "3", "slurm_own_id": "3"}
     (folders[1] / "state.json").write_text(json.dumps(state))

@@ -40,6 +40,7 @@ from harness.system.leased_dir import to_json
 from harness.system.lenient_json import number
 from harness.tracking.provenance import code_of
 from harness.tracking.run_dir import (
+    CHECKSUMS,
     ENSEMBLE_FILE,
     MAKE_AGAIN,
     PREDICTIONS,
@@ -133,14 +134,14 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(whose: str, path: Path, remedy: str) -> Iterator[None]:
-    """Raise a one-line `InputError` or `DiskError` if the `with` block can't read a file."""
+    """Raise a one-line `InputError` or `DiskError` if the `with` block can't use a file."""
     try:
         yield
     except BROKEN as error:
         if isinstance(error, OSError):
             raise_unless_missing(error, path)
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{whose}: {path} can't be read: {reason}; {remedy}") from None
+        raise InputError(f"{whose}: {path} can't be used: {reason}; {remedy}") from None
 
 
 # Classify texts with a run or an ensemble
@@ -268,8 +269,8 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if the run is unfinished, untested or unreadable, or if another version of the
-            harness made the run.
+        InputError: if the run is unfinished, untested, unreadable or changed, or if another version
+            of the harness made the run.
     """
     # `job` refuses a run that another version made, and a run that needs another user's code.
     job = RunDirectory.open(folder).job()
@@ -278,14 +279,16 @@ def read_member(folder: Path) -> RunMember:
         raise InputError(
             f"run {folder}: {run.kind}: {run.why}; give finished runs with test scores"
         )
-    again = f"train it again: harness train {shlex.quote(f'{folder}/job.toml')}"
-    num_classes = len(run.result["classes"])
-    with _readable(f"run {folder}", folder / PREDICTIONS, again):
-        predictions = {PREDICTIONS: read_arrays(folder / PREDICTIONS, num_classes)}
-    if job.data.validation_split > 0:
-        path = folder / VALIDATION_PREDICTIONS
+    again = (
+        "restore the file from a copy, or train it again: harness train "
+        f"{shlex.quote(f'{folder}/job.toml')}"
+    )
+    has_validation = job.data.validation_split > 0
+    num_classes, predictions = len(run.result["classes"]), {}
+    for name in [PREDICTIONS, *([VALIDATION_PREDICTIONS] if has_validation else [])]:
+        path, checksum = folder / name, run.result.get(CHECKSUMS[name])
         with _readable(f"run {folder}", path, again):
-            predictions[path.name] = read_arrays(path, num_classes)
+            predictions[name] = read_arrays(path, num_classes, checksum)
     return RunMember(run, job, predictions)
 
 
@@ -355,6 +358,7 @@ def make_ensemble(
             atomic_write(temporary / ENSEMBLE_FILE, tomli_w.dumps(stamped(content)))
             for file, each_array in arrays.items():
                 atomic_write(temporary / file, partial(np.savez, **each_array))
+                result[CHECKSUMS[file]] = sha256_of(temporary / file)
             starts = [{"at": time.strftime(TIME)}]
             record = stamped({**code_of(RunDirectory(folder)), "starts": starts})
             atomic_write(temporary / RECORD, to_json(record), 0o600)

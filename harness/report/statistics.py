@@ -13,6 +13,7 @@ fourteen equally good jobs, Dunnett's intervals called some job worse than the j
 score in 27 % of the experiments.
 """
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from harness.report.collect import DatasetGroup, ScoredRun, t_interval
 from harness.system.console import echo
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
-from harness.tracking.run_dir import PREDICTIONS
+from harness.tracking.run_dir import CHECKSUMS, PREDICTIONS, RESULT
 from harness.training.metrics import checked
 
 if TYPE_CHECKING:
@@ -173,17 +174,18 @@ class Predictions:
 def read_predictions(group: DatasetGroup) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
-    Print a line for each run whose file is missing or broken, or has other labels than the files of
-    the other runs. The plots of predictions leave out a run without a valid `predictions.npz`;
-    the tables contain the scores of all runs.
+    Print a line for each run whose file is missing, broken or changed, or has other labels than the
+    files of the other runs. The plots of predictions leave out a run without a valid
+    `predictions.npz`; the tables contain the scores of all runs.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
     for name, runs in group.runs.items():
         for run in runs:
             try:
+                checksum = run.result.get(CHECKSUMS[PREDICTIONS])
                 own_labels, probabilities = read_arrays(
-                    run.folder / PREDICTIONS, len(group.classes)
+                    run.folder / PREDICTIONS, len(group.classes), checksum
                 )
                 if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("the labels differ from those of the other runs")
@@ -199,20 +201,31 @@ def read_predictions(group: DatasetGroup) -> Predictions | None:
     return Predictions(labels, stacked, group.classes)
 
 
-def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
+def read_arrays(path: Path, num_classes: int, checksum: Any = None) -> tuple[Ints, Floats]:
     """Read the labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
 
+    Args:
+        path: the file.
+        num_classes: the number of classes.
+        checksum: the file's sha256 in `result.json`; None = don't check, because the `result.json`
+            of an ensemble of an earlier version contains none.
+
     Raises:
-        BROKEN (a tuple of errors): if the file can't be read, or does not contain valid labels and
-            probabilities of `num_classes` classes.
+        BROKEN (a tuple of errors): if the file can't be read, has another checksum, or does not
+            contain valid labels and probabilities of `num_classes` classes.
     """
     try:
-        with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-            labels, probabilities = checked(arrays["labels"], arrays["probabilities"])
+        with open_plain_file(path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                labels, probabilities = checked(arrays["labels"], arrays["probabilities"])
     except OSError:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
+    if checksum not in (None, found):
+        raise ValueError(f"{path.name} has changed, as its sha256 is not that in {RESULT}")
     shape, expected = probabilities.shape, (max(labels.size, 1), num_classes)
     if shape != expected:
         raise ValueError(f"{path.name} has the shape {shape}, but should have {expected}")

@@ -1,5 +1,6 @@
 """`harness ensemble`: weights, scores, files, refusals, and classes of raw texts."""
 
+import itertools
 import json
 import tomllib
 from pathlib import Path
@@ -15,6 +16,9 @@ from harness.errors import InputError
 from harness.report.baseline import NgramModel, fit_ngrams
 from harness.report.collect import group_runs, scored_runs
 from harness.report.ensemble import averaged, best_weights, classifier_of, open_model
+from harness.report.statistics import read_predictions
+from harness.system.files import sha256_of
+from harness.tracking.run_dir import CHECKSUMS
 from tests.conftest import Harness, calm_run
 from tests.inference.test_export import odd_texts
 from tests.report.finished_runs import noisy, write_finished
@@ -200,8 +204,8 @@ def test_bad_members_are_refused(
         ((first, second, first.parent / "." / first.name), "is named twice; name each run once"),
         ((first, unfinished), "unfinished: not begun; give finished runs"),
         ((first, untested), "data.test = false"),
-        ((first, old), "validation_predictions.npz can't be read: No such file"),
-        ((first, broken), "validation_predictions.npz can't be read"),
+        ((first, old), "validation_predictions.npz can't be used: No such file"),
+        ((first, broken), "validation_predictions.npz can't be used"),
         ((first, other), "has data = "),
         ((first, mixed), "predictions.npz has the shape ("),
         ((first, short), "has validation reviews = 30, "),
@@ -233,6 +237,37 @@ def test_bad_members_are_refused(
     assert (done.returncode, done.stdout) == (1, "")
     assert "No space left on device" in done.stderr
     assert sorted(harness.runs.rglob("*")) == before
+
+
+def test_changed_predictions_are_refused(
+    harness: Harness, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An ensemble refuses them, and a report leaves them out, also those of an ensemble."""
+    runs = [write_finished(harness.runs / f"lstm/s{seed}", dataset, seed) for seed in (1, 2)]
+    names = ("predictions.npz", "validation_predictions.npz")
+    for run in runs:
+        result = json.loads((run / "result.json").read_text())
+        result |= {CHECKSUMS[name]: sha256_of(run / name) for name in names}
+        (run / "result.json").write_text(json.dumps(result))
+    folders = [*runs, made(harness, *runs, "--run-id", "both")]
+    for folder, name in itertools.product(folders, names):
+        kept = (folder / name).read_bytes()
+        _, labels = arrays(folder / name)
+        np.savez(folder / name, probabilities=labels.astype("f4"), labels=labels)
+        if folder in runs:
+            said = harness.refuse("ensemble", *runs, "--run-id", "changed")
+            assert f"run {folder}: {folder / name} can't be used: {name} has changed" in said
+            assert (
+                f"restore the file from a copy, or train it again: harness train {folder}" in said
+            )
+        if name == "predictions.npz":
+            groups, _ = group_runs(scored_runs([harness.runs])[0])
+            found = read_predictions(groups[0])
+            assert found
+            assert sum(map(len, found.by_job.values())) == 2
+            error = capsys.readouterr().err
+            assert f"the predictions of {folder} are left out: {name} has changed" in error
+        (folder / name).write_bytes(kept)
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
@@ -300,7 +335,7 @@ def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> No
         classifier_of(open_model(folder))
     model.write_bytes(content)
     (folder / "ngrams.npz").unlink()
-    with pytest.raises(InputError, match=r"ngrams\.npz can't be read"):
+    with pytest.raises(InputError, match=r"ngrams\.npz can't be used"):
         classifier_of(open_model(folder))
     runs[1].rename(tmp_path / "gone")
     assert "no such folder" in harness.refuse("predict", folder, "a fine film")

@@ -240,6 +240,12 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
             how to fix it.
         RunError: if the cache can't be read or written.
     """
+
+    def fill(folder: Path) -> None:
+        make_dataset(source, folder, form)
+        if source_checksum(source, form) != checksum:
+            raise InputError("changed while it was read; start again when nothing writes to it")
+
     with about(f"data.source {source}"):
         try:
             checksum = source_checksum(source, form)
@@ -248,7 +254,7 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
                 f"{error.filename} can't be read ({error.strerror}); check its name and permissions"
             ) from None
         name = f"texts-{checksum[:32]}-{FORMAT}"
-        dataset = cached_dataset(name, lambda folder: make_dataset(source, folder, form))
+        dataset = cached_dataset(name, fill)
     return dataclasses.replace(dataset, folder=source, is_own=True)
 
 

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.data.dataset import SPLITS, Dataset, Split
 from harness.data.dataset_folder import open_folder
-from harness.data.own_texts import describe, open_source
+from harness.data.own_texts import describe, make_dataset, open_source
 from harness.data.sources import open_data, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError
@@ -214,6 +215,23 @@ def test_it_is_built_once_and_again_when_it_has_changed(
     (tmp_path / "cache").write_text("no folder")
     with pytest.raises(DiskError, match=r"can't be written: .*; .* XDG_CACHE_HOME"):
         open_source(path)
+
+
+def test_a_change_during_the_reading_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache never contains other reviews than those of the checksum in its name."""
+    path = write_csv(tmp_path / "a.csv", ROWS)
+
+    def late(source: Path, *args: Any) -> None:
+        write_csv(path, make_rows(200, seed=2))
+        make_dataset(source, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.data.own_texts.make_dataset", late)
+        with pytest.raises(InputError, match=r"data\.source .*a\.csv: changed while it was read; "):
+            open_source(path)
+    assert not [*(tmp_path / "cache" / "harness").glob("texts-*-?")]
 
 
 def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:

@@ -59,10 +59,11 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
             # unknown n-grams.
             padded = np.pad(ratios.ratios, ((0, 1), (0, 0)))
             self.ratios = tf.Variable(padded, trainable=False)
-        known = vocab[: vocab_size - SHIFT - 1]
+        # TensorFlow refuses an empty table. No word contains a space, so " " is never looked up.
+        known = vocab[: vocab_size - SHIFT - 1] or [" "]
         self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
-                tf.constant(known, tf.string, shape=[len(known)]),
+                tf.constant(known, tf.string),
                 tf.range(SHIFT + 1, SHIFT + 1 + len(known)),
             ),
             default_value=UNKNOWN,
@@ -137,9 +138,12 @@ def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
     """Return a table that maps each code in `codes` to the code's index, and other codes to -1."""
+    first = 0
+    if not len(codes):  # TensorFlow refuses an empty table; no code is -2
+        codes, first = np.array([-2]), -1
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
-            tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
+            tf.constant(codes, tf.int64), tf.range(first, first + len(codes), dtype=tf.int64)
         ),
         default_value=-1,
     )

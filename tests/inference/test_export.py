@@ -140,6 +140,29 @@ def test_the_graph_encodes_like_the_data(bucket: bool) -> None:
     assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]
 
 
+def test_empty_tables_are_exported() -> None:
+    """The vocabulary has no words, or no n-gram of a length is known."""
+    from harness.data.dataset import Split
+    from harness.data.ngrams import fit_ratios
+    from harness.data.vocabulary import SHIFT
+    from harness.inference.export import TextEncoder
+
+    vocab, texts = ["good", "bad", "film"], ["good film", "unheard of", "bad good film", ""]
+    known, labels = {word: rank for rank, word in enumerate(vocab, 1)}, np.array([0, 1] * 3)
+    for vocab_size, ranks in ((4, [-1] * 6), (7, [1, 2] * 3)):
+        split = Split(np.array(ranks, np.int32), np.arange(7), labels)
+        ratios, _ = fit_ratios(split, 3, 2)
+        assert [len(codes) for codes in ratios.ngrams] == [len({*ranks} - {-1}), 0, 0]
+        encoder = TextEncoder(vocab, vocab_size=vocab_size, maxlen=5, ratios=ratios)
+        tokens, at_words = (each.numpy() for each in encoder(texts))
+        for text, row, found in zip(texts, tokens, at_words, strict=True):
+            encoded = np.array(encode_text(text, known, vocab_size), np.int32)
+            num = len(encoded)
+            assert row[-num:].tolist() == encoded.tolist()
+            words = Split(encoded - SHIFT, np.array([0, num]), np.zeros(1, np.int32))
+            np.testing.assert_array_equal(found[-num:], ratios.at_words(words))
+
+
 def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
     """An unfinished run and a folder with other files are refused, but no earlier export."""
     from harness.inference.export import RECORD, VERSION, check_folder, export

@@ -53,7 +53,7 @@ Floats = NDArray[np.float64]
 
 # The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
 # text begins with the version of its model. The words "in 2 reviews" mean: in at least two reviews.
-RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
+RECIPE = "4: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 TFIDF, NGRAMS = "tf-idf", "n-grams"
 NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
@@ -143,7 +143,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     (train, _), test = dataset.used(limit, 0), dataset.test.take(limit or len(dataset.test))
     began = time.perf_counter()
     # Leave out the four special indices of the vocabulary, because they are not words.
-    words = range(FIRST_WORD, vocab_size)
+    words = range(FIRST_WORD, min(vocab_size, FIRST_WORD + len(dataset.vocab)))
     tfidf = TfidfVectorizer(lowercase=False, analyzer=list, vocabulary=words, sublinear_tf=True)
     classifier = LogisticRegression(max_iter=1000)
     model = make_pipeline(tfidf, classifier)

@@ -91,6 +91,13 @@ def test_tfidf_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
     assert fit(dataset, limit=0, maxlen=0, vocab_size=9).log_loss == expected
 
 
+def test_tfidf_counts_only_existing_words(tmp_path: Path) -> None:
+    """A vocabulary may be smaller than `data.vocab_size`."""
+    found, same = (fit(small_data(tmp_path), limit=0, maxlen=3, vocab_size=n) for n in (8000, 8))
+    assert f"the {len(WORDS)} most frequent words" in found.note
+    assert (found.parameters, found.log_loss) == (len(WORDS) + 1, same.log_loss)
+
+
 # N-grams
 
 

@@ -6,6 +6,7 @@ classes a model returns the probability of each class, and predicts the most pro
 """
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -293,6 +294,9 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
 def png(figure: "Figure") -> bytes:
     """Return the figure as a PNG file."""
     file = io.BytesIO()
-    # Leave Matplotlib's version out of the file, so that the file depends only on the scores.
-    figure.savefig(file, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Matplotlib's font lacks some scripts, such as Chinese; a class name may contain any.
+        warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
+        # Leave Matplotlib's version out of the file, so that the file depends only on the scores.
+        figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

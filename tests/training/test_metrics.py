@@ -154,6 +154,13 @@ def test_pictures(picture: Callable[[ArrayLike, ArrayLike], bytes]) -> None:
     assert png != picture(labels, 1 - probabilities)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_without_glyphs_give_no_warning() -> None:
+    """Matplotlib's font lacks some scripts; its warnings name a path of the package."""
+    names = ("日本", "हिन्दी")
+    assert png_size(confusion_picture([0, 1], [0.2, 0.8], names)) == (640, 480)
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_roc_picture(num_classes: int) -> None:
     """The area under the curve of the picture is the score, also for more than two classes."""

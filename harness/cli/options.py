@@ -52,6 +52,15 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="folder of the dataset, instead of HARNESS_DATA"),
 ]
+DataOfRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="folder of IMDB, instead of HARNESS_DATA; if the run was trained on your texts, "
+        "the table or folder of these texts",
+    ),
+]
 Strict = Annotated[
     bool,
     typer.Option(

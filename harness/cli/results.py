@@ -9,6 +9,7 @@ import typer
 
 from harness.cli.options import (
     DataFolder,
+    DataOfRun,
     DeviceList,
     Here,
     RunsFolder,
@@ -118,7 +119,7 @@ def ensemble(
         str | None,
         typer.Option("--run-id", metavar="ID", help="id of the ensemble, the name of its folder"),
     ] = None,
-    data: DataFolder = None,
+    data: DataOfRun = None,
     runs: RunsFolder = Path("runs"),
     trust_code: TrustCode = False,
 ) -> None:
@@ -155,15 +156,7 @@ def audit(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="train the whole run again")] = False,
     devices: DeviceList = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="folder of IMDB, instead of HARNESS_DATA; if the run was trained on your texts, "
-            "the table or folder of these texts",
-        ),
-    ] = None,
+    data: DataOfRun = None,
     runs: RunsFolder = Path("runs"),
     here: Here = False,
     trust_code: TrustCode = False,

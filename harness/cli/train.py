@@ -15,6 +15,7 @@ import typer
 from harness.cli.options import (
     AsJson,
     DataFolder,
+    DataOfRun,
     DeviceList,
     Full,
     Here,
@@ -195,7 +196,7 @@ def _print_result(run: RunDirectory, result: dict[str, Any], console: Console) -
 @app.command(epilog="Example: harness evaluate runs/lstm/20260101-120000-seed1")
 def evaluate(
     run_folder: RunFolder,
-    data: DataFolder = None,
+    data: DataOfRun = None,
     as_json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:

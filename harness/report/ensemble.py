@@ -54,7 +54,7 @@ from harness.tracking.run_dir import (
     is_ensemble,
     stamped,
 )
-from harness.training.launch import dataset_of
+from harness.training.launch import dataset_of, moved_job
 from harness.training.metrics import loss_and_accuracy, test_scores
 
 Floats = NDArray[np.float64]
@@ -318,7 +318,7 @@ def make_ensemble(
         ngrams: whether the linear model becomes a member.
         weights_from: the folder of an older ensemble, from which the weights of the average are
             copied.
-        data: the folder of IMDB, if it has moved.
+        data: the folder of IMDB, or the user's own texts, if they have moved.
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
@@ -390,7 +390,8 @@ def _linear_model(member: RunMember, data: Path | None) -> tuple[NgramModel, dic
         The model, and a dictionary that maps the name of each of the run's prediction files to the
         model's probabilities for the reviews in the file.
     """
-    dataset = dataset_of(RunDirectory(member.run.folder), member.job, data)
+    run = RunDirectory(member.run.folder)
+    dataset = dataset_of(run, *moved_job(run, data))
     limit, share = member.job.data.limit, member.job.data.validation_split
     train, cut = dataset.used(limit, share)
     splits = {

@@ -35,7 +35,6 @@ from harness.compute.strategy import MAX_DEVICES, Devices, parse_devices
 from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.errors import InputError, Interrupted, RunError
-from harness.job.job_file import load_job
 from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
@@ -62,7 +61,7 @@ from harness.tracking.run_dir import (
     weights_of,
 )
 from harness.training.context import RunContext, known_words
-from harness.training.launch import computing, dataset_of
+from harness.training.launch import computing, dataset_of, moved_job
 from harness.training.metrics import exported_epoch
 
 if TYPE_CHECKING:
@@ -195,14 +194,12 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     run = RunDirectory.open(folder)
     check_record(run)
     run.model_file()  # refuses an unfinished run
-    job = load_job(folder / "job.toml")
+    job, _ = moved_job(run, data)
     if job.code and not is_trusting():
         raise InputError(
             f"run {folder}: its job contains custom code ({', '.join(job.code)}), which an "
             "audit runs; read the code in job.toml, then add --trust-code"
         )
-    if data and job.data.source:
-        job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
     names = [name for name in (RESULT, *CHECKSUMS) if run.path(name).exists()]
     files = {name: read_plain_file(run.path(name), MAX_BYTES) for name in names}
     if "metrics.jsonl" not in files:

@@ -23,6 +23,7 @@ from harness.data.dataset import Dataset
 from harness.data.sources import open_data, reopen_data
 from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
+from harness.job.job_file import load_job
 from harness.job.keys import KEYS, Job
 from harness.slurm.environment import (
     SlurmEnvironment,
@@ -362,6 +363,22 @@ def dataset_of(
     return dataset
 
 
+def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
+    """Return the job of a run, and the folder of IMDB that `data` names.
+
+    If the run was trained on a user's own texts, `data` names these texts: the returned job reads
+    them there, and the returned folder is None.
+
+    Raises:
+        InputError: if the run has another format, or its job file is broken.
+    """
+    job = run.job()
+    if not data or not job.data.source:
+        return job, data
+    moved = f"data.source={json.dumps(str(data.absolute()))}"
+    return load_job(run.path("job.toml"), [moved]), None
+
+
 @contextlib.contextmanager
 def computing(job: Job, threads: int | None = None, devices: str | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that doesn't train.
@@ -395,11 +412,15 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     """Score the model of a finished run on the test set again, as the run did at its end.
 
+    Args:
+        run: the run.
+        data: the folder of IMDB, or the user's own texts, if they have moved.
+
     Raises:
         InputError: if the run has no model or was not tested, or if its data are missing.
     """
     run.model_file()
-    job = run.job()
+    job, data = moved_job(run, data)
     if not job.data.test:
         raise InputError(
             f"run {run.folder}: was not tested (data.test = false); train its job again with "

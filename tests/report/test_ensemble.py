@@ -11,6 +11,7 @@ import pytest
 
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
+from harness.data.own_texts import open_source
 from harness.data.sources import make_dataset
 from harness.errors import InputError
 from harness.report.baseline import NgramModel, fit_ngrams
@@ -18,8 +19,10 @@ from harness.report.collect import group_runs, scored_runs
 from harness.report.ensemble import averaged, best_weights, classifier_of, open_model
 from harness.report.statistics import read_predictions
 from harness.system.files import sha256_of
-from harness.tracking.run_dir import CHECKSUMS
+from harness.tracking.run_dir import CHECKSUMS, RunDirectory
+from harness.training.launch import evaluate_again
 from tests.conftest import Harness, calm_run
+from tests.data.made_up_texts import make_rows, write_csv
 from tests.inference.test_export import odd_texts
 from tests.report.finished_runs import noisy, write_finished
 from tests.report.small_data import WORDS, small_data
@@ -268,6 +271,20 @@ def test_changed_predictions_are_refused(
             error = capsys.readouterr().err
             assert f"the predictions of {folder} are left out: {name} has changed" in error
         (folder / name).write_bytes(kept)
+
+
+def test_moved_texts_are_found_by_data(harness: Harness) -> None:
+    """`--data` is the new place of the user's own texts; other texts are refused."""
+    source = write_csv(harness.folder / "mine.csv", make_rows(200))
+    own, setting = open_source(source), f"data.source={source}"
+    run = write_finished(harness.runs / "lstm/s1", own, 1, setting)
+    moved = source.rename(harness.folder / "moved.csv")
+    words = (run, "--with", "ngrams", "--data")
+    other = write_csv(harness.folder / "other.csv", make_rows(201))
+    assert f"data.source {other} has changed" in harness.refuse("ensemble", *words, other)
+    made(harness, *words, moved)
+    with pytest.raises(InputError, match=r"data\.source .*other\.csv has changed since"):
+        evaluate_again(RunDirectory(run), other)
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:

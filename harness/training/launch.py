@@ -375,7 +375,7 @@ def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
     job = run.job()
     if not data or not job.data.source:
         return job, data
-    moved = f"data.source={json.dumps(str(data.absolute()))}"
+    moved = f"data.source={json.dumps(str(data.absolute()), ensure_ascii=False)}"
     return load_job(run.path("job.toml"), [moved]), None
 
 

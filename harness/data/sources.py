@@ -126,9 +126,12 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return open_folder(folder)
     if is_file(folder / NPZ):
         return _convert(folder)
+    lacks = f"contains neither {NPZ} nor a stored dataset that you can read"
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` may raise an error
+        lacks = "is no folder that you can read"
     raise InputError(
-        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; "
-        f"choose another folder, or unset HARNESS_DATA and run harness data fetch"
+        f"{name} {folder}: {lacks}; choose another folder, or unset HARNESS_DATA and run harness "
+        "data fetch (with --from aclImdb/ for the raw reviews)"
     )
 
 

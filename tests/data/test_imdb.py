@@ -191,8 +191,8 @@ def test_full_refuses_a_stored_sample(tmp_path: Path) -> None:
 def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A typo in --data or HARNESS_DATA is refused, even if other folders have the data."""
     write_npz(tmp_path / "keras" / "datasets")
-    for folder in (tmp_path / "typo", tmp_path):
-        with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
+    for folder, said in ((tmp_path / "typo", "is no folder"), (tmp_path, "contains neither imdb")):
+        with pytest.raises(InputError, match=f"--data .*: {said}"):
             open_dataset(folder)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
     with pytest.raises(InputError, match="; choose another folder, or unset HARNESS_DATA"):

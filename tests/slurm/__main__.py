@@ -11,7 +11,11 @@ from tests.slurm.configuration import ELSEWHERE, HOME
 
 def main() -> int:
     """Start the cluster, print how to use it, and stop it at Ctrl-C, TERM or even KILL."""
-    site = ELSEWHERE if sys.argv[1:] == ["elsewhere"] else HOME
+    args = sys.argv[1:]
+    if args not in ([], ["elsewhere"]):
+        print("usage: python -m tests.slurm [elsewhere]", file=sys.stderr)  # noqa: T201
+        return 2
+    site = ELSEWHERE if args else HOME
     guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

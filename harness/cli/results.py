@@ -212,9 +212,12 @@ def _audit(
     try:
         keep_audit(runs, found.result_sha256, found.record())
     except (DiskError, OSError) as error:
-        raise InputError(
+        text = (
             f"--runs {runs}: the audit can't be saved ({error}); give a folder in which you can "
             "write"
-        ) from None
+        )
+        if found.outcome != DIFFERS:
+            raise InputError(text) from None
+        log(logging.ERROR, text)  # exit code 2 would say that no audit was possible
     if found.outcome == DIFFERS:
         raise typer.Exit(RunError.exit_code)

@@ -197,6 +197,22 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
         assert f"--runs {no_folder}: the audit can't be saved (" in line
 
 
+def test_a_difference_that_cannot_be_saved_is_a_difference(
+    finished: tuple[Harness, Path], tmp_path: Path
+) -> None:
+    """Exit code 2 would say that the run could not be audited."""
+    harness, run = finished
+    copy, no_folder = tmp_path / "copy", tmp_path / "file"
+    shutil.copytree(run, copy)
+    plant_scores(copy, f1=0.9999)
+    no_folder.touch()
+    done = harness.run("audit", copy, "--quick", "--runs", no_folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"run {copy}: differs in scores of predictions.npz: f1 by " in done.stdout
+    assert f"--runs {no_folder}: the audit can't be saved (" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_full_scratch_disk_is_no_difference(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

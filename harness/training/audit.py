@@ -200,7 +200,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
             f"run {folder}: its job contains custom code ({', '.join(job.code)}), which an "
             "audit runs; read the code in job.toml, then add --trust-code"
         )
-    names = [name for name in (RESULT, *CHECKSUMS) if run.path(name).exists()]
+    names = [name for name in (RESULT, "job.toml", *CHECKSUMS) if run.path(name).exists()]
     files = {name: read_plain_file(run.path(name), MAX_BYTES) for name in names}
     if "metrics.jsonl" not in files:
         raise InputError(
@@ -368,7 +368,7 @@ class Auditor:
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
         """Create an untrained run from the job and the record of the audited run."""
-        run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.absolute().name)
+        run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.resolve().name)
         made = {"plan": asdict(plan), "devices_asked": str(devices)}
         run.folder.mkdir(parents=True)
         atomic_write(run.path("job.toml"), self.subject.job.to_toml())

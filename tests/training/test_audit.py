@@ -239,6 +239,27 @@ def test_a_model_may_be_larger_than_any_record(
     assert read_subject(copy, None, trains=False).files["model.keras"].endswith(b"\0")
 
 
+@pytest.mark.parametrize("name", ["texts \N{GRINNING FACE}.csv", 'a "quoted" \\ name', "b=c"])
+def test_texts_may_have_any_name(finished: tuple[Harness, Path], tmp_path: Path, name: str) -> None:
+    """The option `--data` names the user's texts."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[1], copy)
+    job = (copy / "job.toml").read_text()
+    (copy / "job.toml").write_text(job.replace('source = ""', 'source = "/moved.csv"'))
+    subject = read_subject(copy, tmp_path / name, trains=False)
+    assert subject.job.data.source == str(tmp_path / name)
+
+
+def test_the_name_of_a_run_may_end_in_dots(finished: tuple[Harness, Path], tmp_path: Path) -> None:
+    """The audit's copy of the run has the name of the run's folder."""
+    run = finished[1]
+    auditor = object.__new__(Auditor)
+    auditor.subject = read_subject(run / "tensorboard" / "..", None, trains=False)
+    auditor.scratch = tmp_path
+    copy = auditor._begin("quick", Devices("cpu", 1), ExecutionPlan("keras", 1))
+    assert copy.folder == tmp_path / "quick/runs" / run.name
+
+
 def elsewhere(folder: Path, patience: int, num_epochs: int) -> Any:
     """Return an auditor of a run of `num_epochs`, on a machine where rounding differs."""
     auditor = object.__new__(Auditor)

@@ -269,7 +269,8 @@ def elsewhere(folder: Path, patience: int, num_epochs: int) -> Any:
     )
     auditor.subject, auditor.scratch = subject, folder
     auditor.devices, auditor.options, auditor.tolerance = Devices("cpu", 1), [], ""
-    auditor.plan, auditor.smallest_class = ExecutionPlan("keras", 1), 5
+    auditor.plan, auditor.code_changes = ExecutionPlan("keras", 1), []
+    auditor.smallest_class, auditor.lacks_class = 5, False
     return auditor
 
 
@@ -480,6 +481,26 @@ def test_one_review_may_change_the_precision_by_one(tmp_path: Path) -> None:
     auditor = elsewhere(tmp_path, 0, 1)
     auditor.smallest_class, auditor.num_scored = 20, 2000
     assert after - before == 1 <= auditor._least("val_precision", before)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes"), [("f1_macro", 2), ("f1_macro", 3), ("f1", 3), ("recall", 3)]
+)
+def test_one_review_may_be_the_first_of_a_class(
+    tmp_path: Path, name: str, num_classes: int
+) -> None:
+    """A class counts in a mean if a review is predicted to be of it, even if no review is."""
+    labels = np.arange(200) % (num_classes - 1)
+    found = np.eye(num_classes)[labels]
+    moved = found.copy()
+    moved[-1] = np.eye(num_classes)[-1]
+    given = [each[:, 1] if num_classes == 2 else each for each in (found, moved)]
+    before, after = (scores_of(labels, each)[name] for each in given)
+    assert before - after > 0.25
+    auditor = elsewhere(tmp_path, 0, 1)
+    auditor.smallest_class, auditor.num_scored, auditor.lacks_class = 100, 200, True
+    assert before - after <= auditor._least(f"val_{name}", before)
+    assert auditor._least("val_balanced_accuracy", before) < 0.05
 
 
 def test_a_training_that_ends_too_early_is_no_difference(

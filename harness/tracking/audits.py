@@ -28,7 +28,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
     Args:
         runs: the folder of runs of the auditing user.
         result_sha256: the sha256 of the content of `result.json`.
-        audit: the audit, with the keys `depth` and `outcome`.
+        audit: the audit, with the keys `depth`, `outcome` and `job_sha256`.
 
     Raises:
         OSError, DiskError: if the file can't be written.
@@ -51,8 +51,8 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 def mark_of(runs: Path, folder: Path) -> str:
     """Return the depths of a run's audits, such as `full, quick`; empty if there is no audit.
 
-    If an audit did not reproduce the run's recorded results, return `differs` instead of the
-    depths.
+    An audit counts only if the run's `job.toml` has not changed since the audit. If an audit did
+    not reproduce the run's recorded results, return `differs` instead of the depths.
 
     Args:
         runs: the folder of runs of the auditing user.
@@ -60,10 +60,13 @@ def mark_of(runs: Path, folder: Path) -> str:
     """
     try:
         audits = audits_of(runs, read_plain_file(folder / RESULT))
+        job = hashlib.sha256(read_plain_file(folder / "job.toml")).hexdigest()
     except OSError:
         return ""
-    differs = any(table(audits, depth).get("outcome") == DIFFERS for depth in audits)
-    return DIFFERS if differs else ", ".join(sorted(audits))
+    tables = {depth: table(audits, depth) for depth in audits}
+    kept = {depth: each for depth, each in tables.items() if each.get("job_sha256") == job}
+    differs = any(each.get("outcome") == DIFFERS for each in kept.values())
+    return DIFFERS if differs else ", ".join(sorted(kept))
 
 
 def _trusted(path: Path) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class Audit:
 
     run: Path
     result_sha256: str
+    job_sha256: str  # of the run's job.toml
     depth: str  # how much was checked: `quick`, `3 epochs` or `full`
     checks: tuple[Check, ...]
     others: tuple[str, ...]  # how code, packages and machine differ between the run and this audit
@@ -176,7 +177,7 @@ class Subject(NamedTuple):
     job: Job
     record: Record
     result: dict[str, Any]
-    files: dict[str, bytes]  # name -> content of result.json and the files in `CHECKSUMS`
+    files: dict[str, bytes]  # name -> content of result.json, job.toml, the files in `CHECKSUMS`
 
 
 def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
@@ -726,6 +727,7 @@ def audit(
     return Audit(
         run=folder,
         result_sha256=hashlib.sha256(subject.files[RESULT]).hexdigest(),
+        job_sha256=hashlib.sha256(subject.files["job.toml"]).hexdigest(),
         depth=depth,
         checks=tuple(checks),
         others=(*auditor.code_changes, *auditor.others(auditor.machine)),

@@ -59,14 +59,18 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
 
 
 def test_audited_runs_are_marked(tmp_path: Path) -> None:
-    """The mark names the depths of the audits; a result that changed after its audits has none."""
+    """The mark names the depths of the audits; a run that changed after its audits has none."""
     runs, mine = tmp_path / "runs", tmp_path / "mine"
     for seed, depths in enumerate((["quick", "full"], ["full"], ["full"], []), 1):
         write_run(runs / str(seed), seed=seed)
-        checksum = hashlib.sha256((runs / str(seed) / "result.json").read_bytes()).hexdigest()
+        checksum, of_job = (
+            hashlib.sha256((runs / str(seed) / name).read_bytes()).hexdigest()
+            for name in ("result.json", "job.toml")
+        )
         for depth in depths:
             outcome = "differs" if seed == 3 else "equal"
-            keep_audit(mine, checksum, {"depth": depth, "outcome": outcome})
+            audit = {"depth": depth, "outcome": outcome, "job_sha256": of_job}
+            keep_audit(mine, checksum, audit)
 
     def marks() -> str:
         return rows_of(Part(group_runs(scored_runs([runs], mine)[0])[0][0]))[0].get("audits", "")
@@ -74,6 +78,12 @@ def test_audited_runs_are_marked(tmp_path: Path) -> None:
     assert marks() == "full, quick: 1; full: 1; differs: 1"
     path = runs / "2" / "result.json"
     path.write_text(path.read_text().replace("0.87", "0.99"))
+    assert marks() == "full, quick: 1; differs: 1"
+    for seed in range(1, 5):  # all jobs change, so all runs stay in one row
+        (runs / str(seed) / "job.toml").write_text("[model]\nunits = 4096\n")
+    assert marks() == ""
+    for seed in range(1, 5):
+        (runs / str(seed) / "job.toml").write_text("")
     assert marks() == "full, quick: 1; differs: 1"
     (mine / ".audits").chmod(0o777)  # other users could have written the audits
     assert marks() == ""

@@ -28,7 +28,7 @@ from harness.data.input_pipeline import Batch, Reviews
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
 from harness.system.files import MAX_RECORD_BYTES
-from harness.tracking.audits import audits_of, keep_audit
+from harness.tracking.audits import audits_of, keep_audit, mark_of
 from harness.tracking.run_dir import RunDirectory
 from harness.training.audit import (
     Audit,
@@ -312,7 +312,7 @@ def test_other_trainings_may_be_shorter(
     for check, text in zip(checks, details, strict=True):
         assert text in check.detail
     assert (checks[-1].outcome == "differs") == (patience == 0)
-    audit = Audit(Path("run"), "", "6 epochs", tuple(checks[:1]), (), "", 0, 0)
+    audit = Audit(Path("run"), "", "", "6 epochs", tuple(checks[:1]), (), "", 0, 0)
     assert audit.outcome == ("within rounding" if patience else "differs")
     assert "with xla on cpu:2 instead of keras on cpu:1: loss 0.0001" in auditor.tolerance
 
@@ -552,6 +552,10 @@ def test_from_python_a_difference_is_an_answer(
     assert found in audit.sentence
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
+    assert mark_of(tmp_path, copy) == "quick"
+    with (copy / "job.toml").open("a") as file:
+        file.write("# changed\n")
+    assert mark_of(tmp_path, copy) == "", "the audit checked another job"
     plant_scores(copy, f1=0.9999)
     audit = package.audit(copy, quick=True, runs=tmp_path)
     assert audit.outcome == "differs"

@@ -76,6 +76,11 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change because of rounding
 OTHER_ROWS = 128  # reviews per batch of the evaluation that measures rounding
 POLL_S = 0.1
+# The keys of `result.json` whose values don't depend on rounding.
+UNROUNDED = {
+    *("job", "architecture", "seed", "parameters", "recurrent_parameters"),
+    *("dataset_checksum", "classes", "limit", "num_training", "num_validation", "num_test"),
+}
 OMITTED = "not compared"  # the outcome of a comparison that is impossible where rounding differs
 
 
@@ -405,7 +410,10 @@ class Auditor:
         self.machine = this_machine(own * count if self.devices.kind == "cpu" else own)
         is_strict = not self.others(self.machine) and (count == 1 or not job.data.bucket)
         training, validation, ratios = training_reviews(job, self.dataset)
-        reviews = {VALIDATION_PREDICTIONS: validation} if VALIDATION_PREDICTIONS in files else {}
+        is_validated = len(validation.labels) > 0
+        # Only trials, which are not tested, have validation reviews, but no file for them.
+        is_saved = VALIDATION_PREDICTIONS in files or (is_validated and job.data.test)
+        reviews = {VALIDATION_PREDICTIONS: validation} if is_saved else {}
         self.num_scored = len(validation.labels) or len(training.labels)
         sizes = np.unique(validation.labels, return_counts=True)[1]
         self.lacks_class = len(sizes) < len(self.dataset.classes)
@@ -418,6 +426,12 @@ class Auditor:
         for name, each in reviews.items():
             yield compared(f"scores of {name}", self._scores, name, each, is_strict)
             yield compared(f"model on {name}", self._model, name, each, is_strict)
+        if is_validated and not is_saved:
+            what = "model on validation reviews"
+            why = f"because the run has no {VALIDATION_PREDICTIONS}"
+            omitted = Check(what, OMITTED, why)
+            yield compared(what, self._unsaved, validation) if is_strict else omitted
+        yield compared("job", self._job)
         yield compared("exported epoch", self._exported)
         if not job.train.callbacks:  # a callback may end the training
             yield compared("last epoch", self._last)
@@ -430,6 +444,13 @@ class Auditor:
             mine[name] = hashlib.sha256(files[name]).hexdigest() if name in files else None
             theirs[name] = result.get(key)
         return Sides(mine, theirs)
+
+    def _job(self) -> Sides:
+        from harness.compute.recurrent import count_parameters
+
+        job = self.subject.job
+        found = {"job": job.name, "architecture": job.model.architecture, "seed": job.train.seed}
+        return self._in_result(found | count_parameters(self.model))
 
     def _data(self, training: "Reviews", validation: "Reviews") -> Sides:
         from harness.training.record import describe_data
@@ -489,6 +510,19 @@ class Auditor:
                 other = evaluated(model, replace(plan, compiles_evaluation=False), OTHER_ROWS)
             allowed[what] = SPREAD * max(gap(mine, other), EPSILON)
         return Sides({what: mine}, {what: theirs}, allowed)
+
+    def _unsaved(self, validation: "Reviews") -> Sides:
+        """Return the validation scores of the model, and the scores in `result.json`."""
+        from harness.compute.device_errors import explained_device_errors
+        from harness.compute.evaluator import Evaluator
+        from harness.compute.strategy import one_device
+        from harness.training.metrics import loss_and_accuracy
+
+        evaluator = Evaluator(self.model, one_device(), self.subject.job, self.plan)
+        with explained_device_errors():
+            probabilities = evaluator.probabilities(validation)
+        scores = loss_and_accuracy(validation.labels, probabilities)
+        return self._in_result(dict(zip(("val_loss", "val_accuracy"), scores, strict=True)))
 
     def _exported(self) -> Sides:
         history = lines_of(self.subject.files)
@@ -560,8 +594,9 @@ class Auditor:
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
                 yield compared(name, self._file, name, mine, theirs, limits)
-        if is_strict and result:
+        if result:
             names = {*result} & {*self.subject.result} - {"run", "data", "devices"}
+            names = names if is_strict else names & UNROUNDED
             found = {name: value for name, value in untimed(result).items() if name in names}
             yield compared(RESULT, self._in_result, found)
 

@@ -42,7 +42,8 @@ from harness.training.audit import (
 )
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS, Harness, calm_run, results
-from tests.training.flips import PLACES, plant_scores, train_with_flip
+from tests.conftest import metrics as metrics_of
+from tests.training.flips import PLACES, plant_scores, train_with_flip, write_checksums
 from tests.training.kills import killed_on_two, trained_with_kills
 
 
@@ -348,6 +349,21 @@ def test_equal_files_need_no_tolerance(tmp_path: Path, monkeypatch: pytest.Monke
     assert auditor.tolerance == ""
 
 
+def test_rounding_changes_no_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, a full audit compares the values that rounding can't change."""
+    auditor, run = elsewhere(tmp_path, 0, 3), RunDirectory(tmp_path)
+    run.path("metrics.jsonl").write_bytes(metrics(3))
+    run.path("provenance.json").write_text('{"starts": [{}]}')
+    result = {"accuracy": 0.5, "classes": ["a", "b"], "dataset_checksum": "1", "seed": 1}
+    run.path("result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(auditor, "_train", lambda *_: run)
+    monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
+    auditor.subject.result.update(result | {"accuracy": 0.6})
+    assert [*auditor.trained(None)][-1] == Check("result.json", "equal")
+    auditor.subject.result.update(seed=7)
+    assert [*auditor.trained(None)][-1] == Check("result.json", "differs", "seed by 6")
+
+
 def use_made_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Keras and the harness trace graphs for a GPU. The graphs can't run."""
     device = SimpleNamespace(name="GPU:0")
@@ -584,6 +600,64 @@ def audited(harness: Harness, run: Path, depth: str = "full") -> dict[str, Any]:
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stderr.startswith("training again") == (depth == "full")
     return found
+
+
+def invent_validation_scores(run: Path) -> None:
+    """Invent the validation accuracy, and remove the predictions that contradict it."""
+    lines = [line | {"val_accuracy": 0.99} for line in metrics_of(run)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "validation_predictions.npz").unlink()
+    result = json.loads((run / "result.json").read_text()) | {"val_accuracy": 0.99}
+    del result["validation_predictions_checksum"]
+    (run / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_checksums(run)
+
+
+FORGED = {
+    "seed": (changed("result.json", seed=7), "job: seed by 6"),
+    "job": (changed("result.json", job="champion"), "job: job is not as recorded"),
+    "architecture": (changed("result.json", architecture="lstm"), "job: architecture is not"),
+    "size": (changed("result.json", recurrent_parameters=1), "job: recurrent_parameters by"),
+    "validation": (invent_validation_scores, "scores of validation_predictions.npz: the run's"),
+}
+
+
+@pytest.mark.parametrize("name", [*FORGED])
+def test_a_forged_result_is_found(
+    finished: tuple[Harness, Path], tmp_path: Path, name: str
+) -> None:
+    """Without training, in a copy of an honest run."""
+    harness, run = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    forge, message = FORGED[name]
+    forge(copy)
+    done = harness.run("audit", copy, "--quick", "--runs", tmp_path / "mine")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"run {copy}: differs in {message}" in done.stdout
+
+
+@pytest.mark.full
+def test_the_validation_scores_of_a_trial_are_computed_from_its_model(harness: Harness) -> None:
+    """A trial of a search has no test scores, and does not save its validation predictions."""
+    run = harness.trained("lstm", "trial", "--set", "data.test=false", "--set", "train.epochs=1")
+    (run / "validation_predictions.npz").unlink()
+    result = json.loads((run / "result.json").read_text())
+    del result["validation_predictions_checksum"]
+    (run / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    assert audited(harness, run)["outcome"] == "equal"
+    (line,) = metrics_of(run)
+    (run / "metrics.jsonl").write_text(json.dumps(line | {"val_accuracy": 0.99}) + "\n")
+    plant_scores(run, val_accuracy=0.99)
+    write_checksums(run)
+    found = audited(harness, run, "quick")
+    (check,) = (each for each in found["checks"] if each["outcome"] == "differs")
+    assert check["compared"] == "model on validation reviews"
+    changed("provenance.json", starts=[{"devices": [{"device": "cpu:0"}]}])(run)
+    found = audited(harness, run, "quick")
+    assert found["outcome"] == "within rounding"
+    (check,) = (each for each in found["checks"] if each["outcome"] == "not compared")
+    assert check["compared"] == "model on validation reviews"
 
 
 def flip(harness: Harness, place: str, number: int) -> tuple[Path, str]:

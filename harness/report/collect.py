@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.config import flat, is_free
+from harness.data.dataset import OFFICIAL
 from harness.errors import DiskError, InputError, did_you_mean
 from harness.job.keys import FACTS, KEYS
 from harness.job.own_code import source_digest
@@ -145,7 +146,7 @@ class DatasetGroup:
         jobs["deviation"] = accuracy.std()
         interval = t_interval(jobs["accuracy"], accuracy.sem(), jobs["num_seeds"] - 1, 0.95)
         jobs["interval_low"], jobs["interval_high"] = np.clip(interval, 0, 1)
-        is_in_book = self.data == "IMDB" and not self.limit and not self.is_sample
+        is_in_book = self.checksum == OFFICIAL and not self.limit
         book = [BOOK.get(run.architecture) if is_in_book else None for run in firsts]
         return jobs.assign(book_accuracy=np.array(book, float))
 

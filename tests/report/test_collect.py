@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from harness.data.dataset import OFFICIAL
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.report.collect import DEFAULTS, DatasetGroup, LeftOut, group_runs, scored_runs
@@ -109,14 +110,14 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
     write_run(tmp_path / "d", EPOCHS.format(3, 4), seed=3)
     write_run(tmp_path / "e", "[train]\nseed = 4\n", seed=4)
     write_run(tmp_path / "f", EPOCHS.format(1, 3), limit=500)
-    write_run(tmp_path / "g", dataset_checksum="g", data="mine")
+    write_run(tmp_path / "g", dataset_checksum="g", data="IMDB")
     groups, _ = group_runs(scored_runs([tmp_path])[0])
     names = seeds_of(groups[0])
     assert names == {"lstm": [2, 3], "lstm epochs=3": [1], "lstm epochs=6": [4]}
     parts = [*map(Part, groups)]
     # The book's figure is only for the whole of IMDB.
     assert [(p.group.checksum, p.group.limit, rows_of(p)[0].get("book %")) for p in parts] == [
-        *(("a", 0, "87.05"), ("g", 0, None), ("a", 500, None), ("b", 0, None))
+        *((OFFICIAL, 0, "87.05"), ("g", 0, None), (OFFICIAL, 500, None), ("b", 0, None))
     ]
     assert parts[2].heading == "IMDB, the first 500 reviews of each split"
 

@@ -25,6 +25,7 @@ from harness.compute.network import build_network
 from harness.compute.recurrent import kernels_of
 from harness.compute.strategy import Devices, one_device
 from harness.data.input_pipeline import Batch, Reviews
+from harness.data.own_texts import open_source
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
 from harness.system.files import MAX_RECORD_BYTES
@@ -41,6 +42,7 @@ from harness.training.audit import (
     read_subject,
 )
 from harness.training.metrics import test_scores as scores_of
+from harness.training.record import describe_data
 from tests.conftest import JOBS, Harness, calm_run, results
 from tests.conftest import metrics as metrics_of
 from tests.training.flips import PLACES, plant_scores, train_with_flip, write_checksums
@@ -618,6 +620,7 @@ FORGED = {
     "job": (changed("result.json", job="champion"), "job: job is not as recorded"),
     "architecture": (changed("result.json", architecture="lstm"), "job: architecture is not"),
     "size": (changed("result.json", recurrent_parameters=1), "job: recurrent_parameters by"),
+    "title": (changed("result.json", data="IMDB"), "data: data is not as recorded"),
     "validation": (invent_validation_scores, "scores of validation_predictions.npz: the run's"),
 }
 
@@ -635,6 +638,26 @@ def test_a_forged_result_is_found(
     done = harness.run("audit", copy, "--quick", "--runs", tmp_path / "mine")
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"run {copy}: differs in {message}" in done.stdout
+
+
+def test_own_texts_may_have_another_name_but_no_title_of_imdb(tmp_path: Path) -> None:
+    """The texts may have moved, but their title always ends in the numbers of reviews."""
+    path = tmp_path / "texts.csv"
+    lines = [f"film {number},{('no', 'yes')[number % 2]}\n" for number in range(200)]
+    path.write_text("".join(["text,label\n", *lines]))
+    auditor, none = elsewhere(tmp_path, 0, 1), np.zeros(0, np.int32)
+    auditor.dataset = dataset = open_source(path, auditor.subject.job.data)
+    auditor.context = SimpleNamespace(dataset=dataset, job=auditor.subject.job)
+    reviews = Reviews(none, none, none)
+    counts = dataset.title.removeprefix("texts.csv")
+    for title, outcome in (
+        (dataset.title, "equal"),
+        (f"moved.csv{counts}", "equal"),
+        ("IMDB", "differs"),
+    ):
+        auditor.subject.result = describe_data(auditor.context, reviews, reviews) | {"data": title}
+        check = compared("data", auditor._data, reviews, reviews)
+        assert check.outcome == outcome, check
 
 
 @pytest.mark.full

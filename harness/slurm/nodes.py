@@ -274,15 +274,17 @@ class WorkerGroup:
 def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
     """Create the folder of a job step; the chief removes the folders of earlier starts."""
     prefix = f".workers-{allocation.job_id}-"
-    folder = parent / f"{prefix}{allocation.restarts}-{allocation.step}"
+    of_this_start = f"{prefix}{allocation.restarts}-"
+    folder = parent / f"{of_this_start}{allocation.step}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
             # If an earlier start of the job lost a node, the folder of that start still exists.
+            # Another step of this start may still train.
             for old in parent.iterdir():
-                if old.name.startswith(prefix) and old != folder:
+                if old.name.startswith(prefix) and not old.name.startswith(of_this_start):
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{folder}: can't be created: {error.strerror}; check the disk") from None

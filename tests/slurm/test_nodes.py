@@ -145,6 +145,18 @@ def test_a_new_start_has_a_new_folder(runs: Path) -> None:
     assert after[1].share() == b"new"
 
 
+def test_two_steps_of_a_job_do_not_disturb_each_other(runs: Path) -> None:
+    """A step that begins later keeps the folder of a step that still trains."""
+    chief, worker = met(runs)
+    met(runs, SLURM_STEP_ID="1")
+    assert {path.name for path in chief.folder.iterdir()} == {"0.json", "1.json"}
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(worker.share)
+        time.sleep(0.5)
+        chief.share(b"content")
+        assert waiting.result() == b"content"
+
+
 def test_the_chief_shares_with_all(runs: Path) -> None:
     """Contents arrive complete and in order, even if they are empty or long."""
     chief, worker = met(runs)

@@ -204,6 +204,10 @@ def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
             architectures = values
         elif sizes := [each for each in values if type(each) in (int, float)]:
             put_value(content, parameter.key, max(sizes))
+    model = content["model"]
+    # A `model.second_units` of 0 stands for `model.units`.
+    if any(each.key == "model.second_units" and 0 in each.examples() for each in search.space):
+        model["second_units"] = max(model["second_units"], model["units"])
     jobs = []
     for name in architectures:
         put_value(content, "model.architecture", name)

@@ -80,3 +80,13 @@ def test_a_search_needs_the_memory_of_its_largest_trial(tmp_path: Path) -> None:
         '[model]\narchitecture = "bilstm"\nunits = 256\nngram_ratios = 2\n[data]\nmaxlen = 800\n'
     )
     assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
+
+
+def test_a_second_layer_may_be_as_large_as_the_first(tmp_path: Path) -> None:
+    """`model.second_units = 0` stands for the value of `model.units`."""
+    model = '[model]\narchitecture = "stacked_lstm"\n'
+    file, job = tmp_path / "mine.toml", tmp_path / "largest.toml"
+    space = "model.second_units = [0, 8]\nmodel.units = [16, 256]\n"
+    file.write_text(f"{model}[search]\ntrials = 4\n[search.space]\n{space}")
+    job.write_text(f"{model}units = 256\n")
+    assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))

@@ -12,7 +12,6 @@ detects a worker that hangs.
 
 import contextlib
 import json
-import logging
 import os
 import random
 import re
@@ -30,9 +29,10 @@ import psutil
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import log
+from harness.system.console import log_last_error
 from harness.system.files import atomic_write, names_in, owner_name, read_if_there
 from harness.system.lenient_json import parse_json
+from harness.system.stderr_filter import show_rest_soon
 
 # Few of these ports are in use, because Linux gives clients port numbers of 32768 and above.
 PORTS = range(20_000, 32_000)
@@ -216,7 +216,8 @@ class WorkerGroup:
 
         No file remains incomplete, because this process writes all files atomically.
         """
-        log(logging.ERROR, f"{self.node}: {text}")
+        show_rest_soon()
+        log_last_error(f"{self.node}: {text}")
         os._exit(code)
 
     def __enter__(self) -> Self:

@@ -18,6 +18,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
@@ -41,6 +42,7 @@ KNOWN_NOISE = re.compile(
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+SHOW_S = 5.0  # seconds to wait for the output of the last messages if the process hangs
 LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
 # Signals that kill a process after a fault in its code or in a library.
@@ -123,6 +125,16 @@ def show_rest() -> None:
     """Write the captured messages that were not read yet."""
     if captured:
         captured.show(captured.read())
+
+
+def show_rest_soon() -> None:
+    """Call `show_rest` for a process that is about to end, and wait at most SHOW_S seconds.
+
+    The messages are written in another thread, because the main thread may hold a lock.
+    """
+    thread = threading.Thread(target=show_rest, daemon=True)
+    thread.start()
+    thread.join(SHOW_S)
 
 
 def show_last(text: str) -> None:

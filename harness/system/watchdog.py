@@ -17,6 +17,7 @@ from typing import Self
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.processes import STOPPING, StopRequest, end_at_once
+from harness.system.stderr_filter import show_rest_soon
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
 LARGEST = 1440.0  # the largest HARNESS_STALL_MIN, in minutes, and HARNESS_STOP_S, in seconds
@@ -190,6 +191,7 @@ class Watchdog:
         thread = threading.Thread(target=record, daemon=True)
         thread.start()
         thread.join(RECORD_S)
+        show_rest_soon()  # TensorFlow's messages may explain the hang
         self.watched = self._request.signal = None
         self._end(*ends[-1])
 

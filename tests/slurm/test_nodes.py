@@ -19,10 +19,13 @@ from harness.slurm.nodes import PORTS, WorkerGroup
 
 # A worker that waits for another worker, as TensorFlow does.
 WAITS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.nodes import WorkerGroup
+from harness.system import stderr_filter
+stderr_filter.capture(os.memfd_create("messages"))
+os.write(2, b"TensorFlow's last message\\n")
 runs, limit_s = Path(sys.argv[1]), float(sys.argv[2])
 group = WorkerGroup.join(SlurmEnvironment.from_environment(), runs, "the same")
 print("met", flush=True)
@@ -230,7 +233,10 @@ def test_a_report_during_the_removal_of_the_folder(
 
 
 def test_a_wait_for_tensorflow_is_limited(runs: Path) -> None:
-    """After a time limit the exit code is 75; if a worker failed, the wait ends with its reason."""
+    """After a time limit the exit code is 75; if a worker failed, the wait ends with its reason.
+
+    TensorFlow's last messages come first.
+    """
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
         env = {**os.environ, **variables(0), "SLURM_RESTART_COUNT": restarts}
@@ -250,7 +256,9 @@ def test_a_wait_for_tensorflow_is_limited(runs: Path) -> None:
                     raise InputError("no such thing")
             assert chief.wait(timeout=20) == code
             assert chief.stderr
-            assert said in chief.stderr.read()
+            last, line = chief.stderr.read().splitlines()
+            assert last == "TensorFlow's last message"
+            assert said in line
 
 
 def test_nobody_waits_for_a_chief_that_may_be_lost(runs: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
@@ -10,7 +11,7 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.system import watchdog
+from harness.system import stderr_filter, watchdog
 from harness.system.watchdog import Watchdog, Watched
 
 End = tuple[str, int]
@@ -124,6 +125,29 @@ def test_a_refusal_of_the_record_is_the_last_line() -> None:
     watch(dog, refuse)
     dog.count(600)
     assert ends == [("interrupted by a hang of gpu:0 of n7; not requeued after 20 times", 1)]
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_the_last_messages_are_shown(
+    is_stuck: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorFlow's last messages come before the end, unless the main thread holds a lock."""
+    file = os.memfd_create("messages")
+    os.write(file, b"E0000 00:00:1.5 7 gpu.cc:9] the GPU has fallen off the bus\n")
+    monkeypatch.setattr(stderr_filter, "captured", stderr_filter.Capture(file))
+    lock = threading.Lock()
+    if is_stuck:
+        lock.acquire()
+        monkeypatch.setattr(stderr_filter, "SHOW_S", 0.1)
+        monkeypatch.setattr("harness.system.console.echo", lambda *_, **__: lock.acquire())
+    dog, ends = make()
+    watch(dog)
+    dog.count(600)
+    os.close(file)
+    if is_stuck:
+        lock.release()
+    assert len(ends) == 1
+    assert ("fallen off the bus" in capsys.readouterr().err) is not is_stuck
 
 
 BLOCKED = """

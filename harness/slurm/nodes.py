@@ -12,6 +12,7 @@ detects a worker that hangs.
 
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -134,24 +135,40 @@ class WorkerGroup:
 
     # Sharing
 
-    def share(self, content: bytes = b"") -> bytes:
+    def share(self, content: bytes = b"", wait_s: float = math.inf) -> bytes:
         """Send the chief's `content` to all workers; return this content on every worker.
 
         Workers other than the chief pass no `content`, and wait for the chief's content.
 
+        Args:
+            wait_s: the seconds to wait; before TensorFlow has connected the workers, nothing else
+                detects that the chief died.
+
         Raises:
             Interrupted: if the chief has ended without an error.
-            RunError: if a worker has failed; the error contains the worker's reason.
+            RunError: if a worker has failed (the error contains the worker's reason), or nothing
+                has arrived within `wait_s`.
         """
         name = f"shared-{self._num_shared}"
         self._num_shared += 1
         if self.is_chief:
             self._write(name, content)
             return content
+        return self._wait_for(name, 0, wait_s)
+
+    def _wait_for(self, name: str, rank: int, wait_s: float) -> bytes:
+        """Return the content of a file that the worker with this rank writes."""
+        deadline = time.monotonic() + wait_s
         while (found := self._read(name)) is None:
             self.check()
-            if 0 in self._left():
-                raise Interrupted(f"the exit of the worker on {self.nodes[0]}")
+            if rank in self._left():
+                raise Interrupted(f"the exit of the worker on {self.nodes[rank]}")
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{self.node}: nothing arrived from {self.nodes[rank]} for {wait_s:.0f} s; "
+                    "check that srun's task on this node still runs, and that all nodes see "
+                    f"{self.folder.parent}"
+                )
             time.sleep(POLL_S)
         return found
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,7 @@ from harness.slurm.environment import (
     node_name,
     resume_command,
 )
-from harness.slurm.nodes import WorkerGroup
+from harness.slurm.nodes import JOIN_S, WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
 from harness.system.console import Console
 from harness.system.files import scratch_directory
@@ -106,7 +107,7 @@ def launch(
         worker_group = None
         if allocation and not stop.alone:
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
-            threads = agreed(threads, worker_group)
+            threads = agreed(threads, worker_group, JOIN_S)
         # 3. Import TensorFlow and check the devices.
         begin = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start the run again")
         with watchdog.current.watching(begin):
@@ -234,7 +235,7 @@ def plan_of(job: Job, kind: str, run: RunDirectory) -> ExecutionPlan:
     return choose(job, kind, cpus, begun=begun)
 
 
-def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
+def agreed(value: Any, worker_group: WorkerGroup | None, wait_s: float = math.inf) -> Any:
     """Return the chief's value on every worker.
 
     Nodes may have different CPUs and GPUs, so workers may compute different values.
@@ -242,7 +243,7 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
-    return json.loads(worker_group.share(content))
+    return json.loads(worker_group.share(content, wait_s))
 
 
 def check_own_parts(

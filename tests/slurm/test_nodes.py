@@ -177,6 +177,13 @@ def test_nobody_waits_for_a_chief_that_ended(runs: Path) -> None:
         worker.share()
 
 
+def test_the_wait_for_a_chief_that_was_killed_is_limited(runs: Path) -> None:
+    """A chief that is killed before TensorFlow's connection leaves no report."""
+    _, worker = met(runs)
+    with pytest.raises(RunError, match=r"nothing arrived from localhost for 0 s; .*lstm"):
+        worker.share(wait_s=0.3)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_failed_worker_ends_the_others(runs: Path, rank: int) -> None:
     """The other workers raise an error with the reason of the failed worker."""

@@ -11,7 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +195,7 @@ def make_strategy(
     devices is a MirroredStrategy. Call this function once per process, before any tensor exists.
 
     Raises:
-        InputError: if several CPU devices per node are requested.
+        InputError: if several CPU devices per node are requested, or nodes have different devices.
     """
     import tensorflow as tf
 
@@ -208,7 +208,7 @@ def make_strategy(
         )
     tf.config.set_visible_devices(gpus, "GPU")
     if worker_group:
-        return _across_nodes(worker_group)
+        return _across_nodes(devices, worker_group)
     if devices.count == 1:
         return tf.distribute.get_strategy()
     if gpus:
@@ -224,7 +224,24 @@ def make_strategy(
     )
 
 
-def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
+def check_equal_devices(devices: Devices, worker_group: WorkerGroup) -> None:
+    """Check that all workers use the same kind and number of devices; else TensorFlow would hang.
+
+    Raises:
+        InputError: if two nodes use different devices.
+    """
+    everyone = [Devices(**each) for each in worker_group.gather(asdict(devices))]
+    for node, other in zip(worker_group.nodes, everyone, strict=True):
+        if other != everyone[0]:
+            fewest = min(everyone, key=lambda each: (each.kind, each.count))
+            raise InputError(
+                f"{worker_group.nodes[0]} has {everyone[0]} and {node} has {other}: all nodes "
+                "should use equally many devices; request them with --gpus-per-node, or use "
+                f"--devices {fewest}"
+            )
+
+
+def _across_nodes(devices: Devices, worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
     # TensorFlow's SlurmClusterResolver is not used, because it sorts n10 before n9, needs GPUs, and
@@ -238,6 +255,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     _expect_heartbeats(len(worker_group.addresses))
     # Limit the time: TensorFlow waits an hour for the other workers, even if one of them has died.
     with worker_group.limited(START_S):
+        check_equal_devices(devices, worker_group)
         # CommunicationOptions(timeout_seconds=…) is not used: it needs a thread for each operation.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -294,7 +312,8 @@ def describe_devices(
 ) -> list[dict[str, str]]:
     """Return the name and kind of each device of the strategy, for the run's record.
 
-    All nodes are assumed to have the same devices, so this node's devices describe all of them.
+    All nodes use equally many devices (`check_equal_devices`), and are assumed to have the same
+    kind of GPU, so this node's devices describe all of them.
     """
     import tensorflow as tf
 

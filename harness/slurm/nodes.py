@@ -20,7 +20,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -156,12 +156,28 @@ class WorkerGroup:
             return content
         return self._wait_for(name, 0, wait_s)
 
+    def gather(self, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the values of all workers, in the order of their ranks.
+
+        Raises:
+            Interrupted, RunError: see `share`.
+        """
+        name = f"gathered-{self._num_shared}"
+        self._num_shared += 1
+        self._write(f"{name}-{self.rank}", json.dumps(value).encode())
+        ranks = range(len(self.nodes))
+        return [parse_json(self._wait_for(f"{name}-{rank}", rank, math.inf)) for rank in ranks]
+
     def _wait_for(self, name: str, rank: int, wait_s: float) -> bytes:
         """Return the content of a file that the worker with this rank writes."""
         deadline = time.monotonic() + wait_s
-        while (found := self._read(name)) is None:
-            self.check()
-            if rank in self._left():
+        while True:
+            # Read the reports first: a worker that already has all files may fail at once.
+            left = self._left()
+            if (found := self._read(name)) is not None:
+                return found
+            self._check(left)
+            if rank in left:
                 raise Interrupted(f"the exit of the worker on {self.nodes[rank]}")
             if time.monotonic() > deadline:
                 raise RunError(
@@ -170,7 +186,6 @@ class WorkerGroup:
                     f"{self.folder.parent}"
                 )
             time.sleep(POLL_S)
-        return found
 
     # The end
 
@@ -180,7 +195,10 @@ class WorkerGroup:
         Raises:
             RunError: if a worker has failed; the error contains the worker's reason.
         """
-        for rank, report in self._left().items():
+        self._check(self._left())
+
+    def _check(self, left: Mapping[int, Mapping[str, Any]]) -> None:
+        for rank, report in left.items():
             if report.get("code") not in (0, Interrupted.exit_code):
                 raise RunError(f"the worker on {self.nodes[rank]} failed: {report.get('text')}")
 

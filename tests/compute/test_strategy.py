@@ -1,11 +1,20 @@
 """`--devices` and HARNESS_DEVICES."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from harness.compute.strategy import Devices, one_device_each, parse_devices, site_devices
+from harness.compute.strategy import (
+    Devices,
+    check_equal_devices,
+    one_device_each,
+    parse_devices,
+    site_devices,
+)
 from harness.errors import InputError
+from harness.slurm.nodes import WorkerGroup
 
 
 @pytest.mark.parametrize(
@@ -41,3 +50,29 @@ def test_a_refusal_names_the_option_or_the_variable(
     assert str(refused.value).startswith(said)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     assert one_device_each(None, "run") == site_devices() == "cpu"
+
+
+def test_nodes_with_different_devices_are_refused(tmp_path: Path) -> None:
+    """Every worker names both nodes; TensorFlow would wait for ever."""
+
+    def refusals(*texts: str) -> list[BaseException | None]:
+        nodes = ["n1", "n2", "n3"][: len(texts)]
+        folder = tmp_path / "-".join(texts)
+        folder.mkdir()
+        (folder / "0.json").touch()
+        groups = [WorkerGroup(folder, nodes, rank) for rank in range(len(nodes))]
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            calls = [
+                pool.submit(check_equal_devices, parse_devices(text), group)
+                for text, group in zip(texts, groups, strict=True)
+            ]
+        return [call.exception() for call in calls]
+
+    assert refusals("gpu:2", "gpu:2") == [None, None]
+    for texts, said in (
+        (("gpu:2", "gpu:2", "gpu:1"), "n1 has gpu:2 and n3 has gpu:1: all .* --devices gpu:1$"),
+        (("gpu:2", "cpu:1"), "n1 has gpu:2 and n2 has cpu:1: .*-per-node, or use --devices cpu:1$"),
+    ):
+        for error in refusals(*texts):
+            assert isinstance(error, InputError)
+            assert re.search(said, str(error))

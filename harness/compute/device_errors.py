@@ -59,7 +59,14 @@ NODE_FAULTS = (
         ANOTHER_NODE,
     ),
     DeviceError(
+        "(?i)NVLINK_UNCORRECTABLE|uncorrectable NVLink|HARDWARE_STACK_ERROR|hardware stack error|"
+        "CUDA_ERROR_CONTAINED|access of peer GPU memory over nvlink",
+        "the GPU's hardware failed",
+        ANOTHER_NODE,
+    ),
+    DeviceError(
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
+        "ILLEGAL_INSTRUCTION|illegal instruction was|MISALIGNED_ADDRESS|misaligned address|"
         "Unexpected Event status",  # TensorFlow's message lacks CUDA's error code
         "a kernel failed on the GPU",
         ANOTHER_NODE,
@@ -110,6 +117,11 @@ OTHER_ERRORS = (
         UNWRITTEN.pattern,
         "the GPU could not run a kernel, and TensorFlow continued without the kernel's result",
         "check the driver with nvidia-smi and the versions with harness doctor",
+    ),
+    DeviceError(
+        r"CUDA_ERROR_\w+",
+        "a call of CUDA failed",
+        "check the GPU with nvidia-smi and the versions with harness doctor, or use another node",
     ),
 )
 

@@ -16,7 +16,7 @@ from harness.compute.device_errors import (
     explained_device_errors,
     tell_death,
 )
-from harness.errors import RunError
+from harness.errors import NodeFault, RunError
 from harness.system import stderr_filter
 from harness.system.gpu import Memory
 from harness.system.stderr_filter import Capture
@@ -34,6 +34,12 @@ REFUSED = "Failed to call DoRnnForward with model config: [rnn_mode]: 2, 0, 0"
             "stream did not block\nCUDA_ERROR_ILLEGAL_ADDRESS: an illegal access\n\t [[{{a}}]]",
             "GPU: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal access; use",
         ),
+        ("CUDA_ERROR_NVLINK_UNCORRECTABLE: uncorrectable NVLink", "the GPU's hardware failed"),
+        ("INTERNAL: hardware stack error", "the GPU's hardware failed: INTERNAL: hardware stack"),
+        ("CUDA_ERROR_CONTAINED: Invalid access of peer", "the GPU's hardware failed"),
+        ("INTERNAL: an illegal instruction was encountered", "a kernel failed on the GPU"),
+        ("CUDA_ERROR_MISALIGNED_ADDRESS: misaligned", "a kernel failed on the GPU"),
+        ("Failed to load: CUDA_ERROR_NOT_FOUND: named symbol", "a call of CUDA failed: Failed to"),
         ("CUDA_ERROR_SYSTEM_NOT_READY: system not yet initialized", "the driver has lost the GPU"),
         ("CUDA driver version is insufficient for CUDA runtime version", "driver is too old"),
         ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION: the provided PTX", "driver is too old"),
@@ -61,6 +67,16 @@ def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> Non
     assert "\n" not in str(error)
     assert error.exit_code == 1
     assert explained(["Cannot convert a string to a number"]) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVLINK_UNCORRECTABLE", "HARDWARE_STACK_ERROR", "CONTAINED", "ILLEGAL_INSTRUCTION"],
+)
+def test_a_fault_of_the_hardware_is_the_nodes(name: str) -> None:
+    """Other errors of CUDA do not exclude the node."""
+    assert isinstance(explained([f"CUDA_ERROR_{name}: stub"]), NodeFault)
+    assert not isinstance(explained(["CUDA_ERROR_NOT_FOUND: stub"]), NodeFault)
 
 
 @pytest.mark.parametrize(

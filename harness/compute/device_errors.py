@@ -31,6 +31,8 @@ OUT_OF_MEMORY = re.compile(
 # reports success but leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
+# Where an operation was made; the names of files, functions and nodes explain no error.
+PLACES = re.compile(r'^ *(File ".*", line \d|Detected at node ).*|\[\[\{\{node .*', re.MULTILINE)
 ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a function call; `_shortened` removes its arguments
 
 
@@ -248,7 +250,7 @@ def explained_device_errors() -> Iterator[None]:
         captured = stderr_filter.captured
         found = captured.read() if captured else []
         num_gpus = len(tf.config.get_visible_devices("GPU"))
-        texts = [*_telling(found), str(error)]
+        texts = [*_telling(found), PLACES.sub("", str(error))]
         if isinstance(error, tf.errors.ResourceExhaustedError):
             texts.append("out of memory")
         if known := explained(texts, lasting_error(num_gpus), sees_memory=num_gpus > 0):

@@ -5,6 +5,7 @@ The error messages are TensorFlow's; `tests/gpu` provokes most of them.
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tensorflow as tf
@@ -150,6 +151,16 @@ def test_only_errors_of_devices_are_explained() -> None:
         raise tf.errors.InternalError(None, None, "CUDA_ERROR_NO_BINARY_FOR_GPU")
     with pytest.raises(RunError, match="the device is out of memory"), explained_device_errors():
         raise tf.errors.ResourceExhaustedError(None, None, "failed to allocate")
+
+
+def test_the_place_of_an_operation_explains_no_error(tmp_path: Path) -> None:
+    """TensorFlow's error names the files and functions that made a failing operation."""
+    path = tmp_path / "deterministic-nccl/net.py"
+    code = "def nccl(tf, x):\n    return tf.strings.to_number(x, name='nccl')\n"
+    found: dict[str, Any] = {}
+    exec(compile(code, path, "exec"), found)  # noqa: S102 - the code is above
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a\n"), explained_device_errors():
+        tf.function(found["nccl"], autograph=False)(tf, tf.constant("a"))
 
 
 def test_a_kernel_that_was_not_run_is_a_failure(

@@ -149,8 +149,8 @@ def _find_reason(
         promised: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm promised.
         given: the number of GPUs that Slurm allocated; None outside of Slurm, or if Slurm's
             variables do not contain the number.
-        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES differs
-            from `listed`, the function checks whether the driver knows the names in
+        listed: the indices of the job's GPUs, as Slurm lists them. If Slurm did not set
+            CUDA_VISIBLE_DEVICES, the function checks whether the driver knows the names in
             CUDA_VISIBLE_DEVICES.
 
     Returns:
@@ -166,7 +166,10 @@ def _find_reason(
         why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
         return why, f"run on a node with GPUs; {gpu.IN_A_CONTAINER}", False
     names = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    if names != list(listed) and (unknown := gpu.unknown_names(names)):
+    of_job = names if gpu.names_of_job is None else gpu.names_of_job
+    # In a cgroup, Slurm numbers the job's GPUs from 0.
+    is_by_slurm = of_job in ([], [*listed], [str(i) for i in range(given or 0)])
+    if not is_by_slurm and (unknown := gpu.unknown_names(names)):
         why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
         return why, "choose GPUs that nvidia-smi -L lists, or unset the variable", False
     found = CU_INIT.search("\n".join(device_messages))

@@ -64,6 +64,7 @@ def take_own_gpu() -> None:
     """
     index = os.environ.pop(GPU_INDEX, "")
     if index.isdigit():
+        gpu.names_of_job = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu_name(int(index))
 
 

@@ -40,6 +40,9 @@ FIRST_OF_CUDNN = (7, 5)
 
 Version = tuple[int, ...]
 
+# The names in CUDA_VISIBLE_DEVICES before `take_own_gpu` replaced them by the GPU of a slot.
+names_of_job: list[str] | None = None
+
 
 @dataclass(frozen=True)
 class Card:

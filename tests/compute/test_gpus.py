@@ -13,6 +13,7 @@ from harness.compute.device_check import check_gpus
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.pool import take_own_gpu
 from harness.system import gpu
 from tests.conftest import Harness
 from tests.system.driver import broken_driver
@@ -109,6 +110,38 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         check_gpus(None, two, pytest.fail)
     assert faults.read_text().startswith("n7 Slurm gave 2 GPUs, but TensorFlow sees 1")
     check_gpus(None, SlurmEnvironment.from_environment(SLURM), pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "error"),
+    [
+        ("0,1", None, NodeFault),  # in a cgroup, Slurm numbers the job's GPUs from 0
+        ("2,3", None, NodeFault),
+        ("0,1", "1", NodeFault),
+        ("2,3", "1", NodeFault),
+        (None, "1", NodeFault),
+        ("0,7", None, InputError),
+        ("0,7", "1", InputError),
+    ],
+)
+def test_a_lost_gpu_is_the_nodes_fault(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, index: str | None, error: type[Exception]
+) -> None:
+    """The driver no longer knows a GPU that Slurm gave; the run may be alone, or in a slot."""
+    show_one_gpu(monkeypatch)
+    monkeypatch.setattr(gpu, "num_cards", lambda: 1)
+    monkeypatch.setattr(gpu, "unknown_names", lambda names: [each for each in names if each != "0"])
+    monkeypatch.setattr(gpu, "names_of_job", None)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if index:
+        monkeypatch.setenv("HARNESS_GPU", index)
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    take_own_gpu()
+    slurm = SLURM | {"SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "2,3"}
+    with pytest.raises((InputError, NodeFault)) as raised:
+        check_gpus(None, SlurmEnvironment.from_environment(slurm), pytest.fail)
+    assert raised.type is error
 
 
 BEGIN = """

@@ -202,6 +202,7 @@ def test_a_process_sees_the_gpu_of_its_slot(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("HARNESS_GPU", "1")
+    monkeypatch.setattr(pool.gpu, "names_of_job", None)
     take_own_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == own
     assert "HARNESS_GPU" not in os.environ

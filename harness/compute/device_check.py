@@ -49,6 +49,7 @@ INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "check the GPUs with nvidia-smi, and report the node to your cluster's administrators"
 # The message that TensorFlow writes to standard error if the driver can't be initialized.
 CU_INIT = re.compile(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))")
+OTHER_DRIVER = re.compile(r"SYSTEM_DRIVER_MISMATCH|COMPAT_NOT_SUPPORTED|\(80[34]\)")
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
 
 Compute = Callable[[], list[tf.Tensor]]
@@ -172,10 +173,16 @@ def _find_reason(
     if not is_by_slurm and (unknown := gpu.unknown_names(names)):
         why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
         return why, "choose GPUs that nvidia-smi -L lists, or unset the variable", False
+    if len({*names}) < len(names):
+        return "CUDA_VISIBLE_DEVICES names a GPU twice", "name each GPU once", False
     found = CU_INIT.search("\n".join(device_messages))
     if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
         why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
         return why, gpu.IN_A_CONTAINER, False
+    # If the driver itself is broken, NVML does not answer either.
+    if found and OTHER_DRIVER.search(found[1]) and gpu.num_cards():
+        why = f"cuInit failed: {found[1]}: libcuda.so.1 does not fit the node's driver"
+        return why, "remove CUDA's compat folder from LD_LIBRARY_PATH or the container", False
     if found:
         return f"cuInit failed: {found[1]}", ASK, True
     missing = gpu.load_libraries()
@@ -193,6 +200,9 @@ def _find_reason(
         why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
         request = f"request {available}: --devices gpu:{available}"
         return why, request if available else "request GPUs", False
+    if names and num_seen >= len(names):
+        why = f"CUDA_VISIBLE_DEVICES={','.join(names)} shows no more"
+        return why, f"request {num_seen}: --devices gpu:{num_seen}, or unset the variable", False
     return f"the driver shows {num_seen} of {promised} GPUs", ASK, True
 
 

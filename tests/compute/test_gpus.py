@@ -144,6 +144,56 @@ def test_a_lost_gpu_is_the_nodes_fault(
     assert raised.type is error
 
 
+@pytest.mark.parametrize("slurm", [None, SLURM | {"SLURM_GPUS_ON_NODE": "2"}])
+@pytest.mark.parametrize(
+    ("visible", "said"),
+    [
+        ("0", "sees 1: CUDA_VISIBLE_DEVICES=0 shows no more; request 1: --devices gpu:1, or unset"),
+        ("0,0", "CUDA_VISIBLE_DEVICES names a GPU twice; name each GPU once"),
+    ],
+)
+def test_a_healthy_node_is_not_blamed(
+    monkeypatch: pytest.MonkeyPatch, visible: str, said: str, slurm: dict[str, str] | None
+) -> None:
+    """The user's CUDA_VISIBLE_DEVICES shows fewer GPUs than requested."""
+    show_one_gpu(monkeypatch)
+    monkeypatch.setattr(gpu, "num_cards", lambda: 2)
+    monkeypatch.setattr(gpu, "unknown_names", lambda names: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(InputError, match=re.escape(said)):
+        check_gpus(
+            parse_devices("gpu:2"),
+            SlurmEnvironment.from_environment(slurm) if slurm else None,
+            pytest.fail,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_cards", "error"),
+    [
+        ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", 1, InputError),
+        ("CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", 1, InputError),
+        ("UNKNOWN ERROR (803)", 1, InputError),
+        ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", None, NodeFault),  # the driver was updated
+        ("CUDA_ERROR_SYSTEM_NOT_READY", 1, NodeFault),
+    ],
+)
+def test_another_drivers_library_is_not_the_nodes_fault(
+    monkeypatch: pytest.MonkeyPatch, name: str, num_cards: int | None, error: type[Exception]
+) -> None:
+    """A container or a module can bring a libcuda.so.1 that does not fit the driver."""
+    show_one_gpu(monkeypatch)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [])
+    monkeypatch.setattr(gpu, "num_cards", lambda: num_cards)
+    line = f"E0000 a.cc:1] failed call to cuInit: INTERNAL: Failed call to cuInit: {name}: stub"
+    monkeypatch.setattr(device_check, "device_messages", [line])
+    with pytest.raises(
+        (InputError, NodeFault), match=re.escape(f"cuInit failed: {name}")
+    ) as raised:
+        check_gpus(parse_devices("gpu"), None, pytest.fail)
+    assert raised.type is error
+
+
 BEGIN = """
 from harness.compute.strategy import import_tensorflow, parse_devices
 import_tensorflow(None)

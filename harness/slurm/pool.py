@@ -6,6 +6,7 @@ A slot is the place of one worker: a GPU of a node, or some of the node's CPUs.
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,9 @@ def take_own_gpu() -> None:
     """Hide all GPUs except the slot's GPU from this process; call this before CUDA starts.
 
     The slot stores the index of its GPU, because the names of GPUs differ between nodes.
+
+    Raises:
+        InputError: if CUDA_VISIBLE_DEVICES names too few GPUs.
     """
     index = os.environ.pop(GPU_INDEX, "")
     if index.isdigit():
@@ -69,9 +73,19 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """Return a GPU's name in CUDA_VISIBLE_DEVICES, given its index among the visible GPUs."""
-    listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return listed[index] if index < len(listed) else str(index)
+    """Return a GPU's name in CUDA_VISIBLE_DEVICES, given its index among the visible GPUs.
+
+    Raises:
+        InputError: if CUDA_VISIBLE_DEVICES names fewer GPUs.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = gpu.visible_names(visible)
+    if listed and index >= len(listed):
+        raise InputError(
+            f"{GPU_INDEX}={index}: CUDA_VISIBLE_DEVICES={visible} shows only {len(listed)} on "
+            f"{socket.gethostname()}; start fewer workers, or unset CUDA_VISIBLE_DEVICES"
+        )
+    return listed[index] if listed else str(index)
 
 
 def allocate_slots(
@@ -106,6 +120,9 @@ def allocate_slots(
     nodes: Sequence[str | None] = client.node_names(allocation) if allocation else [None]
     cpus = given_cpus(allocation)
     gpus = (given_gpus(allocation) if allocation else visible_gpus()) or 0
+    # A job step gets its own CUDA_VISIBLE_DEVICES; a child process gets the variable of this one.
+    if "CUDA_VISIBLE_DEVICES" in os.environ and len(nodes) == 1 and not needs_steps(allocation):
+        gpus = min(gpus, visible_gpus())
     if devices == "cpu":
         gpus = 0
     if workers_per_gpu > 1 and not gpus:

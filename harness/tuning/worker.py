@@ -308,8 +308,8 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(args)
     end_with_parent()
     take_any_text()
-    take_own_gpu()
     try:
+        take_own_gpu()
         if not is_sweep(arguments.sweep.folder):  # another node's files may become visible late
             path = arguments.sweep.path(SEARCH_FILE)
             raise DiskError(

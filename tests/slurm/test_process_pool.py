@@ -136,6 +136,7 @@ def allocation(**variables: str) -> SlurmEnvironment:
 def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message contains the number of workers, the limit and the remedy."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     here = allocation(SLURM_GPUS_ON_NODE="2")
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
     assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
@@ -208,6 +209,23 @@ def test_a_process_sees_the_gpu_of_its_slot(
     assert "HARNESS_GPU" not in os.environ
     take_own_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+
+def test_slots_use_only_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without job steps, a user's CUDA_VISIBLE_DEVICES narrows Slurm's GPUs."""
+    two = allocation(SLURM_GPUS_ON_NODE="2", HARNESS_NODES="n08")
+    for has_srun, visible, indices in (
+        (False, "1", [0]),
+        (False, "1,0", [0, 1]),
+        (True, "1", [0, 1]),
+    ):
+        monkeypatch.setattr(pool.client, "has_client", lambda name, found=has_srun: found)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [slot.gpu for slot in allocate_slots(two, None)] == indices
+    monkeypatch.setattr(pool.gpu, "names_of_job", None)
+    monkeypatch.setenv("HARNESS_GPU", "1")
+    with pytest.raises(InputError, match="HARNESS_GPU=1: CUDA_VISIBLE_DEVICES=1 shows only 1 on "):
+        take_own_gpu()
 
 
 # The command

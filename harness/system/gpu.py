@@ -312,9 +312,10 @@ def open_gpus() -> tuple[Any, dict[str, Any]]:
     """Return `pynvml`, and a dictionary with NVML's handle of each visible GPU, in CUDA's order.
 
     The dictionary's keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs;
-    if CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. GPUs that NVML does
-    not know are left out. Without the package nvidia-ml-py, the function returns None and an empty
-    dictionary. NVML stays open until this process ends.
+    if CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. The first GPU that
+    NVML does not know (NVML refuses an abbreviated UUID) and all GPUs after it are left out.
+    Without the package nvidia-ml-py, the function returns None and an empty dictionary. NVML stays
+    open until this process ends.
     """
     try:
         import pynvml as nvml
@@ -326,10 +327,9 @@ def open_gpus() -> tuple[Any, dict[str, Any]]:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = map(str, range(nvml.nvmlDeviceGetCount())) if seen is None else visible_names(seen)
         for name in names:
-            with contextlib.suppress(nvml.NVMLError):
-                gpus[name] = (
-                    nvml.nvmlDeviceGetHandleByIndex(int(name))
-                    if name.isdigit()
-                    else nvml.nvmlDeviceGetHandleByUUID(name)  # GPU-... or MIG-...
-                )
+            gpus[name] = (
+                nvml.nvmlDeviceGetHandleByIndex(int(name))
+                if name.isdigit()
+                else nvml.nvmlDeviceGetHandleByUUID(name)  # GPU-... or MIG-...
+            )
     return nvml, gpus

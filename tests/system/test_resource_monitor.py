@@ -32,6 +32,7 @@ def test_the_machine_is_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -
         (None, 2, {"gpu0_share": 0.1, "gpu1_share": 0.2}),
         ("1,0", 1, {"gpu0_share": 0.2}),
         ("GPU-a, 0", 2, {"gpu0_share": 0.3, "gpu1_share": 0.1}),
+        ("GPU-, 1", 1, {}),  # CUDA knows this abbreviation, but NVML does not
     ],
 )
 def test_gpus_are_those_that_the_process_sees(

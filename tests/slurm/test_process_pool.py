@@ -25,6 +25,7 @@ from harness.slurm.pool import (
     srun_args,
     take_own_gpu,
 )
+from harness.system import gpu
 from harness.system.console import Console
 from harness.system.processes import STOPPING
 from harness.tracking.run_dir import RunDirectory
@@ -203,7 +204,7 @@ def test_a_process_sees_the_gpu_of_its_slot(
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("HARNESS_GPU", "1")
-    monkeypatch.setattr(pool.gpu, "names_of_job", None)
+    monkeypatch.setattr(gpu, "names_of_job", None)
     take_own_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == own
     assert "HARNESS_GPU" not in os.environ
@@ -222,7 +223,7 @@ def test_slots_use_only_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pool.client, "has_client", lambda name, found=has_srun: found)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert [slot.gpu for slot in allocate_slots(two, None)] == indices
-    monkeypatch.setattr(pool.gpu, "names_of_job", None)
+    monkeypatch.setattr(gpu, "names_of_job", None)
     monkeypatch.setenv("HARNESS_GPU", "1")
     with pytest.raises(InputError, match="HARNESS_GPU=1: CUDA_VISIBLE_DEVICES=1 shows only 1 on "):
         take_own_gpu()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm import pool
+from harness.slurm import client, pool
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import (
     ManagedProcess,
@@ -220,7 +220,7 @@ def test_slots_use_only_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         (False, "1,0", [0, 1]),
         (True, "1", [0, 1]),
     ):
-        monkeypatch.setattr(pool.client, "has_client", lambda name, found=has_srun: found)
+        monkeypatch.setattr(client, "has_client", lambda name, found=has_srun: found)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert [slot.gpu for slot in allocate_slots(two, None)] == indices
     monkeypatch.setattr(gpu, "names_of_job", None)

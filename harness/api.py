@@ -404,21 +404,18 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
     return [f"{key}={toml_value(value)}" for key, value in _dotted(settings or {})]
 
 
-def _dotted(settings: Settings) -> Iterator[tuple[str, object]]:
+def _dotted(settings: Settings, table: str = "") -> Iterator[tuple[str, object]]:
     """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`.
 
     Also flatten a table of options in such a table, so that the job's other options stay.
     """
     for name, value in settings.items():
-        if not isinstance(value, Mapping) or "." in name:
-            yield name, value
-            continue
-        for key, each in value.items():
-            dotted = f"{name}.{key}"
-            if isinstance(each, Mapping) and dotted in KEYS and is_free(KEYS[dotted]):
-                yield from ((f"{dotted}.{option}", chosen) for option, chosen in each.items())
-            else:
-                yield dotted, each
+        key = f"{table}.{name}" if table else name
+        is_table = (key in KEYS and is_free(KEYS[key])) if table else "." not in name
+        if is_table and isinstance(value, Mapping):
+            yield from _dotted(value, key)
+        else:
+            yield key, value
 
 
 def _options(options: Mapping[str, object]) -> list[str]:

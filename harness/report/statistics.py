@@ -13,7 +13,6 @@ fourteen equally good jobs, Dunnett's intervals called some job worse than the j
 score in 27 % of the experiments.
 """
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup, ScoredRun, t_interval
 from harness.system.console import echo
-from harness.system.files import open_plain_file
+from harness.system.files import open_plain_file, sha256_of
 from harness.system.lenient_json import number, read_json_lines, whole
 from harness.tracking.run_dir import CHECKSUMS, PREDICTIONS, RESULT
 from harness.training.metrics import checked
@@ -215,16 +214,13 @@ def read_arrays(path: Path, num_classes: int, checksum: Any = None) -> tuple[Int
             contain valid labels and probabilities of `num_classes` classes.
     """
     try:
-        with open_plain_file(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                labels, probabilities = checked(arrays["labels"], arrays["probabilities"])
+        with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            labels, probabilities = checked(arrays["labels"], arrays["probabilities"])
     except OSError:
         raise
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
-    if checksum not in (None, found):
+    if checksum is not None and checksum != sha256_of(path):
         raise ValueError(f"{path.name} has changed, as its sha256 is not that in {RESULT}")
     shape, expected = probabilities.shape, (max(labels.size, 1), num_classes)
     if shape != expected:

@@ -159,10 +159,10 @@ def list_files(project: Path, runs: Path | None) -> Files:
         if looks_secret(name):
             secrets[name] = "its name"
         elif judges_mode:
-            for part in (name, *map(str, PurePosixPath(name).parents)):
-                if part != "." and _is_private(project / part):
-                    of = "its mode" if part == name else f"{part}/ has mode"
-                    secrets[name] = f"{of} {(project / part).lstat().st_mode & 0o777:04o}"
+            parts = [name, *map(str, PurePosixPath(name).parents)][:-1]  # the last part is "."
+            if private := [part for part in parts if _is_private(project / part)]:
+                of = "its mode" if private[-1] == name else f"{private[-1]}/ has mode"
+                secrets[name] = f"{of} {(project / private[-1]).lstat().st_mode & 0o777:04o}"
     return Files(tracked, new, secrets)
 
 

@@ -201,10 +201,10 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent. The operating system closes the pipe
-    when the parent ends; if the parent started this process through srun, srun passes the end of
-    the pipe on. If this process still runs a minute after SIGTERM, it
-    exits with the exit code of an interruption, 75.
+    Standard input must be a pipe from the parent. The operating system closes the pipe when the
+    parent ends; if the parent started this process through srun, srun passes the end of the pipe
+    on. If this process still runs a minute after SIGTERM, it exits with the exit code of an
+    interruption, 75.
     """
 
     def watch() -> None:
@@ -215,6 +215,13 @@ def end_with_parent() -> None:
         os._exit(Interrupted.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def call_within(limit_s: float, function: Callable[[], object]) -> None:
+    """Call a function in another thread, and wait at most `limit_s` seconds for its end."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(limit_s)
 
 
 def is_alive(process: int, seen_s: float) -> bool:

@@ -18,13 +18,12 @@ import re
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from harness.system import console
 from harness.system.gpu import has_driver, hidden_by
-from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
+from harness.system.processes import SHOW_CURSOR, STOPPING, call_within, end_at_once
 
 # Messages that TensorFlow 2.21 writes at every start without a GPU. The messages matter only if a
 # driver exists and its GPUs are not hidden.
@@ -132,9 +131,7 @@ def show_rest_soon() -> None:
 
     The messages are written in another thread, because the main thread may hold a lock.
     """
-    thread = threading.Thread(target=show_rest, daemon=True)
-    thread.start()
-    thread.join(SHOW_S)
+    call_within(SHOW_S, show_rest)
 
 
 def show_last(text: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.system.processes import STOPPING, StopRequest, end_at_once
+from harness.system.processes import STOPPING, StopRequest, call_within, end_at_once
 from harness.system.stderr_filter import show_rest_soon
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
@@ -188,9 +188,7 @@ class Watchdog:
                     ends.append((str(refusal), refusal.exit_code))
 
         # Record the end in another thread, because the disk may not answer.
-        thread = threading.Thread(target=record, daemon=True)
-        thread.start()
-        thread.join(RECORD_S)
+        call_within(RECORD_S, record)
         show_rest_soon()  # TensorFlow's messages may explain the hang
         self.watched = self._request.signal = None
         self._end(*ends[-1])

@@ -342,6 +342,19 @@ def kind_of(where: str) -> str:
 # The audit
 
 
+def probabilities_of(
+    model: Any, job: Job, plan: ExecutionPlan, reviews: "Reviews", num_rows: int = 0
+) -> np.ndarray:
+    """Return the probabilities that a model computes for reviews on one device."""
+    from harness.compute.device_errors import explained_device_errors
+    from harness.compute.evaluator import Evaluator
+    from harness.compute.strategy import one_device
+
+    evaluator = Evaluator(model, one_device(), job, plan, num_rows=num_rows)
+    with explained_device_errors():
+        return evaluator.probabilities(reviews)
+
+
 class Auditor:
     """Computes a run again from its job, and compares the results with the run's files."""
 
@@ -490,41 +503,30 @@ class Auditor:
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
         import tensorflow as tf
 
-        from harness.compute.device_errors import explained_device_errors
-        from harness.compute.evaluator import Evaluator
         from harness.compute.recurrent import turn_cudnn_off
-        from harness.compute.strategy import one_device
 
-        def evaluated(model: Any, plan: ExecutionPlan, num_rows: int = 0) -> np.ndarray:
-            evaluator = Evaluator(model, one_device(), self.subject.job, plan, num_rows=num_rows)
-            with explained_device_errors():
-                return evaluator.probabilities(reviews)
-
-        theirs = arrays_of(self.subject.files[name])["probabilities"]
+        job, theirs = self.subject.job, arrays_of(self.subject.files[name])["probabilities"]
         what, allowed = f"the probabilities of {name}", dict[str, float]()
-        mine = evaluated(self.model, self.plan)
+        mine = probabilities_of(self.model, job, self.plan, reviews)
         if not is_strict and gap(mine, theirs):
             model = self._model_in(self.subject.files["model.keras"])
             turn_cudnn_off(model)
             compiles = not self.plan.compiles_evaluation
             plan = replace(self.plan, way="keras", compiles_evaluation=compiles)
             try:
-                other = evaluated(model, plan, OTHER_ROWS)
+                other = probabilities_of(model, job, plan, reviews, OTHER_ROWS)
             except tf.errors.OpError:  # XLA can't compile every custom network
-                other = evaluated(model, replace(plan, compiles_evaluation=False), OTHER_ROWS)
+                plan = replace(plan, compiles_evaluation=False)
+                other = probabilities_of(model, job, plan, reviews, OTHER_ROWS)
             allowed[what] = SPREAD * max(gap(mine, other), EPSILON)
         return Sides({what: mine}, {what: theirs}, allowed)
 
     def _unsaved(self, validation: "Reviews") -> Sides:
         """Return the validation scores of the model, and the scores in `result.json`."""
-        from harness.compute.device_errors import explained_device_errors
-        from harness.compute.evaluator import Evaluator
-        from harness.compute.strategy import one_device
         from harness.training.metrics import loss_and_accuracy
 
-        evaluator = Evaluator(self.model, one_device(), self.subject.job, self.plan)
-        with explained_device_errors():
-            probabilities = evaluator.probabilities(validation)
+        job = self.subject.job
+        probabilities = probabilities_of(self.model, job, self.plan, validation)
         scores = loss_and_accuracy(validation.labels, probabilities)
         return self._in_result(dict(zip(("val_loss", "val_accuracy"), scores, strict=True)))
 

@@ -18,7 +18,12 @@ from harness.errors import InputError, RunError
 from harness.report.baseline import find_dataset
 from harness.report.collect import LeftOut, ScoredRun
 from harness.report.plots import forest, pictures_of
-from harness.report.statistics import Predictions, read_predictions
+from harness.report.statistics import (
+    Predictions,
+    epochs_of,
+    read_predictions,
+    times_to_accuracy,
+)
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.system.console import printable
 from harness.system.files import check_replaceable, replaced_directory
@@ -115,13 +120,15 @@ def html_table(cells: "pandas.DataFrame", kind: str) -> str:
 def _section(part: Part) -> dict[str, Any]:
     drawn = part.group.best(MAX_DRAWN)
     shown, predictions = part.differences["is_shown"], read_predictions(drawn)
+    epochs = {name: epochs_of(runs) for name, runs in drawn.runs.items()}
     return {
         "part": part,
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
         "forest": None if part.in_pairs else forest(part.group, part.differences),
         "num_drawn": len(drawn.runs),
-        "pictures": pictures_of(drawn, part.baselines, predictions),
+        "times": times_to_accuracy(epochs),
+        "pictures": pictures_of(drawn, epochs, part.baselines, predictions),
         "reviews": _hard_reviews(part, predictions) if predictions else {},
     }
 

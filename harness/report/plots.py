@@ -5,7 +5,7 @@ black-and-white print.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
-from harness.report.statistics import MAX_PAIRED, Predictions, epochs_of
+from harness.report.statistics import MAX_PAIRED, Predictions
 from harness.system.console import printable
 from harness.training.metrics import (
     calibration_labels,
@@ -118,10 +118,16 @@ def forest(group: DatasetGroup, differences: "pandas.DataFrame") -> Picture | No
 
 
 def pictures_of(
-    group: DatasetGroup, baselines: Sequence[Baseline], predictions: Predictions | None
+    group: DatasetGroup,
+    epochs: "Mapping[str, pandas.DataFrame]",
+    baselines: Sequence[Baseline],
+    predictions: Predictions | None,
 ) -> list[Picture]:
-    """Draw the pictures of at most twelve jobs and their baselines; skip pictures without data."""
-    epochs = {name: epochs_of(runs) for name, runs in group.runs.items()}
+    """Draw the pictures of at most twelve jobs and their baselines; skip pictures without data.
+
+    Args:
+        epochs: the result of `epochs_of` for each job.
+    """
     styles, parameters = styles_of(group), "parameters of the recurrent layers"
     pictures = [
         _learning_curve(styles, epochs, "val_accuracy", "Validation accuracy", "%"),
@@ -136,7 +142,7 @@ def pictures_of(
 
 
 def _learning_curve(
-    styles: Styles, epochs: "dict[str, pandas.DataFrame]", key: str, title: str, unit: str
+    styles: Styles, epochs: "Mapping[str, pandas.DataFrame]", key: str, title: str, unit: str
 ) -> Picture | None:
     from matplotlib.ticker import MaxNLocator
 

@@ -40,6 +40,8 @@ Ints = NDArray[np.int64]
 LEVEL = 0.95
 MAX_PAIRED = 12  # up to this number of jobs, each pair of jobs is compared
 BROKEN = (OSError, ValueError)  # the errors that `read_arrays` raises
+WORK = ("epoch", "validation")  # the times of an epoch in `timings.jsonl`, without `_s`
+NUM_TIMES = 6  # the number of accuracies in `times_to_accuracy`
 
 
 # Differences between jobs
@@ -273,14 +275,51 @@ def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
 def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
     """Read the epochs of a job's runs: a row for each seed and epoch, NaN for an unknown number.
 
-    The columns are `loss` and `val_accuracy`.
+    The columns are `loss`, `val_accuracy`, and `seconds`: how long the run had trained and
+    validated when the epoch ended.
     """
     import pandas
 
-    keys, rows = ("loss", "val_accuracy"), {}
+    keys, rows = ("loss", "val_accuracy", "seconds"), {}
     for run in runs:
+        timings = read_json_lines(run.folder / "timings.jsonl")
+        times = {whole(line.get("epoch")): line for line in timings}
+        seconds = 0.0
         for line in read_json_lines(run.folder / "metrics.jsonl"):
             if (epoch := whole(line.get("epoch"))) is not None:
-                rows[run.seed, epoch] = [number(line.get(key)) for key in keys]
+                took = times.get(epoch, {})
+                training_s, validation_s = (number(took.get(f"{k}_s")) for k in WORK)
+                seconds += math.nan if training_s is None else training_s + (validation_s or 0.0)
+                rows[run.seed, epoch] = [*(number(line.get(key)) for key in keys[:2]), seconds]
     index = pandas.MultiIndex.from_tuples(rows, names=["seed", "epoch"])
     return pandas.DataFrame([*rows.values()], index, keys, dtype=float)
+
+
+def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
+    """Tabulate how many seconds each job trained until it reached some validation accuracies.
+
+    The accuracies are evenly spaced. The lowest of them is above the lowest accuracy after a first
+    epoch; the highest is the highest accuracy that all seeds of a job reached.
+
+    Args:
+        epochs: the result of `epochs_of` for each job.
+
+    Returns:
+        A table of texts: a row for each job with known times, a column for each accuracy. A time is
+        the mean over the seeds, or `never` if a seed did not reach the accuracy. The table is empty
+        if no time is known.
+    """
+    import pandas
+
+    known = pandas.concat(epochs, names=["job"]).dropna()
+    of_seed = {"level": ["job", "seed"], "sort": False}
+    best = known["val_accuracy"].groupby(**of_seed).cummax()
+    ends = best.groupby(**of_seed).agg(["first", "last"])
+    low, high = ends["first"].min(), ends["last"].groupby(level="job").min().max()
+    steps = np.linspace(low, high, NUM_TIMES + 1)[1:] if low < high else np.empty(0)
+    times = {}
+    for level in (each for each in np.unique(np.floor(1000 * steps + 1e-6) / 1000) if each > low):
+        reached = known["seconds"][best >= level].groupby(**of_seed).first().reindex(ends.index)
+        means = reached.groupby(level="job", sort=False).mean(skipna=False)
+        times[f"{100 * level:.1f} %"] = means.map("{:,.1f}".format).where(means.notna(), "never")
+    return pandas.DataFrame(times).rename_axis("job").reset_index()

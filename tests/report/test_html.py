@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from matplotlib.axes import Axes
 
@@ -21,7 +22,7 @@ from harness.errors import InputError, RunError
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs, with_settings
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import forest, pictures_of, styles_of
-from harness.report.statistics import epochs_of, read_predictions
+from harness.report.statistics import epochs_of, read_predictions, times_to_accuracy
 from harness.report.summary import SEVERAL_CLASSES, Part, first_lines, to_csv
 from harness.training.metrics import test_scores as scores_of
 from tests.made_up_runs import write_run, write_scored_run
@@ -76,6 +77,10 @@ def make_runs(folder: Path) -> Path:
 
 def parts_of(runs: Path) -> list[Part]:
     return [*map(Part, group_runs(scored_runs([runs])[0])[0])]
+
+
+def epochs_in(group: DatasetGroup) -> dict[str, pandas.DataFrame]:
+    return {name: epochs_of(runs) for name, runs in group.runs.items()}
 
 
 def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> str:
@@ -243,9 +248,52 @@ def test_incomplete_epochs(tmp_path: Path) -> None:
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
     losses = {(1, 1): 0.9, (2, 1): 0.72, (2, 2): 0.37, (2, 3): 0.7 / 3 + 0.02}
     assert epochs_of(of_lstm)["loss"].to_dict() == pytest.approx(losses)
-    assert len(pictures_of(group, (), None)) == 4
+    assert len(pictures_of(group, epochs_in(group), (), None)) == 4
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "lo')
     assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
+
+
+def write_epochs(folder: Path, accuracies: Sequence[float], epoch_s: float = 10.0) -> None:
+    """Write a run whose epochs take `epoch_s` seconds, and whose validations take a second."""
+    seed = int(folder.name)
+    write_run(folder, seed=seed, job=folder.parent.name)
+    lines: dict[str, list[dict[str, float]]] = {"metrics": [], "timings": []}
+    for epoch, accuracy in enumerate(accuracies, 1):
+        lines["metrics"].append({"epoch": epoch, "loss": 0.5, "val_accuracy": accuracy})
+        lines["timings"].append({"epoch": epoch, "epoch_s": epoch_s, "validation_s": 1.0})
+    for name, rows in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def times_of(runs: Path) -> dict[str, dict[str, str]]:
+    """Return the table of times as a dictionary: job, accuracy, time."""
+    table = times_to_accuracy(epochs_in(parts_of(runs)[0].group))
+    return table.set_index("job").to_dict("index") if len(table) else {}
+
+
+def test_times_to_an_accuracy(tmp_path: Path) -> None:
+    """A time is the mean over the seeds. All accuracies lie in the range that was reached."""
+    write_epochs(tmp_path / "lstm" / "1", [0.80, 0.86, 0.85])
+    write_epochs(tmp_path / "lstm" / "2", [0.84, 0.83, 0.86])
+    write_epochs(tmp_path / "gru" / "1", [0.81, 0.83], 20.0)
+    times = times_of(tmp_path)
+    levels = ["81.0 %", "82.0 %", "83.0 %", "84.0 %", "85.0 %", "86.0 %"]
+    # Seed 1 reaches 81 to 86 % in epoch 2, seed 2 reaches 84 % in epoch 1 and 86 % in epoch 3.
+    expected = dict.fromkeys(levels[:4], "16.5") | {"85.0 %": "27.5", "86.0 %": "27.5"}
+    assert times["lstm"] == expected
+    assert "27.5" in Page(write(tmp_path, tmp_path / "out")).text
+    assert times["gru"] == dict(
+        zip(levels, ["21.0", "42.0", "42.0", "never", "never", "never"], strict=True)
+    )
+
+
+def test_unknown_times_are_left_out(tmp_path: Path) -> None:
+    """Without the time of an epoch, the times of this epoch and of all later ones are unknown."""
+    write_epochs(tmp_path / "lstm" / "1", [0.80, 0.90])
+    (tmp_path / "lstm" / "1" / "timings.jsonl").write_text('{"epoch": 2, "epoch_s": 3}\n')
+    assert times_of(tmp_path) == {}
+    write_run(tmp_path / "gru" / "1", job="gru")
+    assert times_of(tmp_path) == {}
 
 
 def test_bars_are_the_intervals_of_the_means(
@@ -265,7 +313,7 @@ def test_bars_are_the_intervals_of_the_means(
         return errorbar(axes, x, y, bars, **style)
 
     monkeypatch.setattr(Axes, "errorbar", record)
-    pictures_of(part.group, (), None)
+    pictures_of(part.group, epochs_in(part.group), (), None)
     ends = part.group.jobs.loc["lstm", ["interval_low", "interval_high"]]
     assert drawn == [(at, *map(pytest.approx, 100 * ends)) for at in (10.0, 8320)]
     assert all(axes.get_xlim()[0] <= -0.04 * axes.get_xlim()[1] for axes in plots)
@@ -277,7 +325,8 @@ def test_odd_names_of_jobs(tmp_path: Path) -> None:
     for name in ("$^a_$", "_b"):
         write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
         (part,) = parts_of(tmp_path / name)
-        assert len(pictures_of(part.group, (), read_predictions(part.group))) > 3
+        predictions = read_predictions(part.group)
+        assert len(pictures_of(part.group, epochs_in(part.group), (), predictions)) > 3
 
 
 def test_the_report_draws_every_class(tmp_path: Path) -> None:
@@ -330,7 +379,7 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(many_jobs.jobs["accuracy"])[-12:]
     page = write_comparison(tmp_path / "out", [part], []).read_text()
-    assert "The pictures show the best 12 of 20 jobs" in page
+    assert "This section shows the best 12 of 20 jobs" in page
     assert page.count("<img ") == 1 + 6 + 12
     assert 'alt="Distance from the best job"' in page
     assert forest(drawn, Part(drawn).differences) is None

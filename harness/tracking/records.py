@@ -176,12 +176,13 @@ class RunStatus:
     @property
     def shares_job(self) -> bool:
         """Whether the run's Slurm job or `harness train` command also trains other seeds."""
+        name = Path(os.path.realpath(self.folder)).name  # the folder may be a link, or `.`
         # A command that trains several seeds names each log after its run.
-        log = f"-{self.folder.name}.out"
+        log = f"-{name}.out"
         if "-seed" in log and (self.log or "").endswith(log):
             return True
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
-        return bool(re.fullmatch(rf"slurm-{job}-seed\d+", self.folder.name))
+        return bool(re.fullmatch(rf"slurm-{job}-seed\d+", name))
 
     def is_there(self, name: str = "") -> bool:
         """Whether the run's folder, or the file `name` in this folder, is visible to this user."""

@@ -122,7 +122,10 @@ def find_runs(
     refused = {} if refused is None else refused
     runs: dict[str, RunFolder] = {}
     for top in tops:
-        for found in sorted(_below(top, in_sweeps, refused, foreign_links)):
+        at, below = os.path.realpath(top), _below(top, in_sweeps, refused, foreign_links)
+        # A run that is also found through a symbolic link keeps its own name.
+        by_link = [(f"{at}/{each.path.relative_to(top)}" != each.real, each) for each in below]
+        for _, found in sorted(by_link):
             runs.setdefault(found.real, found)
     return list(runs.values())
 

@@ -176,16 +176,22 @@ def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) ->
     return noted
 
 
-@pytest.mark.parametrize("by_job", [True, False])
+@pytest.mark.parametrize("named", ["job", "folder", "link"])
 def test_one_of_several_seeds_is_cancelled(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, *, by_job: bool
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     """A folder names one seed, even if no other seed has begun; a job id names all seeds."""
     noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", "training", slurm_job="12", owns_job=True)
-    done = harness.run_here("cancel", "12" if by_job else one.folder, "--runs", site.runs)
+    runs, link = site.runs, site.folder / "link"
+    if named == "link":
+        link.symlink_to(one.folder)
+        runs = site.folder / "other runs"
+    name = {"job": "12", "folder": one.folder, "link": link}[named]
+    done = harness.run_here("cancel", name, "--runs", runs)
     assert "did not stop within" in done.stderr
-    assert (one.path("cancel.json").exists(), noted.exists()) == (not by_job, by_job)
+    is_one = named != "job"
+    assert (one.path("cancel.json").exists(), noted.exists()) == (is_one, not is_one)
 
 
 @pytest.mark.parametrize("slurm_job", ["12", None])

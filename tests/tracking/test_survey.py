@@ -48,6 +48,7 @@ def test_each_run_is_found_once_and_runs_in_sweeps_on_request(tmp_path: Path) ->
         *("tune/s", "tune/s/trials/0", "tune/s/trials/1/2.7/seed1", "tune/s/winner/best/seed1")
     ]
     assert found(tmp_path / "tune", in_sweeps=("winner",))[1:] == ["tune/s/winner/best/seed1"]
+    assert found(tmp_path) == ["lstm/a", "lstm/b", "tune/s"]
     assert found(tmp_path / "gone") == []
 
 

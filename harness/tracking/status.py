@@ -185,8 +185,10 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
         folders: more runs or folders of runs, which need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
-    # The record of a run's submission is in the folder of runs that contains the run.
-    homes = {os.path.realpath(each) for each in (runs, *(each / "../.." for each in folders))}
+    # The record of a run's submission is in the folder of runs that contains the run. A folder in
+    # `folders` may be a run, the folder of a job's runs, or a folder of runs.
+    named = [each / up for each in folders for up in (".", "..", "../..")]
+    homes = {os.path.realpath(each) for each in (runs, *named)}
     records = [each for home in homes for each in read_submissions(submissions(Path(home)))]
     records.sort(key=lambda each: each.time_s)
     sent = {os.path.realpath(each.folder): each for each in records}

@@ -166,6 +166,16 @@ def test_a_second_job_may_begin_a_run_that_never_began(site: Site) -> None:
     assert (site.only().state, site.only().slurm_job) == ("pending", "77")
 
 
+@pytest.mark.parametrize("named", ["", "lstm", "lstm/a"])
+def test_a_named_folder_has_records_of_submissions(site: Site, named: str) -> None:
+    """The user names a run, all runs of a job or a folder of runs; the default is another one."""
+    site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
+    run = site.run("a", "interrupted", 60, slurm_job="12")
+    site.submission("77", [1], job="lstm", runs=[str(run.folder)], resumes=True)
+    (status,) = survey(site.folder / "other runs", Queue(), [site.runs / named])
+    assert (status.state, status.slurm_job) == ("pending", "77")
+
+
 def test_a_seed_that_continues_alone_no_longer_shares_its_job(site: Site) -> None:
     """The log of the job with several seeds is not the log of a later command."""
     run = site.run("slurm-12-seed3", "training", slurm_job=None)

@@ -71,8 +71,15 @@ def resume_request(
         chosen = [each for each in chosen if each not in over]
         for each in over:
             log(logging.WARNING, f"{each.run}: is not continued, because it is {each.state}")
-    resumed = [as_job(each, resources) for each in chosen]
+    resumed: list[Wanted] = []
     for each in chosen:
+        try:
+            resumed.append(as_job(each, resources))
+        except InputError as error:
+            if not everything or (each is chosen[-1] and not resumed):
+                raise
+            log(logging.WARNING, f"{each.run}: is not continued: {error}")
+            continue
         if not resources.mem and was_out_of_memory(each):
             line = "the last job ran out of memory; request more with --mem"
             log(logging.WARNING, f"{each.run}: {line}")

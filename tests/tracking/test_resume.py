@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,26 @@ def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
     assert done.stdout.count(" -C ib ") == 2
     done = harness.run_here("submit", "--resume", "a", "--dry-run", "--", "-C", "ib")
     assert done.stdout.count("sbatch --parsable") == 1
+
+
+def test_a_broken_run_is_no_obstacle_to_other_interrupted_runs(harness: Harness) -> None:
+    """A warning says why the run is not continued; if it is the only run, an error says so."""
+    harness.hide_slurm()
+    for name in ("a", "b", "c"):
+        stopped(harness.runs / "gru" / name, {})
+        state = {"phase": "interrupted", "signal": "SIGUSR2", "slurm_job": "7"}
+        (harness.runs / "gru" / name / "state.json").write_text(json.dumps(state))
+        if name != "b":
+            (harness.runs / "gru" / name / "job.toml").write_text("?")
+    words = ["submit", "--all-interrupted", "--dry-run"]
+    done = harness.run_here(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sbatch --parsable") == 1
+    assert f"supervise resume run {harness.runs}/gru/b\n" in done.stdout
+    for name in ("a", "c"):
+        assert f"gru/{name}: is not continued: job " in done.stderr
+    shutil.rmtree(harness.runs / "gru/b")
+    assert "is not TOML" in harness.run_here(*words).stderr.splitlines()[-1]
 
 
 def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:

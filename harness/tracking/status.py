@@ -217,9 +217,17 @@ def _order(status: RunStatus) -> tuple[int, float, str]:
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
-    """Return the current status of a run."""
+    """Return the current status of a run; update `status.submission` if a new job continues it."""
     fresh = observe(status.folder, status.run, status.submission, now=time.time())
     infer_state(fresh, queue)
+    if fresh.phase == "interrupted" and not (fresh.alive or fresh.job_lives):
+        real = os.path.realpath(status.folder)
+        records = read_submissions(submissions(Path(real).parent.parent))
+        known_s = status.submission.time_s if status.submission else 0.0
+        newer = [each for each in records if each.time_s > known_s]
+        if own := [each for each in newer if os.path.realpath(each.folder) == real]:
+            status.submission = own[-1]
+            return refresh(status, queue)
     return fresh
 
 

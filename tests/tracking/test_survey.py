@@ -12,7 +12,7 @@ from harness.cli.runs import as_lines, cells
 from harness.slurm.client import Queue
 from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import find_runs
-from harness.tracking.status import survey
+from harness.tracking.status import refresh, survey
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site
 
@@ -155,6 +155,21 @@ def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> Non
     os.utime(run.path("state.json"), (time.time() - 100, time.time() - 100))
     site.submission("77", [1], job="lstm", runs=[str(run.folder)], resumes=True)
     assert (site.only().state, site.only().slurm_job) == ("pending", "77")
+
+
+def test_a_command_that_watches_a_run_notices_its_next_job(site: Site) -> None:
+    """If Slurm forbids the requeue, a new job continues the run while `logs -f` follows it."""
+    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
+    site.run("a", "training", slurm_job="12")
+    status, queue = site.only(), Queue()
+    assert refresh(status, queue).state == "running"
+    run = site.run("a", "interrupted", slurm_job="12")
+    queue.every_s = 0.0
+    site.slurm("12|12|COMPLETED|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
+    assert refresh(status, queue).state == "interrupted"
+    site.submission("13", [1], age_s=0, job="lstm", runs=[str(run.folder)], resumes=True)
+    now = refresh(status, queue)
+    assert (now.state, now.slurm_job) == ("pending", "13")
 
 
 def test_a_second_job_may_begin_a_run_that_never_began(site: Site) -> None:

@@ -311,6 +311,15 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site, had_
         assert (done.returncode, "has no interrupted, lost or dead run" in done.stderr) == (2, True)
 
 
+def test_a_session_that_lives_is_ended_by_scancel(harness: Harness, site: Site) -> None:
+    """`harness cancel` would find no running process, and keeps the session."""
+    site.slurm("12|12|RUNNING|1:00:00|None|")
+    harness.environment["PATH"] = os.environ["PATH"]
+    run = site.run("a", "interrupted", 60, slurm_job="12", signal="SIGINT").folder
+    said = harness.refuse("submit", "--resume", run)
+    assert "is interrupted; first end its Slurm job, which may continue it: scancel 12" in said
+
+
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:
     """If there is a cluster, the command warns; with HARNESS_JOBS_ONLY, training needs --here."""
     environment = harness.environment

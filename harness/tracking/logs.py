@@ -22,11 +22,13 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)
 def log_of(status: RunStatus) -> Path:
     """Return the path of a run's log: the current job's log if it exists, else the previous job's.
 
+    If a seed of a job with several seeds has no log yet, return the log of the job itself.
+
     Raises:
         InputError: if the run has no log.
     """
     earlier = path(read_json(status.folder / "state.json").get("log"))
-    for log in (status.log, earlier):
+    for log in (status.log, earlier, status.job_log):
         if log and os.path.exists(log):  # noqa: PTH110 - `Path.exists` may raise an error
             return Path(log)
     raise _without_log(status)

@@ -184,6 +184,11 @@ class RunStatus:
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
         return bool(re.fullmatch(rf"slurm-{job}-seed\d+", name))
 
+    @property
+    def job_log(self) -> str:
+        """The log of the job itself, if the job trains several seeds with a log for each seed."""
+        return re.sub(r"-slurm-(\d+)-seed\d+\.out$", r"-\1.out", self.log or "")
+
     def is_there(self, name: str = "") -> bool:
         """Whether the run's folder, or the file `name` in this folder, is visible to this user."""
         return os.path.exists(self.folder / name)  # noqa: PTH110 - `Path.exists` may raise an error
@@ -380,14 +385,11 @@ def last_log_line(status: RunStatus) -> str:
 
 def log_end(status: RunStatus) -> str:
     """Return the last TAIL_BYTES bytes of a run's log; empty if there is no log."""
-    if not status.log:
-        return ""
-    try:
-        with open_plain_file(Path(status.log)) as file:
+    for log in filter(None, (status.log, status.job_log)):
+        with contextlib.suppress(OSError), open_plain_file(Path(log)) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             return file.read(TAIL_BYTES).decode(errors="replace")
-    except OSError:
-        return ""
+    return ""
 
 
 def one_line(text: str) -> str:

@@ -81,6 +81,22 @@ def test_the_last_jobs_log_is_printed_while_the_next_job_waits(
     assert (following.communicate(timeout=20), following.returncode) == (("", ""), 0)
 
 
+def test_a_seed_without_a_log_has_the_log_of_its_job(harness: Harness, site: Site) -> None:
+    """The job with several seeds ended before it began its runs, and only its own log says why."""
+    site.slurm()
+    harness.environment["PATH"] = os.environ["PATH"]
+    log = site.runs / "logs/lstm-slurm-77-seed1.out"
+    run = site.runs / "lstm/slurm-77-seed1"
+    site.submission("77", [1], job="lstm", runs=[str(run)], logs=[str(log)])
+    log.parent.mkdir()
+    (log.parent / "lstm-77.out").write_text("the environment is missing\n")
+    assert harness.run_here("logs", "77").stdout == "the environment is missing\n"
+    assert "gone" in (line := harness.run_here("status").stdout.splitlines()[-1])
+    assert line.endswith("the environment is missing")
+    log.write_text("epoch 1\n")
+    assert harness.run_here("logs", "77").stdout == "epoch 1\n"
+
+
 def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
     """Each whole line appears once; a truncated or new file is read from its beginning."""
     log = tmp_path / "log"

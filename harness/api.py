@@ -1,9 +1,9 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
 `train`, `tune` and `audit` run their command in a separate process, print the command's output, and
-raise the command's error if the command fails. Because the process is separate, the results are
-bitwise equal to those of the command line. The separate process does not change the caller's
-signal handlers and TensorFlow settings, so `train`, `tune` and `audit` can be called in a thread,
+raise the command's error if the command fails. The process runs the same code as the
+command line, so the results are bitwise equal. The process does not change the caller's signal
+handlers and TensorFlow settings, so `train`, `tune` and `audit` can be called in a thread,
 and in a notebook that already uses TensorFlow.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
@@ -407,7 +407,8 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
 def _dotted(settings: Settings, table: str = "") -> Iterator[tuple[str, object]]:
     """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`.
 
-    Also flatten a table of options in such a table, so that the job's other options stay.
+    Tables of options, such as `{"model": {"options": {"filters": 8}}}`, are flattened too; as a
+    whole table, the given options would replace all options of the job.
     """
     for name, value in settings.items():
         key = f"{table}.{name}" if table else name

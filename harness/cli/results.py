@@ -61,8 +61,8 @@ def compare(
         bool,
         typer.Option(
             "--pairs",
-            help="compare each pair of jobs; by default, more than 12 jobs are compared only with "
-            "the best job",
+            help="compare each pair of jobs; by default, if there are more than 12 jobs, each job "
+            "is compared only with the best job",
         ),
     ] = False,
     data: DataFolder = None,

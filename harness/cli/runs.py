@@ -76,7 +76,7 @@ def status(
 ) -> None:
     """Show which runs are running, waiting or finished.
 
-    Reads the run folders and asks Slurm at most once every 30 seconds.
+    Reads the folders of the runs, and asks Slurm at most once in 30 seconds.
     """
     if watch and as_json:
         raise InputError("--json: prints once; leave out --watch")

@@ -1,4 +1,4 @@
-"""The command `tune`, which searches for better settings, and the commands `sweep` for searches."""
+"""`tune` searches for better settings; the commands `sweep …` use or extend a search."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

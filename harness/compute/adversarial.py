@@ -1,8 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
 Adversarial training changes the word vectors before the network receives them. If XLA compiles the
-steps on a GPU, a look-up outside of the network also makes steps without adversarial training
-faster (see `OuterLookupStep`).
+steps on a GPU, a look-up outside of the network is also faster, so steps without adversarial
+training use it too (see `OuterLookupStep`).
 """
 
 import functools

@@ -201,7 +201,7 @@ def _find_reason(
         request = f"request {available}: --devices gpu:{available}"
         return why, request if available else "request GPUs", False
     if names and num_seen >= len(names):
-        why = f"CUDA_VISIBLE_DEVICES={','.join(names)} shows no more"
+        why = f"CUDA_VISIBLE_DEVICES={','.join(names)} names only {len(names)}"
         return why, f"request {num_seen}: --devices gpu:{num_seen}, or unset the variable", False
     return f"the driver shows {num_seen} of {promised} GPUs", ASK, True
 

@@ -215,8 +215,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="the shortest trials train for `train.epochs` / `factor`^n epochs, rounded up; "
-        "n is the largest integer for which this quotient is at least `min_epochs`",
+        description="lower limit for the shortest trials: they train for `train.epochs`, divided by "
+        "`factor` as often as the result stays at least `min_epochs`, and rounded up",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
@@ -442,7 +442,7 @@ def _without_fixed(
 
     The condition `when` of a dependent key names a parent key and some of its values. If `--set`
     gives the parent key a value from the condition, all trials search the dependent key. If `--set`
-    gives the parent key any other value, the dependent key is removed too.
+    gives the parent key a value outside the condition, the dependent key is removed.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

@@ -318,7 +318,7 @@ def make_ensemble(
         ngrams: whether the linear model becomes a member.
         weights_from: the folder of an older ensemble, from which the weights of the average are
             copied.
-        data: the folder of IMDB, or the user's own texts, if they have moved.
+        data: the new path of the data (the folder of IMDB, or the user's texts); None = not moved.
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:

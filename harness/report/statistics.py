@@ -245,7 +245,7 @@ def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
 
     model = f"{baseline.name} ({baseline.accuracy:.2%})"
     if not predictions or len(baseline.predicted) != len(predictions.labels):
-        return f"no run's predictions can be compared with {model} review by review"
+        return f"no run has predictions that can be compared with those of {model}"
     of_model = np.equal(baseline.predicted, predictions.labels)
     rows = {}
     for name, probabilities in predictions.by_job.items():

@@ -324,8 +324,8 @@ def _submit(submission: SbatchJob) -> str:
         atomic_write(record, to_json(_record_of(submission, job_id)))
     except (OSError, RunError) as error:
         raise RunError(
-            f"{error}; job {job_id} is in the queue, but harness can't find the job without "
-            f"{record.name}; cancel the job: scancel {job_id}"
+            f"{error}; job {job_id} is in the queue, but without this file harness can't find the "
+            f"job; cancel it: scancel {job_id}"
         ) from None
     return job_id
 

@@ -167,8 +167,9 @@ def _capability(target: str) -> Version:
 def lasting_error(num_gpus: int) -> str:
     """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
-    TensorFlow and the CUDA libraries sometimes hide the error that a CUDA call returned, so this
-    function allocates memory on each GPU. If all allocations succeed, the result is empty.
+    TensorFlow and the CUDA libraries may replace CUDA's error by their own. This function
+    allocates memory on each GPU, and so gets CUDA's error again if the error persists. If all
+    allocations succeed, the result is empty.
 
     Args:
         num_gpus: how many of the visible GPUs this process uses, beginning with the first.
@@ -312,8 +313,8 @@ def open_gpus() -> tuple[Any, dict[str, Any]]:
     """Return `pynvml`, and a dictionary with NVML's handle of each visible GPU, in CUDA's order.
 
     The dictionary's keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs;
-    if CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. The first GPU that
-    NVML does not know (NVML refuses an abbreviated UUID) and all GPUs after it are left out.
+    if CUDA_VISIBLE_DEVICES is not set, the keys are the indices of all GPUs. If NVML does not know
+    a name, such as an abbreviated UUID, this name and all later names are left out.
     Without the package nvidia-ml-py, the function returns None and an empty dictionary. NVML stays
     open until this process ends.
     """

@@ -697,7 +697,7 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return other devices and an execution plan for the second training.
+        """Return the devices and the execution plan of the second training.
 
         If the run is reproducible, the results of both training runs differ only by rounding.
         """

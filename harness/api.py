@@ -271,8 +271,9 @@ def tune(
         InputError: if the job, an option or this machine is unsuitable; the folder of a sweep that
             has begun is kept.
         RunError: if the search failed.
-        Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
-            name as `sweep_id`; only `harness resume` continues a failed or cancelled search.
+        Interrupted, KeyboardInterrupt: if the search was interrupted or cancelled. To continue an
+            interrupted search, pass its name as `sweep_id`. Only `harness resume` continues a
+            cancelled or a failed search.
     """
     overrides = _overrides(settings, options)
     folder = default_runs() if runs is None else Path(runs)

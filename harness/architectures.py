@@ -170,10 +170,9 @@ class Padding:
 def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
-    The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`, the
-    gradient of a sum would need the shape of the sum's input. The length of the time axis
-    differs between batches, so a gradient that needs the shape makes each training step wait until
-    the GPU has computed the shape.
+    The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`,
+    TensorFlow would compute the gradient's shape on the GPU, because batches differ in length, and
+    each training step would wait for this shape.
     """
     from keras import ops
 

@@ -264,6 +264,6 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     return (
         f"{names}: slow on a GPU, because cuDNN does not compute these layers; to use cuDNN, begin "
         "a new run on a GPU with train.xla = auto or off; a GRU also needs model.reset_after = "
-        "true; a custom network also needs layers with Keras's default activations and biases, "
-        "without masks, recurrent_dropout and unroll"
+        "true; a layer of a custom network must keep Keras's default activations and biases, and "
+        "must not use masks, recurrent_dropout or unroll"
     )

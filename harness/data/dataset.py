@@ -148,10 +148,10 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        In the returned split, the training reviews come first. If the dataset has a validation
-        split, the validation reviews are this split. Without a validation split, the last reviews
-        of the training split are for validation; `share` is the fraction of validation reviews. If
-        `share` is 0, there are no validation reviews, and all reviews are for training.
+        In the returned split, the training reviews come first. If the dataset has its own
+        validation reviews (`num_validation`), these are used; otherwise the last reviews of the
+        training split, a fraction of `share`. If `share` is 0, there are no validation reviews, and
+        all reviews are for training.
 
         Args:
             limit: the value of `data.limit`, the number of reviews to use from the start of each

@@ -79,7 +79,8 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
             `--set train.seed=2`.
 
     Raises:
-        InputError: if a source is refused, for example because other users could have changed it.
+        InputError: if a function's source is refused, for example because other users could have
+            changed it.
     """
     if job.code:
         with about(f"job {path}: [code]"):
@@ -123,7 +124,7 @@ def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> A
         base: the folder that relative paths start from.
 
     Raises:
-        InputError: if a source is refused.
+        InputError: if the function's source code is refused.
     """
     with about(f"{where} = {name!r}"):
         return keep_code(name, base, code) if is_reference(str(name)) else name

@@ -160,7 +160,7 @@ def _choices(values: Any, where: str, *, is_float: bool) -> tuple[Value, ...]:
 def _dependent(
     parameter: Parameter, when: object, free: Mapping[str, Parameter], path: Path
 ) -> Parameter:
-    """Return the parameter with the condition `when`, which names a key and values of that key.
+    """Add the condition `when` to a parameter; `when` names a key and some of its values.
 
     The key that `when` names must be in `free`, the parameters without a condition.
     """
@@ -441,8 +441,8 @@ def _without_fixed(
     """Remove from `search.space` the keys that `--set` options set; return a note on each option.
 
     The condition `when` of a dependent key names a parent key and some of its values. If `--set`
-    gives the parent key a value from the condition, all trials search the dependent key. If `--set`
-    gives the parent key a value outside the condition, the dependent key is removed.
+    gives the parent key one of these values, the condition is met in all trials, and is removed. If
+    `--set` gives it another value, the dependent key is removed.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}

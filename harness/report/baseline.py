@@ -272,9 +272,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    If the runs also trained on the dataset's validation split (`share` is 0), the model's C (the
-    inverse of the regularization strength) is chosen on the validation split, else on the last
-    fifth of the runs' training reviews.
+    The model's C, the inverse of the regularization strength, is chosen on the last fifth of the
+    runs' training reviews. If the dataset has a validation split and `share` is 0, the runs
+    trained on the validation split too, and C is chosen on it.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

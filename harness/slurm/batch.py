@@ -377,7 +377,7 @@ def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the file in which a job's processes record faulty nodes with errors."""
+    """Return the path of the file to which a job's processes write faulty nodes and their errors."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 

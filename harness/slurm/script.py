@@ -167,7 +167,7 @@ def render_script(
 
     Args:
         request: a checked request; the script exports the folders in it.
-        variables: other environment variables to export.
+        variables: environment variables to export, besides the folders.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.
     """
@@ -254,7 +254,7 @@ def comparison_submission(trainings: Mapping[str, SbatchJob], request: Request) 
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        request: the request with the training jobs.
+        request: the request that contains the training jobs.
     """
     # The comparison job expands these patterns, because the runs' folders do not exist yet.
     patterns = [

@@ -404,8 +404,7 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     """Do nothing if an error only means that a file is missing or not plain; else raise an error.
 
     Raises:
-        DiskError: if the error does not mean that the file is missing or not plain; the message
-            contains a remedy.
+        DiskError: for any other error; the message contains a remedy.
     """
     if error.errno in NO_RECORD:
         return

@@ -58,8 +58,8 @@ class Watchdog:
 
         Args:
             stall_s: the longest time in seconds without progress; 0 means no limit.
-            stop_s: the longest time in seconds after the first signal that asks the run to stop; 0
-                means no limit.
+            stop_s: how many seconds the process may still run after the first signal that asks the
+                run to stop; 0 means no limit.
             end: a function that ends the process; its arguments are a message and an exit code.
             stepped_stall_s: the limit that replaces `stall_s` after the first step; None keeps
                 `stall_s`.

@@ -52,7 +52,7 @@ def mark_of(runs: Path, folder: Path) -> str:
     """Return the depths of a run's audits, such as `full, quick`; empty if there is no audit.
 
     An audit counts only if the run's `job.toml` has not changed since the audit. If an audit did
-    not reproduce the run's recorded results, return `differs` instead of the depths.
+    not reproduce the run's recorded results, return only `differs`.
 
     Args:
         runs: the folder of runs of the auditing user.

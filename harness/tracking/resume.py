@@ -166,7 +166,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     if os.path.lexists(record) and (reason := distrust(record)):
         raise InputError(
             f"--resume {folder}: {RECORD}: {reason}; check the options under slurm_asked in "
-            "this file, replace the file by a copy of your own, and run: "
+            "this file, copy the file so that you own it, and run: "
             f"chmod go-w {quoted(record)}"
         )
     start = last_start(RunDirectory(folder).read_json(RECORD))

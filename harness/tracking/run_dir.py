@@ -425,7 +425,7 @@ def _why_no_run(folder: Path) -> str:
 def ask_to_cancel(folder: Path) -> None:
     """Ask a run to stop, or not to begin. `harness resume` withdraws the request to stop.
 
-    The request is a file, because no signal reaches a single run of a Slurm job with several runs.
+    The request is a file, because a signal can't be sent to only one run of a Slurm job.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime(TIME)}))

@@ -3,11 +3,10 @@
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
 and the model by training the run's job. The audit may round differently from the run if the audit
-uses other packages, devices or processors than the run, or if `train.deterministic` is false. If
-the audit may round differently from the run, and the results of the audit's training differ from
-the run's results, the audit trains a second time, with another implementation of the layers, with
-another number of replicas, or with both. The difference between the audit's two training runs shows
-how large rounding differences are.
+uses other packages, devices or processors than the run, or if `train.deterministic` is false. In
+these cases, differing results are no proof against the run. The audit then trains a second time, and
+changes the implementation of the layers, the number of replicas, or both. The difference between
+the audit's two training runs shows how large rounding differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
 from the model file. If the job contains custom code, the audit runs this code, but only if the

@@ -1,4 +1,4 @@
-"""Records why a run failed or was interrupted, and explains the loss of a worker."""
+"""Records why a run failed or was interrupted, and explains why a worker ended."""
 
 import contextlib
 import re

@@ -428,7 +428,7 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
 
     Args:
         run: the run.
-        data: the folder of IMDB, or the user's own texts, if they have moved.
+        data: the new path of the data (the folder of IMDB, or the user's texts); None = not moved.
 
     Raises:
         InputError: if the run has no model or was not tested, or if its data are missing.

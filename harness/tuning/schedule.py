@@ -22,7 +22,7 @@ RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's statu
 
 
 class Schedule:
-    """Asks an oracle for trials, and gives the oracle results, in the order of a virtual clock."""
+    """Requests trials from an oracle and reports results to it, in the order of a virtual clock."""
 
     def __init__(
         self,

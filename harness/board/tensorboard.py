@@ -310,7 +310,7 @@ def serve(
 ) -> NoReturn:
     """Show runs in TensorBoard until `watch` has a reason to end; then exit with code 0.
 
-    At the end, the file with the address and the folder of links to the runs are removed.
+    At the end, the function removes two things: the file with the address, and the folder of links.
 
     Args:
         roots: runs, or folders of runs, to show; if empty, the newest runs below `runs`.

@@ -107,10 +107,10 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
     """Return the perturbation of the word vectors that increases the loss most.
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017). Miyato et al. scale the word vectors to variance 1, because a
-    perturbation of fixed norm would hardly affect large vectors. This function scales the
-    perturbation, not the word vectors: the norm of an example's perturbation is the root mean
-    square of all numbers in the example's word vectors.
+    Classification" (2017). A perturbation of fixed norm would hardly affect large word
+    vectors, so Miyato et al. scale the word vectors to variance 1. This function scales the
+    perturbation instead: its norm is the root mean square of all numbers in the example's word
+    vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

@@ -89,7 +89,7 @@ class Chart:
 
 
 def _plain(name: str) -> str:
-    """Return a name as Matplotlib shows it; text between dollar signs would be a formula."""
+    """Escape dollar signs for Matplotlib, which would read the text between two as a formula."""
     return printable(name).replace("$", r"\$")
 
 

@@ -7,11 +7,10 @@ of their difference lies above 0, so the report's sentences never contradict its
 
 With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
 pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's
-correction counts all pairs of jobs: the scores decided which job is the best, so any pair could have
-been compared. Dunnett's
-intervals are not used, because they need a best job that is known beforehand. In a simulation with
-fourteen equally good jobs, Dunnett's intervals called some job worse than the job with the best
-score in 27 % of the experiments.
+correction counts all pairs of jobs: the scores decided which job is the best, so any pair could
+have been compared. Dunnett's intervals are not used, because they need a best job that is known
+beforehand. In a simulation with fourteen equally good jobs, Dunnett's intervals called some job
+worse than the job with the best score in 27 % of the experiments.
 """
 
 import itertools

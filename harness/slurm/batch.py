@@ -377,7 +377,7 @@ def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the file to which a job's processes write faulty nodes and their errors."""
+    """Return the path of a job's file of faulty nodes; a line names a node and its fault."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 

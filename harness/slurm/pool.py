@@ -76,7 +76,7 @@ def gpu_name(index: int) -> str:
     """Return a GPU's name in CUDA_VISIBLE_DEVICES, given its index among the visible GPUs.
 
     Raises:
-        InputError: if CUDA_VISIBLE_DEVICES names fewer GPUs.
+        InputError: if CUDA_VISIBLE_DEVICES names no GPU with this index.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     listed = gpu.visible_names(visible)

@@ -264,8 +264,7 @@ def check_record(folder: LeasedDirectory) -> None:
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without the values whose keys end in `_s`: measured times and speeds.
 
-    Values that are not measured are identical in all deterministic runs of a job on the same
-    devices.
+    The remaining values are identical in all deterministic runs of a job on the same devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
 

@@ -4,9 +4,9 @@ An audit does not trust the run's folder: whoever forges a score can also forge 
 record. The audit computes the scores again from the predictions, the predictions from the model,
 and the model by training the run's job. The audit may round differently from the run if the audit
 uses other packages, devices or processors than the run, or if `train.deterministic` is false. In
-these cases, differing results are no proof against the run. The audit then trains a second time, and
-changes the implementation of the layers, the number of replicas, or both. The difference between
-the audit's two training runs shows how large rounding differences are.
+these cases, differing results are no proof against the run. The audit then trains a second time,
+and changes the implementation of the layers, the number of replicas, or both. The difference
+between the audit's two training runs shows how large rounding differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
 from the model file. If the job contains custom code, the audit runs this code, but only if the

@@ -403,8 +403,8 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
             GPUs.
 
     Raises:
-        SystemExit: in the parent, with the exit code of the child. A process that can use GPUs
-            forks, and its child continues.
+        SystemExit: in the parent process, with the exit code of the child. If GPUs can be used, the
+            process forks, and the child computes.
         NodeFault, RunError: if a GPU fails or computes wrong results.
     """
     devices = devices or site_devices()

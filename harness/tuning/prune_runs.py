@@ -4,8 +4,8 @@ When a trial drops out of the best trials, the search removes the trial's model,
 status files at once, because this trial can't become one of the best again. Hyperband and asha
 continue trials from checkpoints, so with these tuners a search removes the checkpoints of finished
 trials only at the end of the search. Failed trials and superseded attempts keep their status files.
-If the user raises `search.trials` after the end of the search, a new trial that should continue
-from a removed checkpoint trains the epochs up to this checkpoint again, with bitwise identical
+If the user raises `search.trials` after the end of the search, a new trial may need a removed
+checkpoint. The new trial then trains the epochs up to this checkpoint again, with bitwise identical
 results. In finished runs that are not trials, `harness prune` removes only the checkpoints.
 
 If the user trains a run's `job.toml` again, the new model and checkpoints are bitwise identical to

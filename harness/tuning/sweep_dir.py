@@ -56,7 +56,7 @@ class SweepDirectory(LeasedDirectory):
     kind = "sweep"
 
     def check_lease(self) -> None:
-        """Do nothing: a sweep has no lease, so all its commands can write the same files."""
+        """Do nothing: a sweep has no lease, because all its commands may write its files."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":

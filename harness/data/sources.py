@@ -98,8 +98,8 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless the folder HARNESS_DATA or the cache already contains it.
 
     Raises:
-        InputError: if the source contains no reviews, an imdb.npz other than Keras's, or a dataset
-            that an untrusted user could have changed; or if the folder for IMDB in the cache
+        InputError: if the source contains no reviews, or an imdb.npz other than Keras's; if an
+            untrusted user could have changed the dataset; or if the folder for IMDB in the cache
             contains files, but no dataset.
         RunError: if the download fails, or the cache can't be written.
     """

@@ -385,7 +385,7 @@ def check_alike(allocation: SlurmEnvironment) -> None:
     """Refuse a heterogeneous job, whose parts can have different nodes and GPUs.
 
     Raises:
-        InputError: if the job has several parts.
+        InputError: if the job is heterogeneous.
     """
     if (_whole(allocation.variables, "SLURM_HET_SIZE") or 1) > 1:
         raise InputError(

@@ -202,8 +202,8 @@ def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
     Standard input must be a pipe from the parent. The operating system closes the pipe when the
-    parent ends; if the parent started this process through srun, srun passes the end of the pipe
-    on. If this process still runs a minute after SIGTERM, it exits with the exit code of an
+    parent ends; if the parent started this process through srun, srun closes this process's pipe
+    too. If this process still runs a minute after SIGTERM, it exits with the exit code of an
     interruption, 75.
     """
 

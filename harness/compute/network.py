@@ -1,15 +1,18 @@
 """Builds a job's network, built-in or custom, and checks custom networks."""
 
 import contextlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras.layers import BatchNormalization, Embedding
 from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from harness.architectures import sentiment
 from harness.compute.optimizer import refuse_unsaved
@@ -228,19 +231,38 @@ def own_training(job: Job, model: keras.Model) -> Iterator[None]:
     """Explain an error that a custom network raises while TensorFlow traces a training step.
 
     Raises:
-        InputError: if the custom network raises an error in the `with` block, or adds losses.
+        InputError: if the custom network raises an error in the `with` block, draws random numbers
+            from a generator that checkpoints would not contain, or adds losses.
     """
     if not job.model.is_own:
         yield
         return
     where = f"model.architecture = {job.model.architecture!r}"
+    global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, None)
     with own_errors(where):
         yield
+    if _draws_unsaved(tf.compat.v1.get_default_graph().as_graph_def()):
+        raise InputError(
+            f"{where}: draws random numbers from a generator that is not saved, so a resumed run "
+            "would draw other numbers; use keras.random with a keras.random.SeedGenerator as seed, "
+            "which is an attribute of a layer"
+        )
     if model.losses:
         raise InputError(
             f"{where}: adds {len(model.losses)} losses (regularizers or add_loss), which training "
             "ignores; remove them, or use train.optimizer_options.weight_decay"
         )
+
+
+def _draws_unsaved(graph: Any) -> bool:
+    """Whether a graph draws random numbers from TensorFlow's generators or Keras's global one."""
+    if global_state.get_global_attribute(GLOBAL_SEED_GENERATOR):
+        return True
+    nodes = (graph.node, *(function.node_def for function in graph.library.function))
+    return any(
+        node.op == "RngReadAndSkip" or ("seed2" in node.attr and not node.op.startswith("Cudnn"))
+        for node in itertools.chain(*nodes)
+    )
 
 
 def check_gradients(job: Job, model: keras.Model, gradients: Sequence[tf.Tensor | None]) -> None:

@@ -31,7 +31,7 @@ from harness.layers import GlobalBatchDropout, look_up_by_gather
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS
 
-HEAD = "import keras\nfrom keras import layers\n"
+HEAD = "import keras, tensorflow as tf\nfrom keras import layers\n"
 BODY = """
     return keras.Sequential(
         [layers.Embedding(vocab_size, 4), layers.GlobalMaxPooling1D(), layers.Dropout(0.5),
@@ -114,6 +114,9 @@ def with_variable(owner: str) -> str:
     ("body", "says"),
     [
         (in_training("values = values[:, 0] * undefined"), "mynet.py, line 13: NameError"),
+        (in_training("values += keras.random.normal([4])"), "draws random numbers from a gen"),
+        (in_training("values *= tf.nn.dropout(tf.ones([4]), 0.1)"), "draws random numbers from"),
+        (in_training("values += tf.random.get_global_generator().normal([4])"), "draws random"),
         (in_training("self.add_loss(keras.ops.sum(values))"), "adds 1 losses"),
         (BODY.replace("num_outputs,", "num_outputs, kernel_regularizer='l2',"), "adds 1 losses"),
         (in_training("values = keras.ops.stop_gradient(values)"), "depend on net/embedding/emb"),

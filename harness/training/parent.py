@@ -168,9 +168,9 @@ def _take_weights(
     parent: RunDirectory, context: RunContext, train_step: "TrainStep"
 ) -> Iterator[str]:
     from keras.layers import Embedding
-    from keras.optimizers import ScheduleFreeAdamW
 
     from harness.compute.network import embedding_of_words
+    from harness.compute.optimizer import build_optimizer
     from harness.inference.model_file import load_model
 
     theirs = dict(_numbered(load_model(parent)))
@@ -208,13 +208,13 @@ def _take_weights(
             "run without --from"
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
-    optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
-    # ScheduleFreeAdamW keeps its own copy of the weights, so overwrite this copy too.
-    if isinstance(optimizer, ScheduleFreeAdamW):
-        for copy, weights in zip(
-            optimizer._momentums, train_step.model.trainable_variables, strict=True
-        ):
-            copy.assign(weights)
+    # Build the optimizer's variables again, because some may be copies of the weights, as in
+    # ScheduleFreeAdamW.
+    with train_step.strategy.scope():
+        optimizer = build_optimizer(context.job.train, code=context.job.code)
+        optimizer.build(train_step.model.trainable_variables)
+    for variable, built in zip(train_step.optimizer.variables, optimizer.variables, strict=True):
+        variable.assign(built.numpy())
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:

@@ -99,6 +99,33 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     assert results(again) == results(parent.runs / "lstm/other")
 
 
+ANCHOR = """
+import keras
+class Anchor(keras.optimizers.SGD):
+    def build(self, variables):
+        super().build(variables)
+        self.first = [self.add_variable_from_reference(each, "first") for each in variables]
+        for first, each in zip(self.first, variables):
+            first.assign(each)
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(variable, self.first[self._get_variable_index(variable)])
+def anchor(learning_rate, options):
+    return Anchor(learning_rate)
+"""
+
+
+@pytest.mark.full
+def test_an_optimizer_that_copies_the_weights_copies_those_of_the_parent(
+    parent: Harness, tmp_path: Path
+) -> None:
+    """A custom optimizer that resets all weights to its copies ends with the parent's weights."""
+    (tmp_path / "anchor.py").write_text(ANCHOR)
+    named, epochs = parent.runs / "lstm/calm", ("--set", "train.epochs=1")
+    words = (*epochs, "--set", f"train.optimizer={tmp_path}/anchor.py:anchor", "--trust-code")
+    child = parent.trained("lstm", "anchored", *words, "--from", named)
+    np.testing.assert_allclose(embedding(child), embedding(named), rtol=1e-5)
+
+
 @pytest.mark.full
 def test_a_parent_without_a_fitting_layer_is_refused(parent: Harness) -> None:
     """One line says how to train without a parent."""

@@ -194,7 +194,9 @@ def _take_weights(
             if others:
                 theirs_are = f"its weights in run {parent.folder} have shape {others}"
             yield f"{name}: starts from random weights of shape {shapes}, because {theirs_are}"
-        elif isinstance(layer, Embedding) and words != their_words:
+        elif words != their_words and any(
+            isinstance(each, Embedding) for each in layer._flatten_layers()
+        ):
             yield (
                 f"{name}: starts from random weights, because run {parent.folder} has another "
                 "vocabulary"

@@ -7,12 +7,14 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.network import build_network
 from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import BatchShape, Reviews, batches
 from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
+from harness.job.own_code import trusting
 from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent
@@ -77,6 +79,34 @@ def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
         assert begins.tolist() == ([7, 7, 7] if parent_has == "the same" else [1, 2, 3])
     kept = f"Embedding 1: starts from model.embeddings, which run {parent.folder} did not use"
     assert lines == ([] if parent_has == "the same" else [kept])
+
+
+NESTED = """
+import keras
+from keras import layers
+def net(vocab_size, config, *, num_outputs, options):
+    words = keras.Sequential([layers.Embedding(vocab_size, 3), layers.GlobalMaxPooling1D()])
+    return keras.Sequential([words, layers.Dense(num_outputs, activation="sigmoid")])
+"""
+
+
+def test_a_nested_embedding_of_another_vocabulary_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A custom network may contain its embedding in another layer."""
+    (tmp_path / "nested.py").write_text(NESTED)
+    network = f"model.architecture={tmp_path}/nested.py:net"
+    with trusting(True):
+        job = load_job(JOBS / "rnn.toml", [network, "data.vocab_size=100"])
+    parent, run = RunDirectory(tmp_path / "parent"), RunDirectory(tmp_path / "run")
+    for each, word in ((parent, "the"), (run, "and")):
+        each.take_lease()
+        each.write("vocabulary.txt", f"{word}\n")
+    step = TrainStep(job, tf.distribute.get_strategy(), ExecutionPlan("keras", 1))
+    theirs = build_network(job)
+    monkeypatch.setattr("harness.inference.model_file.load_model", lambda run: theirs)
+    (line,) = begin_with(Parent(parent, False), RunContext(run, job, open_sample()), step)
+    assert line.startswith("Sequential 1: starts from random weights, because run ")
 
 
 def test_the_content_of_the_file_counts_and_not_its_path(tmp_path: Path) -> None:

@@ -172,12 +172,19 @@ class RunCallbacks:
         return states
 
     def _call(self, callback: keras.callbacks.Callback, hook: str, *args: Any) -> Any:
-        name = self.train.callbacks[self.own.index(callback)]
+        where = f"{KEY} = {self.train.callbacks[self.own.index(callback)]!r}"
+        trained = [each.path for each in self.model.trainable_variables]
         try:
-            with own_errors(f"{KEY} = {name!r}"), watchdog.current.pausing():
-                return getattr(callback, hook)(*args)
+            with own_errors(where), watchdog.current.pausing():
+                value = getattr(callback, hook)(*args)
         except InputError as error:  # it becomes a RunError, because the run has already begun
             raise RunError(str(error)) from None
+        if "epoch" in hook and trained != [each.path for each in self.model.trainable_variables]:
+            raise RunError(
+                f"{where}: {hook} changes which weights are trained, which has no effect before "
+                "the run is resumed; set trainable in on_train_begin or in the network"
+            )
+        return value
 
 
 def _built_in(train: TrainConfig) -> list[keras.callbacks.Callback]:

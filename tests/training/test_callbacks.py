@@ -157,6 +157,7 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
     """A state that JSON can't represent is also an error."""
     for source, says in (
         (COUNTS.replace("self.calls.append([epoch", "self.calls.no([epoch"), r"cb\.py, line 9"),
+        (COUNTS.replace("self.calls.append([", "self.model.trainable = not (["), "on_epoch_end ch"),
         (COUNTS.replace("return self.calls", "return {1, 2}"), "save_state should return"),
         (
             COUNTS.replace("return self.calls", "return [{'a': {1: 2}}]"),

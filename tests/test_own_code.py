@@ -97,6 +97,21 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
     assert len({job.identity(), again.identity(), changed.identity()}) == 2
 
 
+def test_two_files_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    """A function's file is not replaced by a file of the same name in another function's folder."""
+    (tmp_path / "nets").mkdir()
+    write(tmp_path, nets_in_mynet="def build(): return 1\ndef loss(): pass\n")
+    write(tmp_path, mynet="def loss(): pass\n")
+    path = tmp_path / "mine.toml"
+    path.write_text(JOB.format("nets/mynet.py:build") + '[train]\nloss = "mynet.py:loss"\n')
+    with pytest.raises(InputError, match=r"the job already has another file mynet\.py"):
+        load_job(path)
+    space = '[search]\ntrials = 2\n[search.space]\ntrain.loss = ["", "mynet.py:loss"]\n'
+    path.write_text(JOB.format("nets/mynet.py:build") + space)
+    with pytest.raises(InputError, match=r"the job already has another file mynet\.py"):
+        load_search(path)
+
+
 def test_an_option_names_the_file_of_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

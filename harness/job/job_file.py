@@ -96,8 +96,11 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
             names = value if isinstance(value, list) else [value]
             if key in origins:
                 names = [_of_file(str(name)) for name in names]
-            kept = [stored_name(each, code, f"job {path}: {key}", base=base) for each in names]
-            put_value(content, key, kept if isinstance(value, list) else kept[0])
+            stored = [
+                stored_name(each, code, f"job {path}: {key}", base=base, kept=job.code)
+                for each in names
+            ]
+            put_value(content, key, stored if isinstance(value, list) else stored[0])
     content["code"] = code
     return check_job(content, path, origins)
 
@@ -113,7 +116,9 @@ def _of_file(name: str) -> str:
     return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
 
 
-def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> Any:
+def stored_name(
+    name: Any, code: dict[str, str], where: str, *, base: Path, kept: Mapping[str, str]
+) -> Any:
     """Return the value that the job stores for `name`; add a function's sources to `code`.
 
     Args:
@@ -122,12 +127,13 @@ def stored_name(name: Any, code: dict[str, str], where: str, *, base: Path) -> A
         code: the sources in the job; each key is the path of a source.
         where: the beginning of error messages, such as `job lstm.toml: model.architecture`.
         base: the folder that relative paths start from.
+        kept: the sources in the job file.
 
     Raises:
         InputError: if the function's source code is refused.
     """
     with about(f"{where} = {name!r}"):
-        return keep_code(name, base, code) if is_reference(str(name)) else name
+        return keep_code(name, base, code, kept) if is_reference(str(name)) else name
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:

@@ -36,13 +36,14 @@ ALIAS = "own_code_"  # the beginning of the names of all modules of jobs in `sys
 MAX_CHARACTERS = 400_000  # the largest number of characters in `[code]`
 
 
-def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
+def keep_code(reference: str, base: Path, code: dict[str, str], kept: Mapping[str, str]) -> str:
     """Add the missing sources of a function to a job's `code`, without running user code.
 
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
         base: the folder that relative paths start from.
         code: the sources; each key is a path relative to the folder of the file or package.
+        kept: the sources in the job file, which are used instead of the files on the disk.
 
     Returns:
         The reference that the job stores. If `reference` names a file, the result contains the
@@ -59,10 +60,10 @@ def keep_code(reference: str, base: Path, code: dict[str, str]) -> str:
         # `Path.expanduser` is not used, because it may raise an error.
         path = Path(os.path.normpath(base / os.path.expanduser(target)))  # noqa: PTH111
         module, root = path.stem, path.parent
-        stored, is_kept = f"{path.name}:{function}", _path_of(module, code.__contains__) == target
+        stored, is_kept = f"{path.name}:{function}", _path_of(module, kept.__contains__) == target
     else:
         module, top = target, target.partition(".")[0]
-        stored, is_kept = reference, _path_of(module, code.__contains__) is not None
+        stored, is_kept = reference, _path_of(module, kept.__contains__) is not None
     first = top or module
     if not first.isidentifier() or first in sys.stdlib_module_names:
         raise InputError(

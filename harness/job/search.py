@@ -426,7 +426,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     raw_space, fixed = _without_fixed(raw_space, job, path, origins)
     code = dict(job.code)
     for parameter in read_space(raw_space, path):
-        names = _stored(parameter.key, parameter.choices, code, path)
+        names = _stored(parameter.key, parameter.choices, code, path, file.code)
         raw_space = _renamed(raw_space, names)
     job, space = job.model_copy(update={"code": code}), read_space(raw_space, path)
     search = SearchSpec(job, file.search, tuple(space), raw_space, tuple(fixed))
@@ -450,7 +450,8 @@ def _without_fixed(
     for key, value in _settings(raw, path):
         parent = space[key].parent
         if parent and options[parent]:
-            names = _stored(parent, space[key].parent_choices, dict(job.code), path)
+            code = dict(job.code)
+            names = _stored(parent, space[key].parent_choices, code, path, code)
             if job.settings().get(parent) not in names.values():
                 continue
             value = {name: each for name, each in value.items() if name != "when"}
@@ -465,9 +466,11 @@ def _without_fixed(
 
 
 def _stored(
-    key: str, values: Sequence[Value], code: dict[str, str], path: Path
+    key: str, values: Sequence[Value], code: dict[str, str], path: Path, kept: Mapping[str, str]
 ) -> dict[Value, Value]:
     """Map values of a key to the values that the job stores; add functions' sources to `code`.
+
+    `kept` contains the sources in the job file.
 
     Raises:
         InputError: if a source is refused.
@@ -475,7 +478,7 @@ def _stored(
     if not FACTS.get(key, Facts()).is_function:
         return {each: each for each in values}
     where, base = f"job {path}: search.space.{key}", path.absolute().parent
-    return {each: stored_name(each, code, where, base=base) for each in values}
+    return {each: stored_name(each, code, where, base=base, kept=kept) for each in values}
 
 
 def _renamed(raw: Any, names: Mapping[Any, Any]) -> Any:

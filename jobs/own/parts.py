@@ -12,8 +12,8 @@ class StopOverfitting(keras.callbacks.Callback):
         self.gap, self.num_wide = gap, 0
 
     def on_epoch_end(self, epoch, logs):
-        """`logs` is a line of metrics.jsonl."""
-        is_wide = logs["val_loss"] - logs["loss"] > self.gap
+        """`logs` is a line of metrics.jsonl; it has no val_loss if the run has no validation."""
+        is_wide = logs.get("val_loss", 0) - logs["loss"] > self.gap
         self.num_wide = self.num_wide + 1 if is_wide else 0
         if self.num_wide == 2:
             self.model.stop_training = True

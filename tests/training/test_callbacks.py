@@ -8,10 +8,11 @@ import pytest
 
 from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError, RunError
-from harness.job.job_file import check_job
+from harness.job.job_file import check_job, load_job
 from harness.job.keys import Job, TrainConfig
 from harness.training.callbacks import RunCallbacks, own_callbacks
 from harness.training.checkpoint import Progress
+from tests.conftest import JOBS
 
 COUNTS = """
 import keras
@@ -170,6 +171,12 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
         with pytest.raises(RunError, match=says):  # noqa: PT012 - either call may raise
             callbacks.on_epoch_end(LINE)
             callbacks.states()
+
+
+def test_the_example_works_without_validation_reviews() -> None:
+    """`harness sweep retrain` trains on all reviews, so `logs` contains no validation scores."""
+    (callback,) = own_callbacks(load_job(JOBS / "own/parts.toml"), print)
+    callback.on_epoch_end(0, {"epoch": 1, "loss": 0.5, "accuracy": 0.8})
 
 
 def test_a_callback_without_state_is_named() -> None:

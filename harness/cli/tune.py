@@ -21,7 +21,7 @@ from harness.job.search import SearchSpec, load_search
 from harness.slurm.environment import resume_command
 from harness.slurm.resources import parse_seeds
 from harness.system.console import Console, echo, quoted
-from harness.tracking.run_dir import RESULT
+from harness.tracking.run_dir import RESULT, remove_empty
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -70,9 +70,13 @@ def tune(
     """
     request = worker_request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
-    sweep = SweepDirectory.new(runs, search, sweep_id)
     confirm_here(here=here)
-    run_sweep(sweep, search, request, full=full)
+    sweep = SweepDirectory.new(runs, search, sweep_id)
+    try:
+        run_sweep(sweep, search, request, full=full)
+    finally:
+        if sweep_id is None:
+            remove_empty([sweep.folder])
 
 
 def run_sweep(

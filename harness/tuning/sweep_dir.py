@@ -16,7 +16,6 @@
 import os
 import shutil
 import socket
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from harness.tracking.run_dir import (
     RunDirectory,
     check_id,
     check_record,
+    reserve_id,
     stamped,
 )
 from harness.tuning.disk import Disk, execute, make_once
@@ -63,12 +63,13 @@ class SweepDirectory(LeasedDirectory):
         """Choose the folder of a sweep, which `begin` creates.
 
         If the folder with this `sweep_id` exists, its search continues, perhaps with more trials.
+        If `sweep_id` is None, this method creates an empty folder that no other command uses.
 
         Raises:
-            InputError: if `sweep_id` can't be the name of a folder, or if the folder belongs to a
-                run or to another search.
+            InputError: if `sweep_id` can't be the name of a folder, if the folder belongs to a
+                run or to another search, or if the folder of the runs can't be written.
         """
-        sweep_id = sweep_id or time.strftime("%Y%m%d-%H%M%S")
+        sweep_id = sweep_id or reserve_id(runs, [(search.name, "")])
         check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():

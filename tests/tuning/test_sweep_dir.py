@@ -134,6 +134,13 @@ def begun(folder: Path) -> SweepDirectory:
     return sweep
 
 
+def test_searches_that_begin_in_one_second_have_different_folders(tmp_path: Path) -> None:
+    """Otherwise the second search would be refused, or would join the first."""
+    search = load_search(JOBS / "tune_lstm.toml")
+    folders = {SweepDirectory.new(tmp_path, search, None).folder for _ in range(20)}
+    assert len(folders) == 20
+
+
 def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
     """The folder may exist and be empty, because a program has reserved it."""
     (tmp_path / "runs/a").mkdir(parents=True)

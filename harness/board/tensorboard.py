@@ -74,6 +74,8 @@ class Shown:
     def refresh(self) -> None:
         """Search for runs, and make a link to each run that has begun to log."""
         self.found = self._chosen()
+        for run in self._links.keys() - {*self.found}:  # removed, or a later attempt replaces it
+            self._links.pop(run).unlink()
         for run in self.found:
             events = run / "tensorboard"
             if run in self._links:
@@ -88,8 +90,9 @@ class Shown:
 
     @property
     def finished(self) -> bool:
-        """Whether there are runs, and all of them have finished."""
-        results = [os.path.exists(run / RESULT) for run in self.found]  # noqa: PTH110 - see `refresh`
+        """Whether there are runs, and all of them, or the searches of trials, have finished."""
+        ends = {run.parents[3] if _attempt(run) else run for run in self.found}
+        results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
         return bool(results) and all(results)
 
     def refusals(self) -> str:
@@ -141,12 +144,25 @@ def _changed_s(run: Path) -> float:
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """Return the resolved paths of the runs at or below `roots`, including runs of sweeps.
 
-    If a path can't be searched, add the path and the reason to `refused`.
+    Of a trial's attempts, only the latest is included: TensorBoard would count a seed of several
+    attempts several times. If a path can't be searched, add the path and the reason to `refused`.
     """
     found = find_runs(
         (root.resolve() for root in roots), ("trials", "winner"), refused, foreign_links=False
     )
-    return [run.path for run in found if not is_sweep(run.path) and not is_ensemble(run.path)]
+    runs = [run.path for run in found if not is_sweep(run.path) and not is_ensemble(run.path)]
+    latest: dict[Path, int] = {}  # the path of a run without its attempt → the latest attempt
+    for run in runs:
+        same = run.parent.parent / run.name
+        latest[same] = max(_attempt(run), latest.get(same, 0))
+    return [run for run in runs if _attempt(run) == latest[run.parent.parent / run.name]]
+
+
+def _attempt(run: Path) -> int:
+    """Return the attempt of `<sweep>/trials/<trial>/<attempt>/seed<N>`, 0 for another path."""
+    attempt = run.parent
+    is_trial = attempt.parent.parent.name == "trials" and attempt.name.isdecimal()
+    return int(attempt.name) if is_trial else 0
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:

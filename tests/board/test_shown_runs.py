@@ -63,6 +63,31 @@ def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:
     assert shown(board) == ["run000", "run000-2", "run001"]
 
 
+def test_each_seed_of_a_trial_is_shown_once(tmp_path: Path) -> None:
+    """Only the latest attempt is shown, so that means over seeds count each seed once.
+
+    The runs have finished when the search has, even if a trial failed or no trial runs now.
+    """
+    sweep = tmp_path / "runs/tune_it/s"
+
+    def refresh(*seeds: str) -> list[str]:
+        for seed in seeds:
+            (sweep / "trials/3" / seed / "tensorboard").mkdir(parents=True)
+            (sweep / "trials/3" / seed / "job.toml").write_text("")
+        board.refresh()
+        links = (tmp_path / "board").glob("*/*")
+        return sorted(str(link.resolve().parent.relative_to(sweep / "trials/3")) for link in links)
+
+    board = Shown(tmp_path / "board", [sweep], tmp_path / "runs")
+    assert refresh("1/seed1", "1/seed2", "9/seed1") == ["1/seed2", "9/seed1"]
+    assert refresh("10/seed1") == ["1/seed2", "10/seed1"]
+    assert refresh("10/seed2") == ["10/seed1", "10/seed2"]
+    (sweep / "trials/3/10/seed2/result.json").write_text("{}")
+    assert not board.finished
+    (sweep / "result.json").write_text("{}")
+    assert board.finished
+
+
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
     """A name is a run's id, its Slurm job's id, or its path below the folder of all runs."""
     runs = tmp_path / "runs"

@@ -40,7 +40,6 @@ from harness.tracking.run_dir import (
     is_ensemble,
     named_or_all,
     remove_empty,
-    reserve_id,
 )
 from harness.tuning.leaderboard import leaderboard_rows
 from harness.tuning.sweep_dir import SweepDirectory
@@ -279,9 +278,8 @@ def tune(
     folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
-        name = sweep_id or reserve_id(folder, [(search.name, "")])
-        sweep = SweepDirectory.new(folder, search, name).folder
-    options |= {"set": overrides, "runs": folder, "sweep_id": name}
+        sweep = SweepDirectory.new(folder, search, sweep_id).folder
+    options |= {"set": overrides, "runs": folder, "sweep_id": sweep.name}
     try:
         run_printed("tune", str(job), *_options(options))
     finally:
@@ -368,8 +366,8 @@ def compare(
         pairs: whether to compare each pair of jobs, however many jobs there are.
 
     Raises:
-        InputError: if no run with the settings in `where` is finished and tested, a folder is
-            missing, `data` contains no dataset, or `baseline` is `"ngrams"` and the dataset is
+        InputError: if a folder is missing, no run with the settings in `where` is finished and
+            tested, `data` contains no dataset, or `baseline` is `"ngrams"` and the dataset is
             missing or unsuitable.
         RunError: if the dataset in `data` is broken.
     """

@@ -324,7 +324,7 @@ def serve(
     login: str | None,
     opens_page: bool = False,
 ) -> NoReturn:
-    """Show runs in TensorBoard until `watch` has a reason to end; then exit with code 0.
+    """Show runs in TensorBoard until `watch` says that it should end; then exit with code 0.
 
     At the end, the function removes two things: the file with the address, and the folder of links.
 

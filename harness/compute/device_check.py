@@ -272,9 +272,9 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a
-    loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. The
-    loop never ends if the process's first request is for at most 2,304 bytes, because after a retry
-    for 2,304 bytes, 10 % less is rounded up to 2,304 bytes again.
+    loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. From 2,304
+    bytes on, rounding up gives the same size again, so the loop never ends if the process's first
+    request is this small.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

@@ -197,7 +197,7 @@ def check_results() -> None:
 
     Raises:
         NodeFault: if a broken GPU is the reason why a kernel did not run.
-        RunError: if a kernel did not run for a reason other than a broken GPU.
+        RunError: if a kernel did not run, and the GPU is not broken.
     """
     if not stderr_filter.captured:
         return

@@ -173,8 +173,8 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
         the network has no such layer.
 
     Raises:
-        InputError: if the network can't be built or run with the job's settings, its outputs are
-            not probabilities, or a checkpoint would not contain one of its variables.
+        InputError: if the network can't be built or run with the job's settings, if its outputs are
+            not probabilities, or if a checkpoint would not contain one of its variables.
     """
     if not job.model.is_own:
         return ""

@@ -89,7 +89,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """Return the factor of `train.schedule` after `done` steps, without the warm-up."""
+        """Return the factor of `train.schedule` after `done` steps; the caller adds the warm-up."""
         train = self.train
         if train.schedule == "constant":
             return tf.ones_like(done)

@@ -233,7 +233,7 @@ def batches(
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
         first_step: the step of the first batch, counted from the start of the permutations.
         steps_before: the number of steps that the run takes before the first epoch in
-            `permutations`, because `Batch.step` is counted from the start of the run.
+            `permutations`. It is added, because `Batch.step` counts from the start of the run.
     """
     batch_size = shape.batch_size
     num_epochs, num_reviews = permutations.shape
@@ -290,8 +290,8 @@ class BatchSource:
 
         An empty review contains the token START, because cuDNN does not accept an empty row, and a
         network's mean over the words of an empty row is not finite. After the tokens of all
-        reviews, the tensor `tokens` contains a padding token and START. START is the only token of
-        the empty review, which has the index `num_reviews`.
+        reviews, the tensor `tokens` contains a padding token and START. The review with the
+        index `num_reviews` is the empty review; START is its only token.
         """
         self.shape, self.num_reviews = shape, len(reviews)
         self.num_tokens = int(reviews.offsets[-1])

@@ -80,7 +80,7 @@ def read_lines(
 ) -> Iterator[list[Line]]:
     """Read a UTF-8 file, and yield its lines in lists; skip lines without words.
 
-    Each read yields one list, which contains the lines that end in the read part of the file.
+    Each read of a part of the file yields a list of the lines that this part completes.
 
     Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
     that occur inside reviews, such as \\x85.

@@ -208,8 +208,8 @@ def read_arrays(path: Path, num_classes: int, checksum: Any = None) -> tuple[Int
     Args:
         path: the file.
         num_classes: the number of classes.
-        checksum: the file's sha256 in `result.json`; None = don't check, because the `result.json`
-            of an ensemble of an earlier version contains none.
+        checksum: the file's sha256 in `result.json`; None = don't check. The `result.json` of an
+            ensemble that an earlier version made contains no sha256.
 
     Raises:
         BROKEN (a tuple of errors): if the file can't be read, has another checksum, or does not
@@ -298,8 +298,8 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced. The lowest of them is above the lowest accuracy after a first
-    epoch; the highest is the highest accuracy that all seeds of a job reached.
+    The accuracies are evenly spaced. They lie above the lowest accuracy that a run had after
+    its first epoch. All seeds of at least one job reached the highest of them.
 
     Args:
         epochs: the result of `epochs_of` for each job.

@@ -1,13 +1,13 @@
 """Connects the workers, which are the processes that train one model on several nodes.
 
 The workers communicate through a private folder beside the run's folder; each start of a job step
-creates a new folder. TensorFlow would wait an hour for a missing worker. To wait at most JOIN_S
-seconds, each worker first writes its address into the private folder, and waits until the folder
-contains all addresses. When the folder contains all addresses, TensorFlow connects the workers. The
-first worker, the chief, also writes its execution plan (how steps are computed) and its newest
-checkpoint into the private folder; the other workers read these files. A worker that ends writes a
-report. TensorFlow's heartbeats detect a worker that died. The watchdog of each training process
-detects a worker that hangs.
+creates a new folder. Each worker first writes its address into the private folder, and waits at
+most JOIN_S seconds until the folder contains all addresses; TensorFlow would wait an hour for a
+missing worker. When the folder contains all addresses, TensorFlow connects the workers. The first
+worker, the chief, also writes its execution plan (how steps are computed) and its newest checkpoint
+into the private folder; the other workers read these files. A worker that ends writes a report.
+TensorFlow's heartbeats detect a worker that died. The watchdog of each training process detects a
+worker that hangs.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ The sources, from the lowest to the highest priority, are the script's header, t
 and the user's options. With sbatch alone, an option replaces only the same option of a source with
 lower priority: if a script sets `--gres=gpu:1` and the user adds `--gpus-per-node=2`, the job gets
 one GPU, without a warning. With `harness submit`, an option of one source replaces all options for
-the same resource of each source with lower priority.
+the same resource in the sources of lower priority.
 """
 
 import os

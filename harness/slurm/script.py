@@ -166,7 +166,7 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: a checked request; the script exports the folders in it.
+        request: a checked request, whose folders the script exports.
         variables: environment variables to export, besides the folders.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.

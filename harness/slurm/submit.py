@@ -252,8 +252,8 @@ def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
     The script of the running job runs the sbatch command outside of the site's container, because
-    the container may lack sbatch. This function takes no new snapshot of the code, because the
-    site's container may lack git; the submitted job runs the code of the running job.
+    the container may lack sbatch. The submitted job runs the same code as the running job; a
+    new snapshot would need git, which the site's container may lack.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of

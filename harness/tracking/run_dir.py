@@ -211,8 +211,8 @@ def began_s(record: Mapping[str, Any]) -> float:
 def weights_of(record: Mapping[str, Any]) -> str | None:
     """Return the folder of the run that provided a run's initial weights, or None.
 
-    A run that continued its parent's checkpoint has the initial weights of its parent. If the
-    parent's initial weights came from a third run, return the folder of the third run.
+    If a run continued its parent's checkpoint, and the parent began with the weights of a third
+    run, return the folder of the third run.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))

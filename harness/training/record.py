@@ -135,12 +135,10 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     """Write the validation predictions, from which an ensemble chooses its weights.
 
-    A trial writes no predictions, to save time and space. The training loop has already computed
-    validation loss and validation accuracy, so if one of these two scores is the objective of the
-    search, a trial returns no scores. If the objective is another score, a trial returns all scores
-    that can be an objective, except validation loss and validation accuracy. The score
-    `val_roc_auc` is None if all reviews are of one class. A run that is not a trial returns no
-    scores.
+    A trial writes no predictions, to save time and space. If the objective of the search is neither
+    validation loss nor validation accuracy, which the training loop has already computed, a trial
+    returns all other scores that can be an objective. The score `val_roc_auc` is None if all
+    reviews are of one class. In all other cases the result is empty.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:

@@ -263,7 +263,10 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         # Initial weights from another run, and pretrained word vectors, count as settings, so that
         # runs with different ones are in different rows of the tables.
         if origin := text(result.get("weights_of")):
-            settings["train.from"] = printable(Path(origin).parent.name)
+            parent = Path(origin).parent  # `<job>`, or `<job>/<sweep>/trials/<trial>/<attempt>`
+            is_trial = parent.parent.parent.name == "trials"
+            named = parent.parts[-5:-1] if is_trial else parent.parts[-1:]
+            settings["train.from"] = printable("/".join(named))
         if vectors := text(result.get("embeddings_checksum")):
             settings["model.embeddings"] = vectors[:8]
         for path, source in table(toml, "code").items():

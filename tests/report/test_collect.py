@@ -182,6 +182,14 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
     assert seeds_in(tmp_path) == {"lstm": [1], "lstm from=gru": [2]}
 
 
+def test_runs_that_began_with_different_trials_have_different_rows(tmp_path: Path) -> None:
+    """The attempt of a trial does not matter."""
+    trial = "/runs/gru/sweep/trials/{}/{}/seed1"
+    for seed, numbers in enumerate(((3, 1), (3, 2), (6, 1)), 1):
+        write_run(tmp_path / str(seed), seed=seed, weights_of=trial.format(*numbers))
+    assert [*seeds_in(tmp_path).values()] == [[1, 2], [3]]
+
+
 def test_a_folder_that_can_not_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ class ScoredRun:
     settings: Mapping[str, Any]  # values by `table.key`, without the keys in `WITHOUT_RESULT`
     began_s: float = math.inf  # the run's start in seconds since 1970; infinite if unknown
     audits: str = ""  # the mark of the user's audits, see `mark_of`
+    members: tuple[Path, ...] = ()  # the folders of an ensemble's runs
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,13 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         remedy = MAKE_AGAIN if is_ensemble(folder) else "remove this file and run harness resume"
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
     began = began_s(record)
-    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, began)
+    runs = ensemble.get("runs")
+    tables = [each for each in runs if isinstance(each, dict)] if isinstance(runs, list) else []
+    paths = [folder.resolve() / printable(str(each.get("folder"))) for each in tables]
+    members = tuple(Path(os.path.normpath(path)) for path in paths)
+    return ScoredRun(
+        folder, job, architecture, seed, accuracy, result, settings, began, members=members
+    )
 
 
 def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
@@ -350,9 +357,9 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
     Returns:
         The groups, and a list of the repeated runs, which have the job, settings and seed of an
-        earlier run. Groups on full datasets come first; groups on the harness's sample reviews come
-        last. Groups contain no repeated runs, so nobody can improve a job's scores by repeating
-        some of its runs.
+        earlier run, or share a run with an earlier ensemble. Groups on full datasets come first;
+        groups on the harness's sample reviews come last. Groups contain no repeated runs, so nobody
+        can improve a job's scores by repeating some of its runs.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -409,11 +416,16 @@ def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[st
 def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> list[ScoredRun]:
     by_seed: dict[int, ScoredRun] = {}
     for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
-        first = by_seed.setdefault(run.seed, run)
-        if first is not run:
-            scores = f"has accuracy {first.accuracy:.2%}, this run has {run.accuracy:.2%}"
-            why = f"only the first run with seed {run.seed} is counted: {first.folder} {scores}"
-            repeated.append(LeftOut(run.folder, "repeated", why))
+        # Ensembles with a common run are not independent, as the intervals assume.
+        shared = (each for each in by_seed.values() if {*each.members} & {*run.members})
+        first = by_seed.get(run.seed) or next(shared, None)
+        if not first:
+            by_seed[run.seed] = run
+            continue
+        whose = f"run with seed {run.seed}" if first.seed == run.seed else "ensemble of a run"
+        scores = f"has accuracy {first.accuracy:.2%}, this run has {run.accuracy:.2%}"
+        why = f"only the first {whose} is counted: {first.folder} {scores}"
+        repeated.append(LeftOut(run.folder, "repeated", why))
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 

@@ -147,6 +147,16 @@ def test_of_repeated_ensembles_the_first_counts(
     assert repeated.folder.name == "a"
 
 
+def test_ensembles_with_a_common_run_are_no_two_seeds(harness: Harness, dataset: Dataset) -> None:
+    """Their scores are not independent, so their interval would be too narrow."""
+    runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2, 3, 4)]
+    for name, members in (("a", runs[:2]), ("b", runs[1::-1]), ("c", runs[1:3]), ("d", runs[2:])):
+        made(harness, *members, "--run-id", name)
+    ((group,), repeated) = group_runs(scored_runs([harness.runs / "ensemble_lstm"])[0])
+    assert [run.folder.name for run in group.all_runs] == ["a", "d"]
+    assert [(each.folder.name, each.kind) for each in repeated] == [(n, "repeated") for n in "bc"]
+
+
 def test_other_commands_know_an_ensemble(
     harness: Harness, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ from harness.job.own_code import trusting
 from harness.report.collect import DatasetGroup
 from harness.system.console import echo
 from harness.system.files import atomic_write, cache_folder
-from harness.system.lenient_json import table, text, whole
+from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, is_ensemble
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def baselines(group: DatasetGroup, data: Path | None, *, ngrams: bool = False) -
 
 def _commonest(group: DatasetGroup, key: str) -> int:
     """Return a setting's most common value; if several are equally common, the largest of them."""
-    counts = Counter(whole(run.settings.get(key)) or KEYS[key].default for run in group.all_runs)
+    values = (each for run in group.all_runs for each in str(run.settings.get(key)).split(" + "))
+    counts = Counter(int(each) if each.isdecimal() else KEYS[key].default for each in values)
     return max(counts, key=lambda value: (counts[value], value))
 
 

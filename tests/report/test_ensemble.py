@@ -157,6 +157,14 @@ def test_ensembles_with_a_common_run_are_no_two_seeds(harness: Harness, dataset:
     assert [(each.folder.name, each.kind) for each in repeated] == [(n, "repeated") for n in "bc"]
 
 
+def test_tfidf_reads_as_many_words_as_a_member(harness: Harness, dataset: Dataset) -> None:
+    """The runs of an ensemble may have different values of `data.maxlen`."""
+    for num in (2, 3):
+        write_finished(harness.runs / f"lstm/{num}", dataset, num, f"data.maxlen={num}")
+    ensemble = made(harness, *sorted(harness.runs.glob("lstm/*")))
+    assert "tf-idf, last 3 " in harness.run_here("compare", ensemble).stdout
+
+
 def test_other_commands_know_an_ensemble(
     harness: Harness, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ from harness.report.collect import DatasetGroup
 from harness.system.console import echo
 from harness.system.files import atomic_write, cache_folder
 from harness.system.lenient_json import table, text
-from harness.tracking.run_dir import RECORD, RunDirectory, is_ensemble
+from harness.tracking.run_dir import RECORD, RunDirectory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -419,10 +419,10 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     Raises:
         InputError: if the dataset is not found.
     """
-    runs = [RunDirectory(run.folder) for run in group.all_runs if not is_ensemble(run.folder)]
+    first = min(group.all_runs, key=lambda run: len(run.members))  # a run if there is one
     candidates: list[Callable[[], Dataset]] = [
         partial(open_dataset, data, download=False),
-        *(partial(_data_of, run) for run in runs[:1]),
+        partial(_data_of, RunDirectory((*first.members, first.folder)[0])),
         *([open_sample] if group.is_sample else []),
     ]
     for open_candidate in candidates:

@@ -305,6 +305,16 @@ def test_moved_texts_are_found_by_data(harness: Harness) -> None:
         evaluate_again(RunDirectory(run), other)
 
 
+def test_compare_finds_the_texts_of_an_ensemble(harness: Harness) -> None:
+    """The record of the ensemble's first run names the texts."""
+    source = write_csv(harness.folder / "mine.csv", make_rows(200))
+    run = write_finished(harness.runs / "lstm/s1", open_source(source), 1, f"data.source={source}")
+    ensemble = made(harness, run, "--with", "ngrams")
+    done = harness.run_here("compare", ensemble, "--baseline", "ngrams")
+    assert done.returncode == 0, done.stderr
+    assert "tf-idf, whole" in done.stdout
+
+
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
     """Commands for this ensemble refuse it in one line; commands for all runs do not fail.
 

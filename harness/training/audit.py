@@ -380,7 +380,8 @@ class Auditor:
         self.plan = choose(job, self.devices.kind, cpus, begun=begun)
         self.options = ["--data", str(data.absolute())] if data and not job.data.source else []
         copy = self._begin("quick", self.devices, self.plan)
-        self.dataset = dataset_of(copy, job, data if self.options else None)
+        run = RunDirectory(subject.folder)  # refusals name this run, not its copy
+        self.dataset = dataset_of(run, job, data if self.options else None)
         self.context = RunContext.open(copy, job, self.dataset)
         self.code_changes = code_changes(record.model_dump(exclude_none=True), code_of(copy))
 

@@ -151,6 +151,10 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("result.json", num_replicas="2"), "its record is broken (num_replicas)"),
+        (
+            changed("provenance.json", dataset={"is_sample": True, "checksum": "0"}),
+            "/runs/bilstm/copy: began with other data (",
+        ),
         (broken("provenance.json", "{"), "provenance.json is broken"),
         (broken("result.json", "{"), "result.json: is broken"),
     ],

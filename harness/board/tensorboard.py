@@ -270,7 +270,7 @@ class Watch:
     def listen(self) -> None:
         """End TensorBoard at the first signal by raising `Signalled`.
 
-        The error ends a slow search for runs at once. Under nohup, SIGHUP stays ignored.
+        `Signalled` also ends a slow search for runs. Under nohup, SIGHUP stays ignored.
         """
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -91,7 +91,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
 
 
 def fetch(source: Path | None = None) -> Dataset:
-    """Store IMDB from a folder or a download in the user's cache, and open it.
+    """Copy IMDB from a folder, or download IMDB, into the user's cache; open it there.
 
     Args:
         source: a folder that contains the raw reviews (`aclImdb/`), imdb.npz, or a stored dataset;

@@ -343,7 +343,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
     With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
 
     Args:
-        is_new: whether no earlier call of `decide` counted the start that has ended.
+        is_new: whether this start is counted for the first time; `decide` may be called twice.
     """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     # Ignore a peak far above the job's limit: if Slurm made no cgroup for the job, the value is the

@@ -699,7 +699,8 @@ class Auditor:
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
         """Return the devices and the execution plan of the second training.
 
-        If the run is reproducible, the results of both training runs differ only by rounding.
+        If the job is reproducible, the results of the audit's two training runs differ only by
+        rounding.
         """
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.

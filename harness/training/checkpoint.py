@@ -52,8 +52,8 @@ class Progress:
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Also remove each checkpoint with more steps than the new checkpoint. The run did not resume from
-    a checkpoint with more steps, so each of these checkpoints is broken.
+    Also remove all checkpoints with more steps than the new one. They are broken: if one were
+    intact, the run would have resumed from it.
 
     Raises:
         RunError: if the file can't be written, or a newer process took over the run.

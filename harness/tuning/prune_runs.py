@@ -94,7 +94,7 @@ class KeptTrials:
     def trim(self, trials: Sequence[Trial], *, is_over: bool) -> None:
         """Remove files that the sweep does not keep; skip files that can't be removed.
 
-        `trim` skips a trial if an earlier call of `trim` has removed the same files of this trial.
+        A trial whose files an earlier call has removed is skipped.
 
         Args:
             trials: all trials of the sweep.

@@ -58,8 +58,8 @@ def _cudnn_rnn(
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Compute the last output, all outputs and the last state, as `SimpleRNN.inner_loop` does.
 
-    cuDNN's parameters are, in this order: the input matrix, `[units, features]`; the state matrix,
-    `[units, units]`; Keras's bias, `[units]`; zeros for cuDNN's second bias, `[units]`.
+    cuDNN's parameters are, in this order, the input matrix `[units, features]`, the state matrix
+    `[units, units]`, Keras's bias `[units]`, and zeros `[units]` for cuDNN's second bias.
     """
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]

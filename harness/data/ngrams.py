@@ -158,7 +158,7 @@ def to_archive(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 
 def from_archive(content: bytes, *names: str) -> tuple[Any, ...]:
-    """Return the n-grams in the content of a file, followed by an array for each of `names`.
+    """Return a tuple from the content of a file: the n-grams, then an array for each of `names`.
 
     Raises:
         ValueError: if `content` is not an archive of n-grams with an array for each of `names`.

@@ -370,7 +370,7 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
     """Return the path of a run's counters; later jobs of the same run use the same file.
 
-    Each run has its own file, because its counters contain the steps that this run has reached.
+    Each run has a separate file, because the counters contain the steps that a run has reached.
     """
     named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
     return submissions(runs) / f"{named}.json"
@@ -444,8 +444,8 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
     The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial.
-    STEPS_OF_A_TRIAL is more than the number of steps of any trial, so the progress grows when a
-    trial finishes, even if the trial's run is removed and its steps no longer count.
+    When a trial finishes, its run may be removed, and its steps no longer count. The progress grows
+    nevertheless, because STEPS_OF_A_TRIAL is more than the number of steps of any trial.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

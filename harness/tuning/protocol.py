@@ -416,6 +416,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write `stop` only if it stops a search that is not stopped, or resumes a stopped search."""
+    """Write the record `stop`, unless the search is already stopped or resumed as it says."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

@@ -65,7 +65,8 @@ class Trials:
                 itself a signal if the attempt is no longer needed.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
-            VectorsChanged: if `model.embeddings` has changed; the trial can be trained later.
+            VectorsChanged: if the file of `model.embeddings` has changed since the sweep began. If
+                the file is restored, the trial can be trained.
         """
         try:
             return trial.model_copy(update={"attempt": k, **self._run(trial, k)})

@@ -125,6 +125,10 @@ def compose(
         )
     of_site = [f"--{VARIABLES[name]}={value}" for name, value in site.items()]
     always = environment.get(ALWAYS, "").split()
+    # With --ntasks=1, sbatch would request only one node. The harness needs a task on each node.
+    nodes = [arg.removeprefix("--nodes=") for arg in args if arg.startswith("--nodes=")]
+    if nodes and "ntasks" in names_of(always):
+        always.append(f"--ntasks={nodes[-1]}")
     return drop(override(override(header, of_site), [*always, *args]), never)
 
 

@@ -112,6 +112,10 @@ def test_two_settings_of_the_site_make_a_job_acceptable(visitor: SlurmProject) -
         visitor.cluster.wait(record["job_id"], ["COMPLETED"])
     done = submitter.run(job, "--gpus", "2")
     assert (done.returncode, "is refused by this site" in done.stderr) == (2, True)
+    submitter.harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
+    (record,) = submitter.submit(job, "--nodes", "2", "--", "--hold")
+    assert visitor.cluster.show(record["job_id"])["NumNodes"].startswith("2")
+    visitor.cluster.run("scancel", record["job_id"])
 
 
 def test_doctor_prints_the_line_that_submits_a_script(

@@ -142,6 +142,8 @@ def test_rules_of_a_site(name: str) -> None:
     site["HARNESS_SBATCH_NEVER"] = f"{name} mem"
     composed = compose(HEADER, ["--mem=4G", "--time=9"], gpus="0", environment=site)
     assert composed == ["-p", "main", "--qos=q", "-n1", "--time=9"]
+    composed = compose(HEADER, ["--nodes=2"], environment=site)
+    assert composed[-3:] == ["-n1", "--ntasks=2", "--nodes=2"]  # sbatch obeys the last number
     with pytest.raises(InputError, match="--gres: is refused by this site"):
         compose(HEADER, [], gpus="2", environment=site)
     with pytest.raises(InputError, match="'gres,mem' should be the long name"):

@@ -125,6 +125,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
             "train.adversarial = 5.*train_embeddings = true",
         ),
         (["model.architecture=a.py:net", "model.ngram_ratios=3"], "model.ngram_ratios = 3: "),
+        (["train.optimizer=muon", "train.precision=float64"], "float64': .*muon"),
     ],
 )
 def test_a_bad_override_is_refused_in_one_line(

@@ -222,6 +222,13 @@ def _fits_the_optimizer(job: "Job") -> str:
     return ""
 
 
+def _fits_muon(job: "Job") -> str:
+    """`precision` must not be `float64` if `optimizer` is `muon`."""
+    if job.train.precision == "float64" and job.train.optimizer == "muon":
+        return "Keras's muon can't compute in float64; choose another precision or train.optimizer"
+    return ""
+
+
 def _has_drops(job: "Job") -> str:
     """`schedule_drops` must be set if `schedule` is `steps`."""
     if job.train.schedule == "steps" and not job.train.schedule_drops:
@@ -374,7 +381,9 @@ class TrainConfig(ConfigSection):
         description="largest norm of the gradient of all weights; larger gradients are scaled "
         "down; 0 = off",
     )
-    precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
+    precision: Annotated[
+        Literal["float32", "float64", "float16", "bfloat16"], Facts(check=_fits_muon)
+    ] = Field(
         "float32",
         description="precision of the computation; float16 and bfloat16 keep float32 weights",
     )

@@ -153,9 +153,8 @@ def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
     Keras's `Embedding` supports negative indices: before the lookup it adds the table's number of
-    rows to each negative index. TensorFlow executes an addition of integers on the host, so with
-    Keras's lookup each step on a GPU would copy its word indices to the host. `tf.gather` adds
-    nothing.
+    rows to each negative index. TensorFlow adds integers on the host, so each step on a GPU would
+    copy its word indices to the host for this addition. `tf.gather` adds nothing.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):

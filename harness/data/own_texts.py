@@ -159,7 +159,7 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
 
     Raises:
         InputError: if one table's name contains exactly one split's name, but another table's name
-            contains none or several. The function ignores such a table if it is a .json file.
+            contains none or several. A .json file without exactly one split's name is ignored.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

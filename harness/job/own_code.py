@@ -51,8 +51,8 @@ def keep_code(reference: str, base: Path, code: dict[str, str], kept: Mapping[st
 
     Raises:
         InputError: if the function is missing; if a source is unreadable, is not Python, is too
-            large, has the name of a Python module or of another source, or could have been changed
-            by another user.
+            large, could have been changed by another user, or has the name of another source or of
+            a standard module of Python.
     """
     target, _, function = reference.partition(":")
     root = top = None

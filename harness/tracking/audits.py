@@ -41,7 +41,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return the audits of a result, with their depths as keys.
+    """Return the audits of a result; the keys are their depths, such as `quick` or `full`.
 
     The dictionary is empty if another user could have written the audits.
     """

@@ -250,7 +250,7 @@ def agreed(value: Any, worker_group: WorkerGroup | None, wait_s: float = math.in
 def common_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
     """Return the chief's plan; leave out cuDNN on all nodes if any node's plan leaves it out.
 
-    A node leaves out cuDNN if cuDNN's results for a plain RNN are wrong there.
+    A node's plan does not use cuDNN if cuDNN computes a wrong result for a plain RNN there.
     """
     if worker_group is None:
         return plan

@@ -378,9 +378,9 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
     """Return the height of each trial's line at a key's axis, and the ticks of the axis.
 
     The axis of a list has a tick at each value. The axis of a range has ticks at its two ends and
-    its middle. Trials with the same value of a list get slightly different heights, so that their
-    lines stay visible. Below the axis are the lines of trials that do not use the axis's key; the
-    heights of these lines differ slightly, so that each line stays visible.
+    its middle. On the axis of a list, trials with the same value get slightly different heights, so
+    that their lines stay visible. Below the axis are the lines of trials that do not use the axis's
+    key; the heights of these lines differ slightly, so that each line stays visible.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

@@ -171,7 +171,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
         (["--resume"], "give runs (folders or ids) or --all-interrupted"),
         (
             ["--all-interrupted"],
-            "for a run that SIGTERM or Ctrl-C ended, use: harness submit --resume RUN",
+            "runs that SIGTERM or Ctrl-C ended don't count: use harness submit --resume RUN",
         ),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs with unchanged"),

@@ -244,8 +244,8 @@ def own_training(job: Job, model: keras.Model) -> Iterator[None]:
     if _draws_unsaved(tf.compat.v1.get_default_graph().as_graph_def()):
         raise InputError(
             f"{where}: draws random numbers from a generator that is not saved, so a resumed run "
-            "would draw other numbers; use keras.random with a keras.random.SeedGenerator as seed, "
-            "which is an attribute of a layer"
+            "would draw other numbers; use keras.random, store a keras.random.SeedGenerator in an "
+            "attribute of the layer, and pass it as seed"
         )
     if model.losses:
         raise InputError(

@@ -151,9 +151,9 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     model.fit(tokens_of(train, vocab_size, maxlen), train.labels)
     training_s = time.perf_counter() - began
     note = (
-        f"tf-idf: logistic regression over TF-IDF of the {len(words):,} most frequent words, "
-        f"fit on all {len(train):,} training reviews. One of the two models reads only the last "
-        f"{maxlen} words of a review, as the networks do; the other model reads whole reviews."
+        f"tf-idf: two logistic regressions over TF-IDF of the {len(words):,} most frequent words, "
+        f"fit on all {len(train):,} training reviews. One of them reads only the last {maxlen} "
+        "words of a review, as the networks do; the other reads whole reviews."
     )
     return Baseline(
         TFIDF,

@@ -165,8 +165,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     record = folder / RECORD
     if os.path.lexists(record) and (reason := distrust(record)):
         raise InputError(
-            f"--resume {folder}: {RECORD}: {reason}; check the options under slurm_asked in "
-            "this file, copy the file so that you own it, and run: "
+            f"--resume {folder}: {RECORD}: {reason}; check the options under slurm_asked in the "
+            "file, replace the file by a copy that belongs to you, then run: "
             f"chmod go-w {quoted(record)}"
         )
     start = last_start(RunDirectory(folder).read_json(RECORD))

@@ -3,8 +3,8 @@
 A command has one proposer, and one worker for each slot (a GPU, or some CPUs of a node). The
 proposer runs KerasTuner's oracle and creates the trials' folders with their values. The proposer is
 a separate process, so a slow proposal delays no worker, and KerasTuner's memory is freed after the
-last proposal. All proposers of a search make the same proposals, which depend only on the search
-and its results. So every command may have a proposer, and a killed proposer can be restarted.
+last proposal. A search may have several proposers, and a killed proposer can be restarted, because
+all proposers make the same proposals, which depend only on the search and its results.
 
 `python -m harness.tuning.worker SWEEP NAME` runs a worker or, with the option `--ahead N`, a
 proposer. `WorkerPool` restarts a process that ends with an error.

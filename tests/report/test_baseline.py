@@ -330,4 +330,6 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
         assert said(0, jobs).startswith("the runs do not show that any network is better than")
     assert "; lstm is 100.00 points behind (" in said(6, {"lstm": [wrong]})
     model = Baseline("", "n-grams", "", 1.0, 0, 0, 0, 0, 0, predicted=(1,))
-    assert verdict(model, None).startswith("no run's predictions can be compared with n-grams")
+    assert verdict(model, None).startswith(
+        "no run has predictions that can be compared with those of"
+    )

@@ -1,8 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
 Adversarial training changes the word vectors before the network receives them. If XLA compiles the
-steps on a GPU, a look-up outside of the network is also faster, so steps without adversarial
-training use it too (see `OuterLookupStep`).
+steps on a GPU, a look-up outside of the network is faster than inside. So steps without adversarial
+training then also look up the words outside (see `OuterLookupStep`).
 """
 
 import functools

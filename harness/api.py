@@ -366,9 +366,9 @@ def compare(
         pairs: whether to compare each pair of jobs, however many jobs there are.
 
     Raises:
-        InputError: if a folder is missing, no run with the settings in `where` is finished and
-            tested, `data` contains no dataset, or `baseline` is `"ngrams"` and the dataset is
-            missing or unsuitable.
+        InputError: if a folder is missing; if `data` contains no dataset; if no run with the
+            settings in `where` is finished and tested; or if `baseline` is `"ngrams"`, but the
+            n-gram model can't be fit.
         RunError: if the dataset in `data` is broken.
     """
     named = named_or_all([Path(each) for each in folders], default_runs())

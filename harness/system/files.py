@@ -401,7 +401,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Do nothing if an error only means that a file is missing or not plain; else raise an error.
+    """Do nothing if an error means that a file is missing or not a plain file; else raise an error.
 
     Raises:
         DiskError: for any other error; the message contains a remedy.

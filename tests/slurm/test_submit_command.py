@@ -215,7 +215,7 @@ def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.Monk
     done = site.run_here("submit", LSTM)
     assert done.returncode == 1
     assert "No space left on device; job 77 is in the queue" in done.stderr
-    assert done.stderr.endswith("cancel the job: scancel 77\n")
+    assert done.stderr.endswith("cancel it: scancel 77\n")
 
 
 def test_ctrl_c_leaves_no_job_without_a_record(site: Harness) -> None:

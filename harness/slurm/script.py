@@ -177,6 +177,7 @@ def render_script(
             exports[name] = str(Path(value).absolute()) if name in FOLDERS else value
     exports.update(variables)
     environment = shlex.quote(str(job_environment(request.project)))
+    inside = shlex.quote(str(request.project / (os.environ.get("HARNESS_VENV") or ".venv")))
     lines = [
         "#!/usr/bin/env bash",
         "# Written by harness for one Slurm job.",
@@ -184,8 +185,10 @@ def render_script(
         "export HARNESS_SNAPSHOT=1",
         'source "$HARNESS_HOME/slurm/common.sh"',
         "# These exports override the values from slurm/site.sh.",
-        "# In a container, HARNESS_VENV keeps its value from slurm/site.sh.",
-        f"[[ ${{#HARNESS_CONTAINER[@]}} != 0 ]] || export HARNESS_VENV={environment}",
+        "# In a container, an absolute HARNESS_VENV keeps its value from slurm/site.sh.",
+        f"[[ ${{HARNESS_VENV:-}} == /* ]] || HARNESS_VENV={inside}",
+        f"[[ ${{#HARNESS_CONTAINER[@]}} != 0 ]] || HARNESS_VENV={environment}",
+        "export HARNESS_VENV",
         *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         shlex.join(map(str, call)),
     ]

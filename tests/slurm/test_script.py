@@ -159,8 +159,10 @@ export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
 source "$HARNESS_HOME/slurm/common.sh"
 # These exports override the values from slurm/site.sh.
-# In a container, HARNESS_VENV keeps its value from slurm/site.sh.
-[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || export HARNESS_VENV=/venv
+# In a container, an absolute HARNESS_VENV keeps its value from slurm/site.sh.
+[[ ${HARNESS_VENV:-} == /* ]] || HARNESS_VENV=/venv
+[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || HARNESS_VENV=/venv
+export HARNESS_VENV
 export HARNESS_RUNS='/my runs/100%'
 export HARNESS_DATA='/it'"'"'s data'
 export HARNESS_TRUST_CODE=1

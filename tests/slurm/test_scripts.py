@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -215,6 +216,24 @@ def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch)
     assert done.returncode == 0, done.stderr
     call = project.call()
     assert (call["runs"], call["data"], call["image"]) == ("/mine", "/my/own", "an image")
+
+
+@pytest.mark.parametrize("named", ["", "relative"])
+def test_a_submitted_job_finds_the_environment_of_its_container(
+    project: Project, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A relative HARNESS_VENV, or none, means a folder in the project, not in the code's copy."""
+    (project.path / "slurm/site.sh").write_text(
+        f"HARNESS_VENV={named} HARNESS_CONTAINER=(env IMAGE=x)\n"
+    )
+    monkeypatch.setenv("HARNESS_VENV", named)
+    copy = project.path / "runs/.submissions/code-0"
+    shutil.copytree(project.path / "slurm", copy / "slurm")
+    project.venv.rename(project.path / (named or ".venv"))
+    request = Request(project.path, project.path / "runs", home=copy)
+    text = render_script(request, {}, ["supervise", "compare"])
+    done = project.run(project.executable(project.outside / "job.sh", text))
+    assert (done.returncode, project.call()["image"]) == (0, "x"), done.stderr
 
 
 # Exit codes and signals

@@ -43,12 +43,14 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# True if Slurm runs this script as the batch script of a job. Slurm then runs a copy in its spool
-# folder, or the user's own batch script ends with `exec bash slurm/lstm.sh`. Any other script in a
-# job is no batch script, because several such scripts would use the job's id for their runs.
+# True if Slurm runs this script as the batch script of a job. Slurm then runs a copy with the name
+# slurm_script, or the user's own batch script ends with `exec bash slurm/lstm.sh`. Any other script
+# in a job is no batch script, because several such scripts would use the job's id for their runs.
+# Some sites hide the parent's command line, and sbatch in a job step passes SLURM_STEP_ID on.
 is_batch() {
     [[ -n ${SLURM_JOB_ID:-} ]] || return 1
-    [[ ! $(dirname "$0") -ef $PROJECT/slurm ]] || grep -qs '\[.*batch\]' "/proc/$PPID/cmdline"
+    [[ ${0##*/} == slurm_script || (${SLURM_TASK_PID:-} == "$$" && -z ${SLURM_STEP_ID:-}) ]] ||
+        grep -qs '\[.*batch\]' "/proc/$PPID/cmdline"
 }
 
 prepare() {

@@ -150,12 +150,25 @@ def test_a_heterogeneous_job_is_refused(project: Project) -> None:
     assert not project.note.exists()
 
 
-def test_a_script_that_is_called_in_a_job_is_interactive(project: Project) -> None:
+@pytest.mark.parametrize("name", ["slurm/bilstm.sh", "my copy.sh"])
+def test_a_script_that_is_called_in_a_job_is_interactive(project: Project, name: str) -> None:
     """Several interactive runs in one job get different names."""
-    result = project.run(project.path / "slurm/bilstm.sh", env=project.slurm())
+    script = project.path / name
+    if not script.exists():
+        shutil.copy(project.path / "slurm/bilstm.sh", script)
+    result = project.run(script, env=project.slurm())
     assert result.returncode == 0
     call = project.call()
     assert ("--run-id" in call["argv"], call["batch_job"]) == (False, None)
+
+
+def test_a_users_batch_script_may_execute_a_script_of_the_project(project: Project) -> None:
+    """At some sites /proc shows no processes of Slurm; Slurm states the batch script's id."""
+    text = f"export SLURM_TASK_PID=$$\nexec bash {shlex.quote(str(project.path))}/slurm/bilstm.sh"
+    mine = project.executable(project.outside / "mine.sh", text)
+    for step, batch_job in ({}, "42"), ({"SLURM_STEP_ID": "0"}, None):
+        assert project.run(mine, env=project.slurm(**step)).returncode == 0
+        assert project.call()["batch_job"] == batch_job
 
 
 def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(project: Project) -> None:

@@ -114,13 +114,13 @@ run_child() {
     listen
     "$@" &
     CHILD=$!
-    [[ -z $SIGNALS ]] || kill -s "$STOPPING" "$CHILD"
+    [[ -z $SIGNALS ]] || kill -s "$STOPPING" "$CHILD" 2>/dev/null || true # it may have ended
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
         # A signal ends `wait` early, so wait again. That `wait` returns 127 if the first `wait`
-        # already returned CHILD's exit code.
-        [[ $status == 127 && $RC != 127 ]] || RC=$status
+        # already returned CHILD's exit code, and -1 if bash 5.2 lost that code to the signal.
+        [[ $status =~ ^(127|-1)$ && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done
     CHILD=''

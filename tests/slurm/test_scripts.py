@@ -282,6 +282,14 @@ def test_a_signal_is_forwarded_once(
     assert (code, project.call()["signals"]) == (75, [forwarded])
 
 
+def test_a_signal_ends_script_and_harness_at_once(project: Project) -> None:
+    """Slurm sends TERM to all processes of a job; bash 5.2 may then lose the child's exit code."""
+    end = 'SIGNALS=""; run_child sh -c "kill -TERM \\$PPID \\$\\$"; [[ $RC == 143 ]] || exit 9'
+    command = f'source "$1/slurm/common.sh"; for _ in {{1..40}}; do {end}; done'
+    words = ["bash", "-c", command, "bash", str(project.path)]
+    assert subprocess.run(words, env=project.environment, timeout=60).returncode == 0
+
+
 def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
     """The script's lines look like the harness's lines; the last line explains the end."""
     log = project.outside / "job.out"

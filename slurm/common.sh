@@ -61,7 +61,6 @@ prepare() {
     ensure_venv "${LOCKS[@]}"
     # Older Slurm does not create this folder, which only jobs submitted in the project need.
     [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" 2>/dev/null || true
-    unset PYTHONHOME
     export PYTHONPATH=$PROJECT # Python imports this project's code, even if a copy is installed
 }
 

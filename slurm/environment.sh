@@ -68,6 +68,7 @@ is_ready() {
 ensure_venv() {
     local found="it was not installed from this project's lock files" remedy=''
     local setup='bash slurm/common.sh --setup'
+    unset PYTHONPATH PYTHONHOME # many sites' modules export them for other interpreters
     ! is_ready "$@" || return 0
     [[ $1 != requirements-gpu.lock ]] || setup="HARNESS_EXTRA=gpu $setup"
     if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
@@ -149,8 +150,6 @@ install_steps() {
     local -a locked=(--require-hashes --only-binary :all:)
     # Build with the installed setuptools, which the lock file contains.
     local -a editable=(--no-index --no-deps --no-build-isolation -e "$PROJECT")
-    # Unset these variables, because many sites' modules export them for other interpreters.
-    unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=slurm/common.sh
 source slurm/common.sh
 
@@ -80,7 +80,6 @@ fi
 SETS_UP=yes # ensure_venv also installs a changed lock file inside a Slurm job
 ensure_venv requirements-test.lock
 export PATH="$VENV/bin:$PATH"
-unset PYTHONPATH PYTHONHOME
 unset PYTHONDONTWRITEBYTECODE # without bytecode files every process would compile all modules
 
 heading ruff check

@@ -154,6 +154,7 @@ def test_a_failed_installation_is_repeated(project: Project) -> None:
     locked_wheel(project.path, "harness", STAND_IN)
     env = {**project.environment, "HARNESS_VENV": "", "PIP_CONFIG_FILE": os.devnull}
     env |= {"PIP_FIND_LINKS": str(with_uv), "UV_CALLS": str(calls)}
+    env |= {"PYTHONHOME": "/another/python"}  # exported by a module of the site
     script = project.path / "slurm/bilstm.sh"
     failed = project.run(script, env=env | {"PIP_NO_INDEX": "1"})
     assert failed.returncode == 1, failed.stderr
@@ -273,3 +274,11 @@ def test_a_container_needs_neither_slurm_nor_flock(project: Project) -> None:
     assert project.call()["nodes"].split() == ["n08", "n10"], result.stderr
     assert "is back in the queue" in result.stderr
     assert asked.read_text().splitlines()[-1] == "requeue 42"
+
+
+def test_the_tests_start_in_their_project(tmp_path: Path) -> None:
+    """With CDPATH, `cd tests/..` may enter another folder."""
+    (tmp_path / "tests").mkdir()
+    words, env = ["bash", "tests/run.sh", "--help"], os.environ | {"CDPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout[:11]) == (0, "usage: bash"), done.stderr

@@ -27,10 +27,12 @@ log_line() {
 # local variables.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
-    set +u # module systems read unset variables
+    project=$PROJECT # some modules set PROJECT
+    set +u           # module systems read unset variables
     # shellcheck source=slurm/site.example.sh
     source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?, which is ignored"
     set -u
+    PROJECT=$project
 fi
 
 # Runs a command of the Python environment, in the site's container if there is one.

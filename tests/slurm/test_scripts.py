@@ -213,9 +213,12 @@ def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
 
 
 def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """site.sh may use unset variables. It sets a submitted job's container, but not its folders."""
+    """site.sh may use unset variables, and its modules may set PROJECT.
+
+    It sets a submitted job's container, but not its folders.
+    """
     (project.path / "slurm/site.sh").write_text(
-        "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
+        "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site PROJECT=/the/module\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
     )
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0

@@ -132,7 +132,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if a write fails, or `target` exists and is not an empty folder.
     """
-    temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
+    temporary = _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -165,7 +165,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
                 f"{target}: is a broken link; remove the link, or choose another folder"
             )
     target = target.resolve()
-    old = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
+    old = _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
     try:
         with atomic_directory(target) as temporary:
             yield temporary

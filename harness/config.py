@@ -107,6 +107,8 @@ class ConfigSection(BaseModel):
     @classmethod
     def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
         facts = facts_of(cls.model_fields[str(info.field_name)])
+        if isinstance(value, str) and SURROGATE.search(value):
+            raise PydanticCustomError("utf8", "Input should be UTF-8, with all folders of a path")
         if not facts.choices and not facts.is_function:
             return value
         for name in value if isinstance(value, list) else [value]:

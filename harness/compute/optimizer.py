@@ -55,6 +55,17 @@ class RampedAverage:
             average.assign(momentum * average + (1 - momentum) * variable)
 
 
+class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
+    """Loss scaling for float16, whose `variables` include all variables of the inner optimizer.
+
+    Keras decorates `build` so that an optimizer does not track the variables that are set as its
+    attributes. The decorator also affects the inner optimizer, so checkpoints would not contain
+    Nadam's `_u_product`, and a resumed run would give another result.
+    """
+
+    build = keras.optimizers.LossScaleOptimizer.build.__wrapped__
+
+
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of each step.
 
@@ -112,7 +123,7 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Build the optimizer, with moving average and learning-rate schedule if the job sets them.
 
-    For float16, the optimizer is wrapped in a LossScaleOptimizer.
+    For float16, the optimizer is wrapped in `LossScaling`.
 
     Args:
         train: the job's `[train]` table.
@@ -134,7 +145,7 @@ def build_optimizer(
     if train.schedule != "constant" or train.warmup_epochs > 0:
         optimizer.learning_rate = RateSchedule(train, steps_per_epoch)
     if train.precision == "float16":
-        return keras.optimizers.LossScaleOptimizer(optimizer)
+        return LossScaling(optimizer)
     return optimizer
 
 

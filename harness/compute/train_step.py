@@ -33,7 +33,7 @@ from harness.compute.recurrent import (
 from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.input_pipeline import Batch, in_parts
 from harness.data.vocabulary import WordVectors
-from harness.job.keys import OPTIMIZERS, Job
+from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
 # A tuple: the gradients of the trained weights; and a tensor `[2] float64` with the sum of the
@@ -96,10 +96,6 @@ class TrainStep:
                     use_cudnn_rnn(self.model)
             self.optimizer = build_optimizer(job.train, steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
-            if job.train.precision == "float16" and job.train.optimizer in OPTIMIZERS:
-                # Loss scaling would build Keras's optimizer without tracking, and so hide variables
-                # that are no copies of weights, such as nadam's product, from checkpoints.
-                self.optimizer.inner_optimizer.build(self.model.trainable_variables)
             self.optimizer.build(self.model.trainable_variables)
         # AutoGraph is off in all graphs: AutoGraph would also rewrite Keras's functions, so tracing
         # would take 1.5 times as long.

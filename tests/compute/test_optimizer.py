@@ -46,6 +46,25 @@ def test_every_optimizer_takes_steps(name: str) -> None:
     assert float(optimizer.learning_rate) == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS])
+def test_a_checkpoint_has_the_whole_state_of_an_optimizer(name: str, precision: str) -> None:
+    """A new optimizer with the same variables continues to the same bytes."""
+    train = TrainConfig.model_validate({"optimizer": name, "precision": precision})
+    start, *gradients = np.random.default_rng(1).normal(size=[3, 4, 4]).astype(np.float32)
+    optimizer, weight = build_optimizer(train), keras.Variable(start)
+    other, copy = build_optimizer(train), keras.Variable(np.zeros_like(start))
+    optimizer.build([weight])
+    other.build([copy])
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [weight])
+    for mine, theirs in zip([copy, *other.variables], [weight, *optimizer.variables], strict=True):
+        mine.assign(theirs.numpy())
+    for one, built in ((optimizer, weight), (other, copy)):
+        one.apply([keras.ops.convert_to_tensor(start)], [built])
+    assert copy.numpy().tobytes() == weight.numpy().tobytes()
+
+
 def rates(num_steps: int, **settings: Any) -> list[float]:
     optimizer = build_optimizer(TrainConfig(learning_rate=0.5, **settings), steps_per_epoch=4)
     schedule = schedule_of(optimizer)

@@ -15,7 +15,6 @@ from harness.compute.recurrent import kernels_of
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.input_pipeline import BatchShape, BatchSource, Reviews, batches, in_parts
 from harness.job.job_file import load_job
-from harness.job.keys import OPTIMIZERS
 from tests.compute.test_network import custom
 from tests.conftest import JOBS
 
@@ -191,15 +190,3 @@ def test_parts_contain_all_rows_in_order() -> None:
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}
     assert in_parts(batch, 20, 20) == [batch]
-
-
-@pytest.mark.parametrize("name", [*OPTIMIZERS])
-def test_a_checkpoint_has_all_variables_of_an_optimizer_in_float16(name: str) -> None:
-    """Loss scaling hides none of the variables of an optimizer, such as nadam's product."""
-    counts = []
-    for precision in ("float32", "float16"):
-        settings = (*SETTINGS, f"train.optimizer={name}", f"train.precision={precision}")
-        job = load_job(JOBS / "words.toml", settings)
-        step = build_step(job, tf.distribute.get_strategy(), ExecutionPlan("keras", 1))
-        counts.append(len(getattr(step.optimizer, "inner_optimizer", step.optimizer).variables))
-    assert counts[1] == counts[0]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.compute.strategy import set_variables
 from harness.config import is_free, toml_value
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.predict import Classifier, Prediction, check_texts
@@ -30,7 +31,7 @@ from harness.report.summary import Part, compared, figures, print_parts, to_mark
 from harness.slurm.pool import run_printed
 from harness.system.console import log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
-from harness.system.stderr_filter import ask_for_messages, filtered_stderr
+from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.audits import AUDITS, audits_of
 from harness.tracking.run_dir import (
     RESULT,
@@ -100,6 +101,9 @@ class Run:
 
     def predict(self, texts: str | Iterable[str]) -> list[Prediction]:
         """Classify raw texts, or a single text.
+
+        If this process imported TensorFlow before, with oneDNN on (TensorFlow's default), then the
+        probabilities may differ from those of `harness predict` by rounding.
 
         Raises:
             InputError: if a text contains no words, or the run is unfinished.
@@ -432,7 +436,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 def _import_tensorflow() -> None:
     """Import TensorFlow, and hide messages that are useless to a user."""
     if "tensorflow" not in sys.modules:
-        ask_for_messages()
+        set_variables()
         with filtered_stderr():
             import tensorflow as tf
 

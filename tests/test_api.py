@@ -225,18 +225,19 @@ def test_the_last_error_is_raised_and_other_lines_are_printed(
 
 @pytest.mark.full
 def test_tensorflow_prints_nothing(finished: tuple[Harness, Path]) -> None:
-    """Loading a model and predicting write nothing to standard error."""
+    """Loading a model and predicting write nothing to standard error, and turn oneDNN off."""
     harness, folder = finished
     code = (
-        f"import harness\n(run,) = harness.load_runs({str(folder)!r})\n"
+        f"import harness, os\n(run,) = harness.load_runs({str(folder)!r})\n"
         "print(len(run.predict(['A great film.'])), run.model().count_params() > 0)\n"
+        "print(os.environ['TF_ENABLE_ONEDNN_OPTS'])\n"
     )
     hidden = ("TF_", "CUDA_VISIBLE")
     environment = {k: v for k, v in harness.environment.items() if not k.startswith(hidden)}
     asked = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert (asked.stdout, asked.stderr) == ("1 True\n", "")
+    assert (asked.stdout, asked.stderr) == ("1 True\n0\n", "")
 
 
 def test_a_keyboard_interrupt_lets_the_command_save(

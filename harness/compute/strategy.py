@@ -107,6 +107,13 @@ def one_device_each(text: str | None, what: str) -> str | None:
     return requested.kind
 
 
+def set_variables() -> None:
+    """Set environment variables for TensorFlow; call this before TensorFlow is imported."""
+    ask_for_messages()
+    # Turn oneDNN off: its rounding depends on the CPU, and a run can be resumed on another node.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
 def import_tensorflow(
     allocation: SlurmEnvironment | None, threads: int | None = None, job: Job | None = None
 ) -> ModuleType:
@@ -122,9 +129,7 @@ def import_tensorflow(
         InputError: if the import fails.
     """
     tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
-    ask_for_messages()
-    # Turn oneDNN off: its rounding depends on the CPU, and a run can be resumed on another node.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    set_variables()
     # Number the GPUs as the driver does. By default CUDA puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if deterministic:

@@ -32,7 +32,7 @@ from harness.slurm.pool import run_printed
 from harness.system.console import log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
-from harness.tracking.audits import AUDITS, audits_of
+from harness.tracking.audits import AUDITS, DIFFERS, audits_of
 from harness.tracking.run_dir import (
     RESULT,
     RunDirectory,
@@ -326,7 +326,9 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         error = ended
     kept = audits_of(folder, (Path(run) / RESULT).read_bytes())
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
-    if latest.get("ended_s", 0.0) < began_s:
+    # After another error than DIFFERS, the latest audit belongs to another call.
+    is_failed = error is not None and latest.get("outcome") != DIFFERS
+    if is_failed or latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
             f"run {run}: the audit does not count, because the run's {RESULT} changed during the "
             f"audit, or other users can write to {folder / AUDITS}; repeat the audit; if other "

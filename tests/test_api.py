@@ -1,11 +1,13 @@
 """The Python API gives the same runs and refusals as the command line, without side effects."""
 
+import hashlib
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,8 +17,9 @@ from unittest import mock
 import pytest
 
 import harness as package
-from harness.errors import InputError, Interrupted
+from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import pool
+from harness.tracking.audits import EQUAL, keep_audit
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
@@ -221,6 +224,23 @@ def test_the_last_error_is_raised_and_other_lines_are_printed(
     with fails if "exit(2)" in body else nullcontext():
         pool.run_printed("train")
     assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_a_failed_audit_is_not_replaced_by_another_call(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An audit fails while another audit of the same run succeeds: its own error is raised."""
+    write_run(here / "runs/lstm/a", LSTM.read_text())
+    digest = hashlib.sha256((here / "runs/lstm/a/result.json").read_bytes()).hexdigest()
+    other = {"depth": "quick", "outcome": EQUAL, "ended_s": time.time() + 60}
+
+    def run_printed(*_: str) -> None:
+        keep_audit(here / "runs", digest, other)
+        raise RunError("harness audit: was ended by signal 9")
+
+    monkeypatch.setattr("harness.api.run_printed", run_printed)
+    with pytest.raises(RunError, match="signal 9"):
+        package.audit(here / "runs/lstm/a", full=True)
 
 
 @pytest.mark.full

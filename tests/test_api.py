@@ -1,6 +1,7 @@
 """The Python API gives the same runs and refusals as the command line, without side effects."""
 
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -224,6 +225,20 @@ def test_the_last_error_is_raised_and_other_lines_are_printed(
     with fails if "exit(2)" in body else nullcontext():
         pool.run_printed("train")
     assert capsys.readouterr().out.splitlines() == shown
+
+
+def test_a_command_continues_if_its_output_cannot_be_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The pipe's reader has ended, as in `| head`; the command still runs to its end."""
+    stand_in(monkeypatch, f"open({str(tmp_path / 'ended')!r}, 'w')")
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(os.dup(writer), "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    pool.run_printed("train")
+    assert (tmp_path / "ended").exists()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # closing it writes the rest
 
 
 def test_a_failed_audit_is_not_replaced_by_another_call(

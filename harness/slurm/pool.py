@@ -26,7 +26,7 @@ from harness.slurm.environment import (
 )
 from harness.slurm.resources import refused_options
 from harness.system import gpu
-from harness.system.console import Console, echo, is_error, strip_prefix
+from harness.system.console import Console, is_error, printable, strip_prefix
 from harness.system.processes import StopRequest, memory_limit_gb, own_code_first
 
 GPU_INDEX = "HARNESS_GPU"  # index of a slot's GPU among the visible GPUs of its node
@@ -454,10 +454,16 @@ def _print_lines(process: "subprocess.Popen[bytes]") -> str:
         line = content.decode(errors="replace")
         if message := strip_prefix(line):
             if held:  # an error that is not the last line
-                echo(held)
+                _show(held)
             last, held = message, message if is_error(line) else ""
             if not held:
-                echo(message)
+                _show(message)
     if held and process.wait() == 0:
-        echo(held)
+        _show(held)
     return last
+
+
+def _show(text: str) -> None:
+    # The command continues if nobody reads this process's output, or if its disk is full.
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), flush=True)  # noqa: T201 - `echo` would end this process

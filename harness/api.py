@@ -9,9 +9,11 @@ and in a notebook that already uses TensorFlow.
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """
 
+import importlib
 import io
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 Settings = Mapping[str, object]
+IMPORT = threading.Lock()  # threads that import TensorFlow's modules at once end in a deadlock
 
 
 @dataclass(frozen=True)
@@ -437,12 +440,14 @@ def _options(options: Mapping[str, object]) -> list[str]:
 
 def _import_tensorflow() -> None:
     """Import TensorFlow, and hide messages that are useless to a user."""
-    if "tensorflow" not in sys.modules:
-        set_variables()
-        with filtered_stderr():
-            import tensorflow as tf
+    with IMPORT:
+        if "tensorflow" not in sys.modules:
+            set_variables()
+            with filtered_stderr():
+                import tensorflow as tf
 
-            tf.config.list_physical_devices()
+                tf.config.list_physical_devices()
+        importlib.import_module("harness.inference.model_file")  # imports Keras
 
 
 # Results

@@ -275,6 +275,27 @@ def test_tensorflow_prints_nothing(finished: tuple[Harness, Path]) -> None:
     assert (asked.stdout, asked.stderr) == ("1 True\n0\n", "")
 
 
+@pytest.mark.full
+def test_threads_predict_at_once(finished: tuple[Harness, Path]) -> None:
+    """Only one of several threads imports TensorFlow; standard error is as before."""
+    harness, folder = finished
+    code = (
+        "import harness, os\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        f"(run,) = harness.load_runs({str(folder)!r})\nbefore = os.fstat(2)\n"
+        "with ThreadPoolExecutor() as pool:\n"
+        "    found = [*pool.map(run.predict, [['A great film.']] * 8)]\n"
+        "print(found == [found[0]] * 8, os.path.samestat(before, os.fstat(2)))\n"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        env=harness.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout == "True True\n", asked.stderr
+
+
 def test_a_keyboard_interrupt_lets_the_command_save(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The command line: collects the commands and turns errors into exit codes."""
 
 import logging
+import os
 import signal
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def main() -> int:
         The exit code: 0 = success, 1 = failed, 2 = input refused, 75 = interrupted, can be resumed.
     """
     take_any_text()
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # the user's shell may name another backend
     try:
         # `app` returns the exit code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)

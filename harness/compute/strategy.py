@@ -110,6 +110,7 @@ def one_device_each(text: str | None, what: str) -> str | None:
 def set_variables() -> None:
     """Set environment variables for TensorFlow; call this before TensorFlow is imported."""
     ask_for_messages()
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     # Turn oneDNN off: its rounding depends on the CPU, and a run can be resumed on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 

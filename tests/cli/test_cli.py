@@ -262,6 +262,17 @@ def test_a_folder_without_permission_is_refused(
     assert "closed/run" in harness.refuse(*words, "closed/run")
 
 
+def test_keras_computes_with_tensorflow(harness: Harness) -> None:
+    """The shell may name another backend, for other programs."""
+    code = (
+        "import os\nfrom harness.cli.main import main\nmain()\nprint(os.environ['KERAS_BACKEND'])"
+    )
+    shell = {**harness.environment, "KERAS_BACKEND": "jax"}
+    words = [sys.executable, "-c", code, "--version"]
+    asked = subprocess.run(words, env=shell, capture_output=True, text=True, check=True)
+    assert asked.stdout.splitlines()[-1] == "tensorflow"
+
+
 def test_an_unfinished_run_can_not_predict(harness: Harness) -> None:
     """The error names the command that continues the run, and is printed before a text is read."""
     folder = harness.runs / "lstm" / "begun"

@@ -30,6 +30,7 @@ from harness.job.own_code import trusting
 from harness.job.search import is_sweep, load_search
 from harness.report.collect import LeftOut, expand
 from harness.report.summary import Part, compared, figures, print_parts, to_markdown
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import run_printed
 from harness.system.console import log, quoted, rich_console
 from harness.system.lenient_json import read_json_lines
@@ -228,7 +229,7 @@ def train(
             `{"train": {"epochs": 2}}`.
         seed: the value of `train.seed`.
         run_id: the name of the run. The call continues an unfinished run with this name, and leaves
-            a finished run unchanged.
+            a finished run unchanged. If srun starts several tasks, they must name the run.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: options of `harness train` for which this function has no argument, such as
             `devices="cpu:2"` or `full=True`.
@@ -243,6 +244,11 @@ def train(
     """
     overrides = _overrides(settings, options)
     folder = default_runs() if runs is None else Path(runs)
+    own = SlurmEnvironment.from_environment()
+    if run_id is None and own and own.num_tasks > 1:
+        raise InputError(
+            f"run_id = None: all {own.num_tasks} tasks of srun should name one run; give run_id"
+        )
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
         run = RunDirectory.new(folder, loaded, run_id).folder

@@ -72,6 +72,17 @@ def test_bad_arguments_are_refused(
     assert list(here.glob("*/*")) == []
 
 
+def test_tasks_of_srun_name_their_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On several nodes, the processes would return different runs, of which only one exists."""
+    for name in ("JOB_ID", "STEP_ID", "STEP_NUM_TASKS"):
+        monkeypatch.setenv(f"SLURM_{name}", "2")
+    with pytest.raises(InputError, match="run_id = None: all 2 tasks of srun should name one run"):
+        package.train(LSTM)
+    run = mock.Mock()
+    monkeypatch.setattr("harness.api.run_printed", run)
+    assert package.train(LSTM, run_id="a").folder.name == "a"
+
+
 def test_nested_settings_keep_other_options(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table of options changes only its options; a table of class weights is one value."""
     run = mock.Mock()

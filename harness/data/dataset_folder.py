@@ -134,7 +134,7 @@ def open_folder(folder: Path) -> Dataset:
         classes, is_sample = tuple(record["classes"]), record["is_sample"]
         is_known = checksum in (OFFICIAL, SAMPLE_CHECKSUM)
         if is_known and (classes, is_sample) != (CLASSES, checksum == SAMPLE_CHECKSUM):
-            raise ValueError(f"classes or is_sample in {RECORD} are not those of these reviews")
+            raise ValueError(f"classes or is_sample in {RECORD} do not fit the reviews")
         of_classes = _classes_checksum(classes)
         if record.get("classes_checksum", of_classes) != of_classes:  # older folders have none
             raise ValueError(f"classes in {RECORD} differ from their checksum")

@@ -245,7 +245,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
-    """`adversarial` must be 0 if the network is custom, and if `train_embeddings` is false."""
+    """`adversarial` must be 0 if the network is custom or `train_embeddings` is false."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
         return (
             "needs a built-in network and model.train_embeddings = true; otherwise set "

@@ -215,8 +215,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="lower limit for the shortest trials: they train for `train.epochs`, divided "
-        "by `factor` as often as the result stays at least `min_epochs`, and rounded up",
+        description="fewest epochs of a trial; the shortest trials train for `epochs / factor^n` "
+        "epochs, rounded up, with the largest n for which the quotient is at least `min_epochs`",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,

@@ -587,7 +587,7 @@ class Auditor:
             num = min(nums)
             if num < max(nums) and (train.early_stopping_patience or train.callbacks):
                 mine, theirs = mine | decided(mine, num), theirs | decided(theirs, num)
-                why = f"after epoch {num}, because the run or the audit trained no more epochs"
+                why = f"after epoch {num}, where the shorter of the two training runs ended"
                 yield Check("metrics.jsonl", OMITTED, why)
             kept = [each.get("kept_epoch") for each in (result, self.subject.result)]
             if result and kept[0] != kept[1]:

@@ -88,24 +88,28 @@ class Sweeps:
         path = f"trials/*/{attempt}/seed1"
         wait_for(lambda: any(self.folder(sweep_id).glob(path)), timeout_s=90)
 
-    def processes(self, option: str, sweep_id: str) -> list[int]:
-        """Return the workers and proposers of a search that were started with an option."""
+    def processes(self, sweep_id: str) -> dict[int, bool]:
+        """Return the workers and proposers of a search, and whether each one is a proposer.
+
+        All are read at once, because a proposer ends when it has no more trial to propose.
+        """
         named, found = {"harness.tuning.worker", str(self.folder(sweep_id))}, {}
         for process in psutil.process_iter(["cmdline", "ppid"]):
             words = process.info["cmdline"] or []
-            if named <= {*words} and any(word.startswith(option) for word in words):
-                found[process.pid] = process.info["ppid"]
+            if named <= {*words}:
+                is_proposer = any(word.startswith("--ahead=") for word in words)
+                found[process.pid] = process.info["ppid"], is_proposer
         # A fork has its parent's command line until it executes another program, such as git.
-        return [process for process, parent in found.items() if parent not in found]
+        return {pid: proposes for pid, (parent, proposes) in found.items() if parent not in found}
 
     def workers(self, sweep_id: str) -> list[int]:
-        return [each for each in self.left(sweep_id) if each not in self.proposers(sweep_id)]
+        return [pid for pid, proposes in self.processes(sweep_id).items() if not proposes]
 
     def proposers(self, sweep_id: str) -> list[int]:
-        return self.processes("--ahead=", sweep_id)
+        return [pid for pid, proposes in self.processes(sweep_id).items() if proposes]
 
     def left(self, sweep_id: str) -> list[int]:
-        return self.processes("", sweep_id)
+        return [*self.processes(sweep_id)]
 
 
 KEYS = ("model.units", "train.learning_rate")

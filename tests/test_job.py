@@ -152,6 +152,9 @@ def test_the_refusal_of_a_missing_job_names_the_nearest_file(
     ):
         with pytest.raises(InputError, match=said):
             load_job(Path(path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"did you mean {JOBS / 'lstm.toml'}\\?"):
+        load_job(Path("jobs/lstm.toml"))
 
 
 def test_a_file_name_that_is_no_job_name_is_refused(tmp_path: Path) -> None:

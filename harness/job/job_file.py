@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness import PROJECT
 from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, about, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
@@ -195,7 +196,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     try:
         raw = read_plain_file(path, MAX_JOB_BYTES)
     except FileNotFoundError:
-        folders = (Path("jobs"), path.parent)
+        folders = (PROJECT / "jobs", Path("jobs"), path.parent)
         others = {other.stem: other for folder in folders for other in folder.glob("*.toml")}
         near = difflib.get_close_matches(path.stem, others, n=1)
         remedy = f"did you mean {others[near[0]]}?" if near else "name a job such as jobs/lstm.toml"

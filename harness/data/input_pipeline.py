@@ -233,7 +233,7 @@ def batches(
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
         first_step: the step of the first batch, counted from the start of the permutations.
         steps_before: the number of steps that the run takes before the first epoch in
-            `permutations`. It is added, because `Batch.step` counts from the start of the run.
+            `permutations`. `Batch.step` counts these steps too.
     """
     batch_size = shape.batch_size
     num_epochs, num_reviews = permutations.shape

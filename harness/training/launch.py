@@ -378,10 +378,11 @@ def dataset_of(
 
 
 def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
-    """Return the job of a run, and the folder of IMDB that `data` names.
+    """Return the job of a run, and the folder of IMDB.
 
-    If the run was trained on a user's own texts, `data` names these texts: the returned job reads
-    them there, and the returned folder is None.
+    The argument `data` is the new path of the data. If the run was trained on a user's own texts,
+    `data` is the path of the texts: the returned job contains this path, and the second result is
+    None.
 
     Raises:
         InputError: if the run has another format, or its job file is broken.

@@ -99,8 +99,8 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the folder belongs to another user, or contains other files.
-            DiskError: if the sweep's folder can't be written to, or if a rename on this disk can
-                replace a non-empty folder.
+            DiskError: if the sweep's folder can't be written to, or if the disk can't be used,
+                because a rename on it replaces a non-empty folder instead of failing.
         """
         record = {
             "sources_sha256": sources_checksum(),

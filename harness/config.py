@@ -108,7 +108,9 @@ class ConfigSection(BaseModel):
     def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
         facts = facts_of(cls.model_fields[str(info.field_name)])
         if isinstance(value, str) and SURROGATE.search(value):
-            raise PydanticCustomError("utf8", "Input should be UTF-8, with all folders of a path")
+            raise PydanticCustomError(
+                "utf8", "Input should be UTF-8; the names of all folders in a path too"
+            )
         if not facts.choices and not facts.is_function:
             return value
         for name in value if isinstance(value, list) else [value]:

@@ -215,8 +215,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="fewest epochs of a trial; the shortest trials train for `epochs / factor^n` "
-        "epochs, rounded up, with the largest n for which the quotient is at least `min_epochs`",
+        description="fewest epochs of a trial: the shortest trials train for `epochs / factor^n` "
+        "epochs, rounded up, where n is as large as this limit allows",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,

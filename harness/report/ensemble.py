@@ -280,7 +280,7 @@ def read_member(folder: Path) -> RunMember:
             f"run {folder}: {run.kind}: {run.why}; give finished runs with test scores"
         )
     again = (
-        "restore the file from a copy, or train it again: harness train "
+        "restore the file from a copy, or train the run again: harness train "
         f"{shlex.quote(f'{folder}/job.toml')}"
     )
     has_validation = job.data.validation_split > 0

@@ -118,8 +118,8 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     if private:
         listed = [f"{name} ({reason})" for name, reason in private.items()]
         yield (
-            "files that look like secrets are left out of the job's copy of the code and of the "
-            f"run's record: {', '.join(listed)}; commit or rename the files that the job needs"
+            "the job's copy of the code and the run's record will not contain these files, which "
+            f"look like secrets: {', '.join(listed)}; commit or rename the files that the job needs"
         )
 
 

@@ -181,8 +181,9 @@ class RunCallbacks:
             raise RunError(str(error)) from None
         if "epoch" in hook and trained != [each.path for each in self.model.trainable_variables]:
             raise RunError(
-                f"{where}: {hook} changes which weights are trained, which has no effect before "
-                "the run is resumed; set trainable in on_train_begin or in the network"
+                f"{where}: {hook} changes which weights are trained; the change would have an "
+                "effect only after the run is resumed; set trainable in on_train_begin or in the "
+                "network"
             )
         return value
 

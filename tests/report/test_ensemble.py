@@ -279,7 +279,8 @@ def test_changed_predictions_are_refused(
             said = harness.refuse("ensemble", *runs, "--run-id", "changed")
             assert f"run {folder}: {folder / name} can't be used: {name} has changed" in said
             assert (
-                f"restore the file from a copy, or train it again: harness train {folder}" in said
+                f"restore the file from a copy, or train the run again: harness train {folder}"
+                in said
             )
         if name == "predictions.npz":
             groups, _ = group_runs(scored_runs([harness.runs])[0])

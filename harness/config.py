@@ -109,7 +109,7 @@ class ConfigSection(BaseModel):
         facts = facts_of(cls.model_fields[str(info.field_name)])
         if isinstance(value, str) and SURROGATE.search(value):
             raise PydanticCustomError(
-                "utf8", "Input should be UTF-8; the names of all folders in a path too"
+                "utf8", "Input should be UTF-8; in a path, each folder's name should be UTF-8"
             )
         if not facts.choices and not facts.is_function:
             return value

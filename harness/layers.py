@@ -114,7 +114,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
 def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Draw numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
+    """Draw numbers from [0, 1) that depend only on `seed`, whose type is `[2] int64`.
 
     The function is always compiled, because XLA and TensorFlow's kernel draw different numbers from
     the same seed. The argument `alg` is set because TensorFlow's default algorithm depends on the
@@ -153,8 +153,8 @@ def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with `tf.gather`.
 
     Keras's `Embedding` supports negative indices: before the lookup it adds the table's number of
-    rows to each negative index. TensorFlow adds integers on the host, so each step on a GPU would
-    copy its word indices to the host for this addition. `tf.gather` adds nothing.
+    rows to each negative index. TensorFlow computes this addition on the host, so each step on a
+    GPU copies its word indices to the host. `tf.gather` needs no addition.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):

@@ -104,7 +104,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.learning_rate=0,001"], "should be a number, such as 0.001"),
         (["train.schedule_drops=1"], r"schedule_drops=1: should be a list, such as \[1, 2.5\]"),
         (["data.text_column=1"], "should be a string in quotes"),
-        (["data.source=/gr\udcfcn.csv"], "should be UTF-8; the names of all folders"),
+        (["data.source=/gr\udcfcn.csv"], "should be UTF-8; in a path, each folder"),
         (["train.monitor=accuracy"], "did you mean val_accuracy?"),
         (["train.optimizer_options=3"], "should be a table"),
         (["train.class_weights=even"], "balanced"),

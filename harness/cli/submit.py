@@ -1,7 +1,7 @@
 """Run a snapshot of the code under Slurm, and restore a run's code: `submit` and `reproduce`.
 
-The hidden commands are for job scripts. They print bash code, which the job script executes, or
-whether the job script requeues the job.
+The hidden commands are for job scripts. Some print bash code, which the job script executes. Others
+print whether the job script should requeue the job.
 """
 
 import contextlib

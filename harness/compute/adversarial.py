@@ -1,8 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
 Adversarial training changes the word vectors before the network receives them. If XLA compiles the
-steps on a GPU, a look-up outside of the network is faster than inside. So steps without adversarial
-training then also look up the words outside (see `OuterLookupStep`).
+steps on a GPU, a look-up outside of the network is faster than inside. So on a GPU, steps without
+adversarial training look up the words outside of the network too (see `OuterLookupStep`).
 """
 
 import functools
@@ -56,7 +56,8 @@ class OuterLookupStep(TrainStep):
     def compiled(self) -> Callable[[Batch], Gradients]:
         """Return a compiled version of the method `gradients`.
 
-        The look-up of the word vectors and the gradient of the look-up run outside of XLA.
+        The word vectors are looked up outside of XLA, and the gradient of the look-up is computed
+        there too.
         """
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 

@@ -271,9 +271,9 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a
-    loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. From 2,304
-    bytes on, rounding up gives the same size again, so the loop never ends if the process's first
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a loop.
+    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. For 2,304 bytes and
+    less, rounding up gives the same size again, so the loop never ends if the process's first
     request is this small.
 
     Raises:

@@ -58,9 +58,10 @@ class RampedAverage:
 class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
     """Loss scaling for float16, whose `variables` include all variables of the inner optimizer.
 
-    Keras decorates `build` so that an optimizer does not track the variables that are set as its
-    attributes. The decorator also affects the inner optimizer, so checkpoints would not contain
-    Nadam's `_u_product`, and a resumed run would give another result.
+    Keras's decorator of `build` turns tracking off: while `build` runs, an optimizer does not track
+    the variables that become its attributes. The inner optimizer is built then too, so with the
+    decorator, checkpoints do not contain Nadam's `_u_product`, and a resumed run gives another
+    result.
     """
 
     build = keras.optimizers.LossScaleOptimizer.build.__wrapped__
@@ -92,7 +93,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return the factor `cut`, which Keras's ReduceLROnPlateau knows as `learning_rate`."""
+        """Return the factor `cut`; ReduceLROnPlateau changes the variable of this name."""
         return self.cut
 
     @learning_rate.setter

@@ -147,8 +147,8 @@ def turns_of_two(
     iteration than with one. The loop of a plain RNN or GRU layer would not be faster with two
     words per iteration than with one.
 
-    A layer with `go_backwards` reads its input from the end. Keras reverses a copy of the input
-    instead, so a bidirectional layer would take a third longer.
+    A layer with `go_backwards` reads its input from the end. Keras's layer reads a reversed copy of
+    its input; with such copies, a bidirectional layer takes a third longer.
     """
     num_words = tf.shape(words)[0]
     num_kept = num_words if layer.return_sequences else 1

@@ -270,7 +270,7 @@ def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
     TensorFlow's default limit of 10 s is too short for a busy node. No public API of TensorFlow
-    changes the limit of the heartbeats.
+    changes the longest allowed time between two heartbeats.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context

@@ -308,7 +308,7 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """Return a job's settings by `table.key`, without the seed and keys that change no result."""
+    """Return a job's settings by `table.key`, except the seed and keys that change no result."""
     settings = [pair for name in job for pair in flat(name, table(job, name))]
     return {key: value for key, value in settings if key not in WITHOUT_RESULT}
 

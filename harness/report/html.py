@@ -54,7 +54,8 @@ def write_comparison(folder: Path, parts: Sequence[Part], left_out: Sequence[Lef
         The path of the HTML page.
 
     Raises:
-        InputError: if the folder meanwhile contains files that don't belong to a report.
+        InputError: if files that don't belong to a report were put into the folder during the
+            comparison.
         RunError: if the folder can't be written.
     """
     made = f"harness {__version__}, {time.strftime('%Y-%m-%d %H:%M %Z')}"

@@ -298,8 +298,8 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced. They lie above the lowest accuracy that a run had after
-    its first epoch. All seeds of at least one job reached the highest of them.
+    The accuracies are evenly spaced. All are above the lowest accuracy of the runs' first epochs.
+    The highest accuracy is one that all seeds of at least one job reached.
 
     Args:
         epochs: the result of `epochs_of` for each job.

@@ -443,8 +443,8 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial.
-    When a trial finishes, its run may be removed, and its steps no longer count. The progress grows
+    The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial. A
+    finished trial's steps don't count, because its run may be removed. The progress grows
     nevertheless, because STEPS_OF_A_TRIAL is more than the number of steps of any trial.
     """
     finished, steps = (

@@ -166,7 +166,7 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: a checked request, whose folders the script exports.
+        request: a checked request. The script exports variables with the request's folders.
         variables: environment variables to export, besides the folders.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.

@@ -401,7 +401,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Do nothing if an error means that a file is missing or not a plain file; else raise an error.
+    """Do nothing if `error` means that a file is missing or not a plain file; else raise DiskError.
 
     Raises:
         DiskError: for any other error; the message contains a remedy.

@@ -202,9 +202,9 @@ def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
     Standard input must be a pipe from the parent. The operating system closes the pipe when the
-    parent ends; if the parent started this process through srun, srun closes this process's pipe
-    too. If this process still runs a minute after SIGTERM, it exits with the exit code of an
-    interruption, 75.
+    parent ends. If srun started this process, srun's own pipe to the parent closes, and then srun
+    closes its pipe to this process. If this process still runs a minute after SIGTERM, it exits
+    with the exit code of an interruption, 75.
     """
 
     def watch() -> None:

@@ -100,8 +100,8 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    By default TensorFlow logs only errors, or errors and warnings in a process that called
-    `capture`.
+    By default, TensorFlow then logs only errors; if this process has called `capture`, also
+    warnings.
     """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")

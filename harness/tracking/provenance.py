@@ -272,8 +272,8 @@ def reproduce(
 def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
     """Return the options that make `harness train` use the data of the run.
 
-    If the run used the packaged sample, write the sample into the folder; otherwise `harness train`
-    might use the full data.
+    If the run used the packaged sample, write the sample into the folder, so that `harness train`
+    does not use the full data.
     """
     from harness.data.dataset_folder import save_folder
     from harness.data.sources import open_sample

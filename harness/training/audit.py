@@ -334,7 +334,7 @@ def last_epoch(history: Sequence[Mapping[str, float]], train: TrainConfig) -> in
 
 
 def kind_of(where: str) -> str:
-    """Return the metric or the file with which a value's name (see `Auditor._values`) begins."""
+    """Return the first part of a value's name: a metric or a file (see `Auditor._values`)."""
     return where.partition(", ")[0]
 
 

@@ -169,8 +169,8 @@ def confusion_picture(
     """Draw the confusion matrix as a PNG of 640 x 480, with the percentages of each row.
 
     For more than 12 classes, colours show the percentages, and the picture contains no numbers.
-    `classes` are the names of the labels. `labels` and `probabilities` are the arguments of
-    `test_scores`, which also raises the errors.
+    `classes` are the names of the labels. `labels` and `probabilities` are the same as for
+    `test_scores`, and so are the errors that this function raises.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay

@@ -87,7 +87,7 @@ class KeptTrials:
     """Decides which files of trials a sweep keeps, and removes all other files of trials."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
-        """Set the sweep whose files are removed, and the `Pruned` that removes these files."""
+        """Set the sweep whose files are removed; `pruned` removes and counts these files."""
         self.sweep, self.search, self.pruned = sweep, search, pruned
         self._done: set[tuple[int, bool, bool]] = set()
 

@@ -282,8 +282,8 @@ def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
     if data.get("is_sample"):
         if (folder / SAMPLE_FOLDER).is_symlink():
             raise InputError(
-                f"its code has a symbolic link {SAMPLE_FOLDER} in place of the sample of IMDB, so the "
-                "sample would be written outside of the new folder; do not trust this record"
+                f"its code contains the link {SAMPLE_FOLDER} in place of the sample of IMDB, so "
+                "the sample would be written outside of the new folder; do not trust this record"
             )
         save_folder(open_sample(), folder / SAMPLE_FOLDER)
         return ["--data", SAMPLE_FOLDER]

@@ -440,8 +440,9 @@ class Job(ConfigSection):
     def identity(self) -> str:
         """Return the settings that determine a run's result, as JSON.
 
-        The JSON does not contain the paths of data and word vectors. The JSON omits every key with
-        its default value, so that it stays the same if a later version of the harness adds a key.
+        The JSON does not contain the paths of data and word vectors. The JSON contains no key whose
+        value is the default, so that the JSON stays the same if a later version of the harness adds
+        a key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}

@@ -61,7 +61,8 @@ class Slot:
 def take_own_gpu() -> None:
     """Hide all GPUs except the slot's GPU from this process; call this before CUDA starts.
 
-    The slot stores the index of its GPU, because the names of GPUs differ between nodes.
+    The slot stores an index, not the GPU's name: a GPU's name, such as its UUID, differs between
+    nodes.
 
     Raises:
         InputError: if CUDA_VISIBLE_DEVICES names too few GPUs.

@@ -170,10 +170,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the sweep's folder records the next trial as a promotion.
+        """Whether the next trial is known to be a promotion, for which the oracle must wait.
 
-        If the next trial is a promotion, the oracle must not propose a random setting, but waits
-        until it can propose this promotion.
+        The sweep's folder may already contain the next trial. If this trial is a promotion, the
+        oracle must not propose a random setting, but waits until it can propose the promotion.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

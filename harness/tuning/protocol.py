@@ -117,7 +117,7 @@ class End(Record):
 
 
 class Stop(Record):
-    """Says that the search is stopped, or that a person has resumed it."""
+    """Says that the search was stopped, and whether a person has resumed it since."""
 
     by: str  # the user and the machine that wrote this record
     at: str

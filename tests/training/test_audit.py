@@ -289,7 +289,7 @@ def metrics(num_epochs: int, off: float = 0.0) -> bytes:
 @pytest.mark.parametrize(
     ("patience", "trained", "details"),
     [
-        (1, (5, 6), ["after epoch 5, because the run or the audit trained", "loss, epoch 1 by"]),
+        (1, (5, 6), ["after epoch 5, where the shorter of the two training", "loss, epoch 1 by"]),
         (1, (6, 4), ["loss, epoch 1 by 1e-05, 0.0001 allowed"]),
         (0, (5, 6), ["epoch, epoch 6 is not as recorded"]),
     ],

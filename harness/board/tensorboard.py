@@ -36,7 +36,7 @@ from harness.system.files import (
     write_refusal,
 )
 from harness.system.processes import STOPPING, in_threads, leave
-from harness.tracking.run_dir import RESULT, find_runs, is_ensemble, named_or_all
+from harness.tracking.run_dir import RESULT, attempt_of, find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
@@ -91,7 +91,7 @@ class Shown:
     @property
     def finished(self) -> bool:
         """Whether there are runs and all have finished; a trial finishes with its search."""
-        ends = {run.parents[3] if _attempt(run) else run for run in self.found}
+        ends = {run.parents[3] if attempt_of(run) else run for run in self.found}
         results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
         return bool(results) and all(results)
 
@@ -154,15 +154,8 @@ def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     latest: dict[Path, int] = {}  # the path of a run without its attempt → the latest attempt
     for run in runs:
         same = run.parent.parent / run.name
-        latest[same] = max(_attempt(run), latest.get(same, 0))
-    return [run for run in runs if _attempt(run) == latest[run.parent.parent / run.name]]
-
-
-def _attempt(run: Path) -> int:
-    """Return the attempt of `<sweep>/trials/<trial>/<attempt>/seed<N>`, 0 for another path."""
-    attempt = run.parent
-    is_trial = attempt.parent.parent.name == "trials" and attempt.name.isdecimal()
-    return int(attempt.name) if is_trial else 0
+        latest[same] = max(attempt_of(run), latest.get(same, 0))
+    return [run for run in runs if attempt_of(run) == latest[run.parent.parent / run.name]]
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:

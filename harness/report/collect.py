@@ -30,6 +30,7 @@ from harness.tracking.run_dir import (
     RECORD,
     RESULT,
     RunDirectory,
+    attempt_of,
     began_s,
     check_format,
     find_runs,
@@ -264,9 +265,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         # Initial weights from another run, and pretrained word vectors, count as settings, so that
         # runs with different ones are in different rows of the tables.
         if origin := text(result.get("weights_of")):
-            parent = Path(origin).parent  # `<job>`, or `<job>/<sweep>/trials/<trial>/<attempt>`
-            is_trial = parent.parent.parent.name == "trials"
-            named = parent.parts[-5:-1] if is_trial else parent.parts[-1:]
+            parts = Path(origin).parent.parts  # `<job>` or `<job>/<sweep>/trials/<trial>/<attempt>`
+            named = parts[-5:-1] if attempt_of(Path(origin)) else parts[-1:]
             settings["train.from"] = printable("/".join(named))
         if vectors := text(result.get("embeddings_checksum")):
             settings["model.embeddings"] = vectors[:8]

@@ -200,6 +200,13 @@ def _start(record: Mapping[str, Any], index: int) -> dict[str, Any]:
     return start if isinstance(start, dict) else {}
 
 
+def attempt_of(run: Path) -> int:
+    """Return the attempt of `<sweep>/trials/<trial>/<attempt>/seed<N>`, 0 for another path."""
+    attempt = run.parent
+    is_trial = attempt.parent.parent.name == "trials" and attempt.name.isdecimal()
+    return int(attempt.name) if is_trial else 0
+
+
 def began_s(record: Mapping[str, Any]) -> float:
     """Return the time of a run's first start in seconds since 1970; infinite if unknown."""
     try:

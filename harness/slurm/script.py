@@ -177,7 +177,7 @@ def render_script(
             exports[name] = str(Path(value).absolute()) if name in FOLDERS else value
     exports.update(variables)
     environment = shlex.quote(str(job_environment(request.project)))
-    inside = shlex.quote(str(request.project / (os.environ.get("HARNESS_VENV") or ".venv")))
+    inside = shlex.quote(str(job_environment(request.project, in_container=True)))
     lines = [
         "#!/usr/bin/env bash",
         "# Written by harness for one Slurm job.",
@@ -195,13 +195,17 @@ def render_script(
     return "\n".join(lines) + "\n"
 
 
-def job_environment(project: Path) -> Path:
-    """Return a job's Python environment: HARNESS_VENV, the active environment, or .venv."""
+def job_environment(project: Path, *, in_container: bool = False) -> Path:
+    """Return a job's Python environment: HARNESS_VENV, the active environment, or .venv.
+
+    The active environment is not used in a container, which may have another Python.
+    """
     if named := os.environ.get("HARNESS_VENV"):
         return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
     # In a conda environment, sys.prefix and sys.base_prefix are equal, so look for bin/harness.
-    if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
+    is_active = sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists()
+    if is_active and not in_container:
         return prefix
     return project / ".venv"
 

@@ -132,7 +132,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if a write fails, or `target` exists and is not an empty folder.
     """
-    temporary = _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
+    temporary = _temporary_folder(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -165,7 +165,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
                 f"{target}: is a broken link; remove the link, or choose another folder"
             )
     target = target.resolve()
-    old = _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
+    old = _temporary_folder(target)
     try:
         with atomic_directory(target) as temporary:
             yield temporary
@@ -283,6 +283,11 @@ def sync(path: Path) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{uuid.uuid4().hex}.tmp")
+
+
+def _temporary_folder(target: Path) -> Path:
+    # A kill may leave this folder, so its name contains the target's. A name has at most 255 bytes.
+    return _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
 
 
 # Reading

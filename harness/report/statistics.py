@@ -40,7 +40,6 @@ Ints = NDArray[np.int64]
 LEVEL = 0.95
 MAX_PAIRED = 12  # up to this number of jobs, each pair of jobs is compared
 BROKEN = (OSError, ValueError)  # the errors that `read_arrays` raises
-WORK = ("epoch", "validation")  # the times of an epoch in `timings.jsonl`, without `_s`
 NUM_TIMES = 6  # the number of accuracies in `times_to_accuracy`
 
 
@@ -288,8 +287,9 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
         for line in read_json_lines(run.folder / "metrics.jsonl"):
             if (epoch := whole(line.get("epoch"))) is not None:
                 took = times.get(epoch, {})
-                training_s, validation_s = (number(took.get(f"{k}_s")) for k in WORK)
-                seconds += math.nan if training_s is None else training_s + (validation_s or 0.0)
+                training_s = number(took.get("epoch_s"))
+                validation_s = number(took.get("validation_s")) or 0.0
+                seconds += math.nan if training_s is None else training_s + validation_s
                 rows[run.seed, epoch] = [*(number(line.get(key)) for key in keys[:2]), seconds]
     index = pandas.MultiIndex.from_tuples(rows, names=["seed", "epoch"])
     return pandas.DataFrame([*rows.values()], index, keys, dtype=float)

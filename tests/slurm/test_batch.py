@@ -18,7 +18,6 @@ LEAVES = "the job avoids faulty nodes from now on; report the fault to your site
 
 # Each case: a start's end, the counters before it, the line for the script, the message's end.
 TABLE = {
-    "time limit": (Ending(75, signals=WARNED, reached=20), NEW, "requeue", ""),
     "time limit, one step further": (Ending(75, signals=WARNED, reached=11), TWICE, "requeue", ""),
     "time limit, third start without a step": (
         Ending(75, signals=WARNED, reached=10),
@@ -38,15 +37,8 @@ TABLE = {
         "requeue",
         "",
     ),
-    "time limit at the start": (Ending(140, signals=WARNED, reached=0), NEW, "requeue", ""),
-    "the same, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "give more --time"),
+    "loading, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "give more --time"),
     "unknown runs": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
-    "preempted by CANCEL": (
-        Ending(75, signals=TERMED, preempted=True, reached=20),
-        NEW,
-        "requeue",
-        "",
-    ),
     "cancelled": (
         Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20),
         NEW,
@@ -77,31 +69,24 @@ TABLE = {
         "stop",
         "Slurm has put the job back into the queue",
     ),
-    "a faulty node": (
-        Ending(75, faulty=("n1",), reached=0),
-        NEW,
-        "requeue ExcNodeList=n1",
-        LEAVES,
-    ),
-    "another one": (
+    "a faulty node, after another one": (
         Ending(75, faulty=("n2",), reached=0, excluded="n[5-6]"),
         Counters(idle=1, faulty=("n1",)),
         "requeue ExcNodeList=n[5-6],n1,n2",
         LEAVES,
     ),
-    "the third in succession": (
+    "the third faulty node in succession": (
         Ending(75, faulty=("n1",), reached=0),
         TWICE.model_copy(update={"faulty": ("n8", "n9")}),
         "stop 1",
         "nodes n8, n9, n1 were faulty",
     ),
-    "the third after a step": (
+    "the third faulty node after a step": (
         Ending(75, faulty=("n1",), reached=11),
         TWICE.model_copy(update={"faulty": ("n8", "n9")}),
         "requeue ExcNodeList=n1",
         LEAVES,
     ),
-    "a hang": (Ending(75, reached=20), NEW, "requeue", ""),
     "the third hang in succession": (
         Ending(75, reached=10, why="a hang of gpu:0"),
         TWICE,
@@ -282,14 +267,11 @@ TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_I
             "harness train a.toml --run-id slurm-42_3 --seed=7",
             None,
         ),
-        (JOB, "tune b.toml", "harness tune b.toml --sweep-id slurm-42", "b/slurm-42"),
         (TASK, "tune b.toml", "harness tune b.toml --sweep-id slurm-42", "b/slurm-42"),
         (JOB, "tune --sweep-id u b.toml", "harness tune --sweep-id u b.toml", "b/u"),
-        (JOB, "tune b.toml --sweep-id=u", "harness tune b.toml --sweep-id=u", "b/u"),
         (JOB, "tune --workers 2 --join /runs/s", "harness sweep join --workers 2 /runs/s", "s"),
         (TASK, "tune --join=/runs/s=t", "harness sweep join /runs/s=t", "s=t"),
         (JOB, "tune --retrain s --seeds 1", "harness sweep retrain s --seeds 1", ""),
-        (JOB, "resume run f", "harness resume f", None),
         (JOB, "compare x*", "harness compare --out /runs/comparison x*", ""),
         (JOB, "compare --out=o x", "harness compare --out=o x", ""),
         (JOB, "compare --runs=/s", "harness compare --out /s/comparison --runs=/s", ""),

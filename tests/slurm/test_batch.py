@@ -9,6 +9,7 @@ import pytest
 from harness.errors import InputError
 from harness.slurm.batch import Counters, Ending, counters_file, decide, ending_of, plan
 from harness.slurm.environment import SlurmEnvironment
+from tests.slurm.test_environment import allocation
 
 WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
@@ -190,14 +191,6 @@ def test_each_run_of_a_job_has_its_own_counters(tmp_path: Path) -> None:
     assert counters_file(tmp_path, later, "/runs/lstm/slurm-7") == files[0]
 
 
-def allocation(**more: str) -> SlurmEnvironment:
-    """Return the allocation of job 7, which has 16 GB."""
-    variables = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "16384", **more}
-    found = SlurmEnvironment.from_environment(variables)
-    assert found is not None
-    return found
-
-
 def note(folder: Path, **state: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text(json.dumps(state))
@@ -234,7 +227,8 @@ def test_facts_about_an_end(tmp_path: Path) -> None:
     (tmp_path / ".submissions").mkdir()
     (tmp_path / ".submissions/node-faults-7").write_text("n1 broken\n\nn2 too\nn1 again\n")
     shown = "JobId=7 Restarts=2 EndTime=2026-01-01T12:00:00 PreemptTime=2026-01-01T12:00:00 "
-    end = ends("", tmp_path, f"{shown} ExcNodeList=n[5-6] x", SLURM_RESTART_COUNT="2")
+    variables = {"SLURM_RESTART_COUNT": "2", "SLURM_MEM_PER_NODE": "16384"}
+    end = ends("", tmp_path, f"{shown} ExcNodeList=n[5-6] x", **variables)
     assert (end.faulty, end.excluded, end.preempted) == (("n1", "n2"), "n[5-6]", True)
     assert end.asked_gb == pytest.approx(17.18, abs=0.01)
     other = shown.replace("EndTime=2026-01-01T12:00:00", "EndTime=2026-01-01T12:00:02")

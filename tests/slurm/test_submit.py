@@ -121,14 +121,31 @@ def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
     assert version == {**code_version(project, project / "runs"), "snapshot": str(snapshot)}
 
 
-def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
-    """An edit or another mode leads to a new snapshot."""
+def test_same_code_is_one_private_snapshot(project: Path, tmp_path: Path) -> None:
+    """Others may have no access to the project, and can't add modules to a snapshot.
+
+    A snapshot that is damaged, or that others could open, is replaced.
+    """
     runs = tmp_path / "runs"
-    first = take_snapshot(project, runs)
+    umask = os.umask(0)
+    try:
+        first = take_snapshot(project, runs)
+    finally:
+        os.umask(umask)
+    before = first.stat()
+    assert before.st_mode & 0o777 == 0o700
     assert take_snapshot(project, runs) == first
+    assert first.stat().st_ino == before.st_ino, "the snapshot is used again"
+    first.chmod(0o755)
+    assert take_snapshot(project, runs).stat().st_ino != before.st_ino
+    (first / "jobs/lstm.toml").unlink()
+    assert take_snapshot(project, runs) == first
+    (first / "edited.txt").write_text("print(3)\n")
+    assert take_snapshot(project, runs) == first
+    assert code(first) == code(project)
     (project / "slurm/tool.sh").chmod(0o644)
     second = take_snapshot(project, runs)
-    assert second != first
+    assert second != first, "another mode leads to another snapshot"
     assert take_snapshot(second, runs) == second, "a snapshot needs no snapshot"
     assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
 
@@ -158,33 +175,6 @@ def test_another_users_folder_of_runs_is_refused(project: Path, tmp_path: Path, 
     with pytest.raises(InputError, match=message):
         check_request([], runs)
     assert list((tmp_path / "runs/.submissions").iterdir()) == []
-
-
-def test_nobody_else_can_open_a_snapshot(project: Path, tmp_path: Path) -> None:
-    """Others may have no access to the project, and can't add modules to a snapshot.
-
-    A private snapshot is used again. A snapshot that others could open is replaced.
-    """
-    umask = os.umask(0)
-    try:
-        snapshot = take_snapshot(project, tmp_path / "runs")
-    finally:
-        os.umask(umask)
-    assert snapshot.stat().st_mode & 0o777 == 0o700
-    before = snapshot.stat().st_ino
-    assert take_snapshot(project, tmp_path / "runs") == snapshot
-    assert snapshot.stat().st_ino == before
-    snapshot.chmod(0o755)
-    assert take_snapshot(project, tmp_path / "runs").stat().st_ino != before
-
-
-def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:
-    """One file is missing, and another file has changed."""
-    snapshot = take_snapshot(project, tmp_path / "runs")
-    (snapshot / "jobs/lstm.toml").unlink()
-    (snapshot / "edited.txt").write_text("print(3)\n")
-    assert take_snapshot(project, tmp_path / "runs") == snapshot
-    assert code(snapshot) == code(project)
 
 
 def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
@@ -244,19 +234,6 @@ def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -
     patch = json.loads(json.dumps(version["uncommitted_diff"])).encode(errors="surrogateescape")
     subprocess.run(["git", "apply", "-"], cwd=fresh, input=patch, timeout=60, check=True)
     assert code(fresh) == code(project)
-
-
-def test_an_edit_with_the_time_of_gits_index_is_recorded(project: Path) -> None:
-    """Length and time of the file stay equal; the index's time makes git compare the content."""
-    git(project, "config", "core.trustctime", "false")
-    path, index = project / "edited.txt", project / ".git/index"
-    path.write_text("2\n")
-    os.utime(path, (1e9, 1e9))
-    git(project, "commit", "--all", "--quiet", "--message=again")
-    path.write_text("3\n")
-    os.utime(path, (1e9, 1e9))
-    os.utime(index, (1e9, 1e9))
-    assert "-2\n+3\n" in code_version(project)["uncommitted_diff"]
 
 
 def test_large_new_files_are_named_only(project: Path) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness import __version__
-from harness.errors import RunError
 from harness.job.job_file import load_job
-from harness.slurm import client, submit
+from harness.slurm import client
 from harness.slurm.client import first_look_s
 from harness.system.files import distrust
 from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
@@ -205,16 +204,13 @@ def test_two_submissions_never_share_a_folder(
     assert contents(site.runs / "2-same") == before != {}
 
 
-def test_a_job_without_a_record_is_named(site: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_without_a_record_is_named(site: Harness) -> None:
     """Without a record the harness can't find the job, so the user might submit a second job."""
-
-    def full(*_: object) -> None:
-        raise RunError("submission.json: can't be written: No space left on device")
-
-    monkeypatch.setattr(submit, "_record_of", full)
+    (site.runs / ".submissions/77.json").mkdir(parents=True)  # a file can't replace a folder
     done = site.run_here("submit", LSTM)
     assert done.returncode == 1
-    assert "No space left on device; job 77 is in the queue" in done.stderr
+    assert "77.json: can't be written" in done.stderr
+    assert "; job 77 is in the queue" in done.stderr
     assert done.stderr.endswith("cancel it: scancel 77\n")
 
 

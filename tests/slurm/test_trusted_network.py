@@ -77,8 +77,6 @@ def test_a_shell_that_has_not_sourced_the_file_is_named(
     assert "HARNESS_TRUSTED_NETWORK" in line
     assert line.endswith(f"; run: source {quoted(tmp_path / 'slurm/site.sh')}")
     assert not any(name in line for name in names[1:])
-    assert "SBATCH_QOS" in not_sourced(names[1:], tmp_path, {})
-    assert "HARNESS_TRUSTED_NETWORK, SBATCH_QOS, which" in not_sourced((), tmp_path, {})
     assert not_sourced(names, tmp_path / "none", {}) == ""
     monkeypatch.chdir(tmp_path)
     assert not_sourced(names, tmp_path, {}).endswith("; run: source slurm/site.sh")

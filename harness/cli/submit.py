@@ -112,13 +112,6 @@ def submit(
     all_jobs: Annotated[
         bool, typer.Option("--all", help="train harness's five networks, then compare them")
     ] = False,
-    retry_memory: Annotated[
-        bool,
-        typer.Option(
-            "--retry-memory",
-            help="requeue a job that runs out of memory, at most twice, with 1.5 times the memory",
-        ),
-    ] = False,
     trust_code: TrustCode = False,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -142,7 +135,6 @@ def submit(
         nodes=nodes,
         time=time,
         mem=mem,
-        retry_memory=retry_memory,
         flags=tuple(sbatch_flags),
     )
     if resume or all_interrupted:
@@ -345,14 +337,11 @@ def job_successor(
 
     Args:
         run: the folder of the run or sweep.
-        changes: changes to the job's request for nodes and memory, such as `MinMemoryNode=8000`, as
-            `job-end` prints them.
+        changes: the nodes to avoid, if any, as `job-end` prints them: `ExcNodeList=n1,n2`.
         runs: the folder of the runs.
     """
     allocation = _allocation()
-    options = {"ExcNodeList": "--exclude={}", "MinMemoryNode": "--mem={}M"}
-    asked = [change.partition("=") for change in changes or ()]
-    flags = [options[name].format(value) for name, _, value in asked]
+    flags = [change.replace("ExcNodeList", "--exclude") for change in changes or ()]
     flags.append(f"--dependency=afterany:{allocation.own_id}")
     # With this variable, the new job uses the counters of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id

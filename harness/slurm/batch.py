@@ -30,8 +30,7 @@ from harness.system.processes import memory_peak_gb
 SAVED = Interrupted.exit_code
 KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs out
 ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process that USR1, USR2 or TERM ended
-MEMORY_FACTOR = 1.5
-MAX_MEMORY_RETRIES = 2
+MEMORY_FACTOR = 1.5  # more memory that a message advises after a lack of memory
 NUM_OPEN = 64  # `_reached` adds up the steps of a sweep's newest NUM_OPEN trials
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 
@@ -188,7 +187,6 @@ class Counters(BaseModel, frozen=True):
     reached: int = 0  # the largest progress so far, as `_reached` returns it
     idle: int = 0  # number of successive starts without a new step
     faulty: tuple[str, ...] = ()  # nodes that reported a fault since the last new step
-    memory_retries: int = 0  # number of requeues with more memory
 
     @classmethod
     def read(cls, path: Path) -> "Counters":
@@ -220,7 +218,6 @@ class Ending:
     excluded: str = ""  # nodes that the job already excludes, as Slurm lists them
     asked_gb: float | None = None  # requested GB per node; None for all memory of the node
     used_gb: float | None = None  # largest measured memory use in GB; None if unknown
-    retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
     is_submitted: bool = True  # whether `harness submit` submitted the job
     why: str = ""  # why the run stopped, from its heartbeat; empty if unknown
@@ -253,16 +250,13 @@ class Decision:
     reason: str
     counters: Counters
     exclude: tuple[str, ...] = ()  # nodes that the job avoids from now on
-    memory_mb: int | None = None  # memory per node for the next start; None if unchanged
     code: int | None = None  # exit code of a stopped job; None for the harness's exit code
 
     def line(self) -> str:
-        """Return the line for `slurm/requeue.sh`: `requeue SETTING…` or `stop [EXIT_CODE]`."""
+        """Return the line for `slurm/requeue.sh`: `requeue [SETTING]` or `stop [EXIT_CODE]`."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
-        nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
-        memory = f"MinMemoryNode={self.memory_mb}" if self.memory_mb else ""
-        return " ".join(filter(None, ("requeue", nodes, memory)))
+        return f"requeue ExcNodeList={','.join(self.exclude)}" if self.exclude else "requeue"
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
@@ -291,7 +285,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
             again = f"the same command with --run-id {Path(ending.run).name}"
         return stop(f"interrupted; continue with: {again}")
     if ending.code == KILLED and ending.num_nodes == 1:
-        return _out_of_memory(ending, counters, is_new=ending.start != before.start)
+        return stop(_out_of_memory(ending))
     if not ending.can_go_on:
         return stop(
             f"harness ended with exit code {ending.code} for the reason above; the job is not "
@@ -333,18 +327,11 @@ def _count(ending: Ending, before: Counters) -> Counters:
         reached=max(reached, before.reached),  # a start that fails early may report less progress
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
-        memory_retries=before.memory_retries,
     )
 
 
-def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decision:
-    """Decide whether to requeue a job that was killed for lack of memory.
-
-    With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
-
-    Args:
-        is_new: whether this start is counted for the first time; `decide` may be called twice.
-    """
+def _out_of_memory(ending: Ending) -> str:
+    """Describe a job that was killed for lack of memory, and say how much memory to request."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     # Ignore a peak far above the job's limit: if Slurm made no cgroup for the job, the value is the
     # peak of all jobs on the node. The peak of one job may be a little above the job's limit.
@@ -352,16 +339,9 @@ def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decis
     used = f" and used up to {ending.used_gb:.1f} GB" if is_own else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
     if not ending.asked_gb:
-        return Decision(requeue=False, reason=reason, counters=counters)
+        return reason
     more_mb = round(ending.asked_gb * 1e9 / 2**20 * MEMORY_FACTOR)  # --mem counts in MiB
-    if ending.retries_memory:
-        num_retries = counters.memory_retries + is_new
-        counters = counters.model_copy(update={"memory_retries": num_retries})
-        if num_retries <= MAX_MEMORY_RETRIES:
-            reason += f"; the job requests {more_mb} MB from now on"
-            return Decision(requeue=True, reason=reason, counters=counters, memory_mb=more_mb)
-    reason += f"; give --mem={more_mb}M or more"
-    return Decision(requeue=False, reason=reason, counters=counters)
+    return f"{reason}; give --mem={more_mb}M or more"
 
 
 # ---- The job's files, and Slurm's answers
@@ -416,7 +396,6 @@ def ending_of(
         excluded=known.get("ExcNodeList", "").replace("(null)", ""),
         asked_gb=given_memory_gb(allocation),
         used_gb=used_gb,
-        retries_memory=allocation.retries_memory,
         max_requeues=allocation.max_requeues,
         is_submitted=allocation.is_submitted,
         why=text(state.get("error")) or text(state.get("signal")) or "",

@@ -18,7 +18,6 @@ from harness.errors import InputError
 from harness.system.console import quoted
 from harness.system.gpu import num_cards, visible_names
 
-RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 ARRAY_SEEDS = "HARNESS_ARRAY_SEEDS"  # seeds of tasks 1, 2, …; if unset, a task's index is its seed
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 # Variables that users set for interactive use. With these variables, Slurm's programs may hide
@@ -74,7 +73,6 @@ class SlurmEnvironment:
     restarts: int  # how often the job was requeued
     is_batch: bool  # whether a job script of the harness runs this process; False under salloc
     max_requeues: int  # largest number of successive requeues without a new step
-    retries_memory: bool  # whether to request more memory after the job ran out of memory
     is_submitted: bool  # whether `harness submit` submitted the job; it removes conflicting options
     log: str | None  # the job's log file, if a job script exported its path
     flags: str  # the job's sbatch options, quoted for a shell
@@ -110,7 +108,6 @@ class SlurmEnvironment:
             restarts=number("SLURM_RESTART_COUNT") or 0,
             is_batch=environment.get(BATCH_JOB) == job_id,
             max_requeues=MAX_REQUEUES if (num := number("HARNESS_MAX_REQUEUES")) is None else num,
-            retries_memory=environment.get(RETRY_MEMORY) == "1",
             is_submitted=environment.get("HARNESS_SNAPSHOT") == "1",
             log=environment.get("HARNESS_LOG"),
             flags=environment.get(FLAGS, ""),
@@ -275,14 +272,9 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
     """Return the resources that the job requested, for a later job that continues its run.
 
     Returns:
-        A dictionary: `nodes`, the number of nodes; `options`, the other sbatch options;
-        `retry_memory`, whether the user set --retry-memory.
+        A dictionary: `nodes`, the number of nodes; `options`, the other sbatch options.
     """
-    return {
-        "nodes": allocation.num_nodes,
-        "options": shlex.split(allocation.flags),
-        "retry_memory": allocation.retries_memory,
-    }
+    return {"nodes": allocation.num_nodes, "options": shlex.split(allocation.flags)}
 
 
 def resume_command(folder: Path | str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.slurm.environment import FLAGS, RETRY_MEMORY
+from harness.slurm.environment import FLAGS
 
 NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"  # settings of the site
 # Names of the options that request GPUs, and of the options that request memory.
@@ -203,7 +203,6 @@ class Resources:
     nodes: int | None = None
     time: str | None = None
     mem: str | None = None  # per node
-    retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
     flags: tuple[str, ...] = ()  # sbatch options
 
     def check(self) -> None:
@@ -245,10 +244,9 @@ class Resources:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that the job's script exports for `retry_memory` and `flags`."""
+        """The variables that the job's script exports, so that a later job repeats `flags`."""
         kept = shlex.join(drop(self.flags, ONCE))
-        variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: kept}
-        return {name: value for name, value in variables.items() if value}
+        return {FLAGS: kept} if kept else {}
 
 
 def short_limit(limit_s: float | None) -> str:

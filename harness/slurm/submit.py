@@ -110,11 +110,6 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
         # TensorFlow server to the network, so HARNESS_TRUSTED_NETWORK need not be set.
         if isinstance(each.job, Job) and not each.pack:
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # with several runs, a job may outlive a killed run
-            raise InputError(
-                "--retry-memory: works only for jobs with one run; omit this option, and request "
-                "more memory with --mem"
-            )
     settings = client.read_settings()
     size = settings.get("MaxArraySize", "")
     array_size = int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE

@@ -193,6 +193,5 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         nodes=wanted.nodes or num_nodes,
         time=None,
         mem=None,
-        retry_memory=wanted.retry_memory or asked.get("retry_memory") is True,
         flags=tuple(override(last, sizes.sbatch_args())),
     )

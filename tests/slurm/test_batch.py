@@ -118,20 +118,8 @@ TABLE = {
         "stop",
         "requested 17.2 GB; exit code 137; give --mem=24605M or more",
     ),
-    "out of memory with --retry-memory": (
-        replace(OUT_OF_MEMORY, reached=0, retries_memory=True),
-        TWICE.model_copy(update={"memory_retries": 1}),
-        "requeue MinMemoryNode=24605",
-        "requests 24605 MB from now on",
-    ),
-    "the same for the third time": (
-        replace(OUT_OF_MEMORY, retries_memory=True),
-        Counters(memory_retries=2),
-        "stop",
-        "or more",
-    ),
     "out of the whole node's memory": (
-        Ending(137, retries_memory=True),
+        Ending(137),
         NEW,
         "stop",
         "the job requested all memory of the node; exit code 137",
@@ -165,17 +153,13 @@ def test_a_start_is_counted_once() -> None:
     once = decide(ending, NEW).counters
     assert decide(replace(ending, faulty=()), once).counters == once
     assert decide(replace(ending, start="7.2"), once).counters.idle == 2
-    for num_retries in (1, 2):  # the last retry, and the stop
-        ending = replace(OUT_OF_MEMORY, start="7.1", retries_memory=True)
-        decision = decide(ending, Counters(memory_retries=num_retries))
-        assert decide(ending, decision.counters) == decision
 
 
 def test_counters_survive_a_file(tmp_path: Path) -> None:
     """A missing or broken file is read as zero counters."""
     file = tmp_path / "a/ends-7.json"
     assert Counters.read(file) == NEW
-    counters = TWICE.model_copy(update={"faulty": ("n8", "n9"), "memory_retries": 1})
+    counters = TWICE.model_copy(update={"faulty": ("n8", "n9")})
     counters.write(file)
     assert Counters.read(file) == counters
     file.write_text('{"idle": "x", "faulty": [3], "start": 1}')

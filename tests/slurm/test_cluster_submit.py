@@ -173,17 +173,3 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     assert results(first) == results(undisturbed)
     assert (second / "result.json").exists() is (third / "job.toml").exists() is False
     assert states() == ["finished", "interrupted", "cancelled"]
-
-
-def test_a_job_out_of_memory_comes_back_with_more(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
-    """With `--retry-memory` the job is requeued, and requests 1.5 times as much memory."""
-    with (stand_in.path / "slurm/site.sh").open("a") as site:
-        site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export EXIT=137\n")
-    words = ["--gpus", 0, "--mem", "1000M", "--retry-memory"]
-    (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
-    cluster.wait(record["job_id"], ["COMPLETED"])
-    known = cluster.show(record["job_id"])
-    assert (known["Restarts"], known["MinMemoryNode"]) == ("1", "1500M")
-    assert "requested 1.0 GB" in Path(record["logs"][0]).read_text()

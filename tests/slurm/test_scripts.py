@@ -377,15 +377,15 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
     folder = project.path / "runs/.submissions/one"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"job_id": "@JOB@"}')
+    fault = f"echo n1 is broken >{shlex.quote(str(folder.parent))}/node-faults-42"
     answer = f"SUCCESSOR=(sbatch --parsable job.sh)\nRECORD={shlex.quote(str(folder))}/record.json"
     project.program(
-        f'case $1 in train) exit 137 ;; esac\necho "$@" >"$NOTE"\ncat <<END\n{answer}\nEND'
+        f'case $1 in train) {fault}; exit 75 ;; esac\necho "$@" >"$NOTE"\ncat <<END\n{answer}\nEND'
     )
-    memory = {"SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
-    result = project.run(project.spool(), env=project.slurm(**memory))
+    result = project.run(project.spool(), env=project.slurm())
     assert asked.read_text().splitlines()[-1] == "requeue 42"
     words = f"job-successor {project.path}/runs/bilstm/slurm-42 --runs {project.path}/runs"
-    assert project.note.read_text() == f"{words} -- MinMemoryNode=1500\n"
+    assert project.note.read_text() == f"{words} -- ExcNodeList=n1\n"
     assert result.stderr.splitlines()[-1].endswith("interrupted; job 78 continues the run")
     assert (folder.parent / "78.json").read_text() == '{"job_id": "78"}'
 

@@ -117,7 +117,6 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([LSTM, "--partition", "x"], "--partition; sbatch options go after"),
         ([LSTM, JOBS / "gru.toml"], "--all"),
         ([LSTM, "--runs", PROJECT], "--runs"),
-        ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
         ([JOBS / "tune_lstm.toml", "--seeds", "1"], "search.executions"),
         ([LSTM, "--", "--array=1-2"], "--seeds"),
         ([LSTM, "--", "--clusters=other"], "export SLURM_CLUSTERS=NAME instead"),

@@ -189,19 +189,6 @@ def test_a_request_that_names_no_run_is_one_line(
     assert not harness.runs.exists()
 
 
-def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
-    """The end of a sweep's job does not show which trial was out of memory."""
-    harness.hide_slurm()
-    sweep = make_sweep(harness.runs / "sweep", RANDOM).folder
-    (sweep / "state.json").write_text(json.dumps({"phase": "interrupted", "time_s": 1.0}))
-    words = ["submit", "--resume", sweep, "--dry-run"]
-    done = harness.run_here(*words)
-    assert done.returncode == 0, done.stderr
-    done = harness.run_here(*words, "--retry-memory")
-    assert done.returncode == 2
-    assert "--retry-memory: works only for jobs with one run" in done.stderr
-
-
 def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
     """Each job script resumes one run; sbatch options apply to all jobs."""
     harness.hide_slurm()

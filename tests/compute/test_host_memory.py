@@ -66,27 +66,29 @@ def test_ngram_ratios_are_counted() -> None:
     assert twice == pytest.approx(2 * whole_gb)
 
 
-def test_a_search_needs_the_memory_of_its_largest_trial(tmp_path: Path) -> None:
-    """The largest trial has the largest value of each list and range, and the largest network."""
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
-        'model.architecture = ["gru", "bilstm"]\nmodel.units = [16, 256]\n'
-        "model.ngram_ratios = [0, 2]\n"
-        "data.maxlen = { min = 100, max = 800 }\n"
-    )
-    job = tmp_path / "largest.toml"
-    job.write_text(
-        '[model]\narchitecture = "bilstm"\nunits = 256\nngram_ratios = 2\n[data]\nmaxlen = 800\n'
-    )
-    assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
+@pytest.mark.parametrize(
+    ("space", "largest"),
+    [
+        (
+            'model.architecture = ["gru", "bilstm"]\nmodel.ngram_ratios = [0, 2]\n'
+            "data.maxlen = { min = 100, max = 800 }\n",
+            ["model.architecture=bilstm", "model.ngram_ratios=2", "data.maxlen=800"],
+        ),
+        ("model.second_units = [0, 8]\n", ["model.architecture=stacked_lstm"]),
+    ],
+)
+def test_a_search_needs_the_memory_of_its_largest_trial(
+    tmp_path: Path, space: str, largest: list[str]
+) -> None:
+    """The largest trial has the largest value of each list and range, and the largest network.
 
-
-def test_a_second_layer_may_be_as_large_as_the_first(tmp_path: Path) -> None:
-    """`model.second_units = 0` stands for the value of `model.units`."""
+    `model.second_units = 0` stands for the value of `model.units`.
+    """
     model = '[model]\narchitecture = "stacked_lstm"\n'
-    file, job = tmp_path / "mine.toml", tmp_path / "largest.toml"
-    space = "model.second_units = [0, 8]\nmodel.units = [16, 256]\n"
-    file.write_text(f"{model}[search]\ntrials = 4\n[search.space]\n{space}")
-    job.write_text(f"{model}units = 256\n")
-    assert largest_gb(load_search(file)) == pytest.approx(reckoned_gb(load_job(job)))
+    job, search = tmp_path / "job.toml", tmp_path / "search.toml"
+    job.write_text(model)
+    search.write_text(
+        f"{model}[search]\ntrials = 4\n[search.space]\n{space}model.units = [16, 256]\n"
+    )
+    of_trial = reckoned_gb(load_job(job, [*largest, "model.units=256"]))
+    assert largest_gb(load_search(search)) == pytest.approx(of_trial)

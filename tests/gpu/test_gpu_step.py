@@ -128,13 +128,16 @@ BACKWARD = re.compile(
 def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
     """No decision and no shape depends on the GPUs' numbers, which are meaningless here.
 
-    A warning names layers without cuDNN; the log names layers that compute in float32.
+    A warning names layers without cuDNN; the log names layers that compute in float32. It announces
+    no compilation of kernels if CUDA's cache already contains kernels.
     """
+    (rig.folder / "kernel").touch()
     settings = ("model.reset_after=false", "train.xla=off", "data.maxlen=4")
     words = [word for each in settings for word in ("--set", each)]
     precision = ("--set", "train.precision=bfloat16")
-    done = rig.train("gru", *words, *precision, "--devices", "gpu:2", gpus=2)
+    done = rig.train("gru", *words, *precision, "--devices", "gpu:2", gpus=2, env={"CUDA_CACHE_PATH": str(rig.folder)})
     assert done.returncode == 0, done.stderr
+    assert "no machine code" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if "slow on a GPU" in line]
     assert line.startswith("warning: gru: ")
     assert "a GRU also needs model.reset_after = true" in line

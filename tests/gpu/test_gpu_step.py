@@ -134,8 +134,8 @@ def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
     (rig.folder / "kernel").touch()
     settings = ("model.reset_after=false", "train.xla=off", "data.maxlen=4")
     words = [word for each in settings for word in ("--set", each)]
-    precision = ("--set", "train.precision=bfloat16")
-    done = rig.train("gru", *words, *precision, "--devices", "gpu:2", gpus=2, env={"CUDA_CACHE_PATH": str(rig.folder)})
+    words += ["--set", "train.precision=bfloat16", "--devices", "gpu:2"]
+    done = rig.train("gru", *words, gpus=2, env={"CUDA_CACHE_PATH": str(rig.folder)})
     assert done.returncode == 0, done.stderr
     assert "no machine code" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if "slow on a GPU" in line]

@@ -42,24 +42,13 @@ READ_AT_START = preloaded.read_at_start(os.environ)
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
-# Durations of the longest test files on two cores, in seconds.
-SECONDS = {
-    "test_sweep.py": 420,
-    "test_cluster_trouble.py": 240,
-    "test_exactness.py": 200,
-    "test_cluster_jobs.py": 180,
-    "test_audit.py": 150,
-    "test_train_step.py": 100,
-    "test_trainer.py": 100,
-    "test_gpu_step.py": 100,
-    "test_gpu_faults.py": 100,
-    "test_simulation.py": 100,
-    "test_cluster_elsewhere.py": 100,
-    "test_two_workers.py": 80,
-    "test_recipes.py": 80,
-    "test_cluster_sweep.py": 80,
-    "test_own_network.py": 60,
-}
+# The test files that take longest, the longest first.
+LONGEST = (
+    *("test_sweep.py", "test_cluster_trouble.py", "test_exactness.py", "test_cluster_jobs.py"),
+    *("test_audit.py", "test_train_step.py", "test_trainer.py", "test_gpu_step.py"),
+    *("test_gpu_faults.py", "test_simulation.py", "test_cluster_elsewhere.py"),
+    *("test_two_workers.py", "test_recipes.py", "test_cluster_sweep.py", "test_own_network.py"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -98,7 +87,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("cluster")
         if item.get_closest_marker("cluster") and not is_installed():
             item.add_marker(pytest.mark.skip(reason=REMEDY))
-    items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 HANGS_S = 60  # time limit of a command in this process, in seconds

@@ -36,17 +36,6 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
     assert counted == {"parameters": total, "recurrent_parameters": recurrent}
 
 
-@pytest.mark.parametrize("name", ["gru", "bilstm"])
-def test_several_classes_have_a_probability_each(name: str) -> None:
-    """The probabilities add up to 1; two classes have one output, as in the notebook."""
-    job = load_job(JOBS / "notebook" / f"{name}.toml")
-    tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
-    several = sentiment(50, job.model, num_outputs=7)(tokens)
-    assert several.shape == (3, 7)
-    np.testing.assert_allclose(np.sum(several, axis=1), 1, rtol=1e-5)
-    assert sentiment(50, job.model)(tokens).shape == (3, 1)
-
-
 @pytest.mark.parametrize(
     ("name", "pooling"),
     [("rnn", "last"), ("lstm", "max"), ("gru", "mean"), ("bilstm", "last"), ("bilstm", "max")],

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,24 +21,13 @@ def args_of(process: Process) -> str:
         return ""
 
 
-def kill_pytest(started: Process) -> None:
-    """Send SIGKILL to every process named pytest, and to xdist's workers."""
-    for process in [started, *started.children(recursive=True)]:
-        if "pytest" in args_of(process) or "import sys;exec(eval(" in args_of(process):
-            process.kill()
-
-
-def interrupt_pytest(started: Process) -> None:
-    """Send SIGINT to the process that the user started."""
-    started.send_signal(signal.SIGINT)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "workers"), [(kill_pytest, 1), (interrupt_pytest, 0)])
-def test_a_daemon_ends_with_its_tests(
-    tmp_path: Path, end: Callable[[Process], None], workers: int
-) -> None:
-    """The daemon runs in a session of its own."""
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGKILL, 1), (signal.SIGINT, 0)])
+def test_a_daemon_ends_with_its_tests(tmp_path: Path, number: signal.Signals, workers: int) -> None:
+    """SIGKILL ends all processes of pytest and xdist; SIGINT reaches only the one that was started.
+
+    The daemon runs in a session of its own.
+    """
     args = ["-p", "no:cacheprovider", f"--numprocesses={workers}", f"--basetemp={tmp_path / 't'}"]
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *args, str(DAEMON)], cwd=PROJECT, stdout=subprocess.DEVNULL
@@ -48,7 +36,9 @@ def test_a_daemon_ends_with_its_tests(
         try:
             wait_for(lambda: "sleep 600" in map(args_of, top.children(recursive=True)), 300)
             processes = top.children(recursive=True)
-            end(top)
+            for process in [top, *processes] if number == signal.SIGKILL else [top]:
+                if "pytest" in args_of(process) or "import sys;exec(eval(" in args_of(process):
+                    process.send_signal(number)
             started.wait(timeout=30)
             _, left = psutil.wait_procs(processes, timeout=15)
             assert [line for line in map(args_of, left) if line] == []

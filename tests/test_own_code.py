@@ -177,7 +177,6 @@ def test_no_command_trusts_the_code_of_other_users_by_default() -> None:
 @pytest.mark.parametrize(
     ("content", "reference", "says"),
     [
-        (b"", "mynet.py:build", "mynet.py has no function build"),
         (b"\xff\xfe", "mynet.py:build", "byte 0 is not UTF-8"),
         (b"x = '\x00'", "mynet.py:build", "is not Python"),
         (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: is not Python: invalid syntax"),

@@ -70,16 +70,12 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
             "{'units': [9]}}: should name one key and some of its values",
         ),
         ("model.dropout = { values = [0.1], when = 3 }", "dropout.when = 3: should name one key"),
+        ("", "search.space is empty; add a key"),
     ],
 )
 def test_a_bad_space_is_refused(tmp_path: Path, line: str, said: str) -> None:
     """The line names the key, the value and the rule."""
     assert said in refusal(tmp_path, GOOD.replace("model.units = [8, 16]", line))
-
-
-def test_an_empty_space_is_refused(tmp_path: Path) -> None:
-    """The line says how to fill it."""
-    assert "search.space is empty" in refusal(tmp_path, GOOD.partition("[search.space]")[0])
 
 
 def test_a_value_is_checked_together_with_its_condition(tmp_path: Path) -> None:
@@ -111,6 +107,7 @@ train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimize
             "train.epochs = 6: should be at least search.min_epochs times search.factor, 9",
         ),
         (["data.validation_split=0", "train.keep=last"], "a search needs validation reviews"),
+        (["model.units=3"], "--set model.units=3: no key is left to search; remove a --set option"),
     ],
 )
 def test_bad_settings_of_a_search_are_refused(
@@ -178,13 +175,6 @@ def test_an_override_by_a_function_decides_a_condition(
     search = load_search(Path("a.toml"), [f"model.architecture={network}"])
     found = {each.key: each.parent for each in search.space}
     assert found == {"model.units": None, **({"model.options.x": None} if is_searched else {})}
-
-
-def test_overrides_that_leave_no_search_are_refused(tmp_path: Path) -> None:
-    """A search needs a key to search."""
-    toml = '[model]\narchitecture = "lstm"\n[search]\n[search.space]\nmodel.units = [1, 2]\n'
-    said = refusal(tmp_path, toml, "model.units=3")
-    assert said == "--set model.units=3: no key is left to search; remove a --set option"
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:

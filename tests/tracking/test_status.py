@@ -74,9 +74,14 @@ def test_heartbeat_and_queue_give_the_state(
 
 
 def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
-    """A run has one line, even if its error has two. Only training runs have a speed and an ETA."""
+    """A run has one line, even if its error has two. Only training runs have a speed and an ETA.
+
+    JSON also has the time of a step and, by TensorBoard's names, the use of the machine.
+    """
     values: dict[str, Any] = {"num_epochs": 6, "reviews_per_s": 812.5, "eta_s": 190.0}
-    site.run("a", "training", epoch=3, val_accuracy=0.625, **values)
+    figures: dict[str, Any] = {"step_ms": 24.46, "device": {"memory_gb": 1.23, "gpu0_share": 0.02}}
+    site.run("a", "training", epoch=3, val_accuracy=0.625, **values, **figures)
+    assert site.only().as_json().items() >= figures.items()
     for phase in ("training", "training", "finished"):  # three starts
         site.run("b", phase, epoch=6, **values)
     site.run("c", "failed", 9000, error="RunError: a\nb\x9bc")
@@ -89,13 +94,6 @@ def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
         "lstm/b 1 finished 6/6 87.00 88.00 restarts: 2",
         "lstm/c 1 failed RunError: a b c",
     ]
-
-
-def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> None:
-    """TensorBoard shows the same names as `device`."""
-    figures: dict[str, Any] = {"step_ms": 24.46, "device": {"memory_gb": 1.23, "gpu0_share": 0.02}}
-    site.run("a", "training", **figures)
-    assert site.only().as_json().items() >= figures.items()
 
 
 @pytest.mark.parametrize(
@@ -120,21 +118,14 @@ def test_all_runs_see_the_same_answer_of_squeue(site: Site) -> None:
     assert {each.state for each in statuses} == {"pending"}
 
 
-@pytest.mark.parametrize("process", [2**22 + 1, -1, 10**30], ids=["no", "-1", "big"])
-def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> None:
-    """The run can be continued; a broken process id is no process."""
-    site.run("a", "training", host=socket.gethostname(), process=process)
-    assert site.only().state == "dead"
-    assert "harness resume" in site.only().note
-
-
 @pytest.mark.parametrize(("job", "state"), [(None, "dead"), ("12", "lost")])
 def test_a_run_that_died_before_its_first_record_begins_again(
     site: Site, job: str | None, state: str
 ) -> None:
     """Without a job file the run can't continue, unless `harness submit` has recorded the file."""
     site.slurm()
-    run = site.run("slurm-12", "starting", 60, slurm_job=job, host=socket.gethostname(), process=-1)
+    local: dict[str, Any] = {"host": socket.gethostname(), "process": 10**30}  # a broken id
+    run = site.run("slurm-12", "starting", 60, slurm_job=job, **local)
     run.path("job.toml").unlink()
     status = site.only()
     assert (status.state, interrupted([status])) == (state, [])
@@ -190,15 +181,6 @@ def test_a_job_that_squeue_could_not_show_yet_is_not_gone(site: Site) -> None:
     assert [(each.state, each.note) for each in survey(site.runs, queue)] == [("submitted", "")] * 2
     queue.every_s, queue.clock = 0.0, lambda: time.time() + 30
     assert {each.state for each in survey(site.runs, queue)} == {"gone", "interrupted"}
-
-
-def test_a_run_takes_the_place_of_its_record(site: Site) -> None:
-    """A submitted run that has begun is shown once, with the recorded log."""
-    site.submission("12", [1], job="lstm", runs=[str(site.runs / "lstm/slurm-12")])
-    site.run("slurm-12", "training", slurm_job="12")
-    status = site.only()
-    log = str(site.folder / "slurm-12.out")
-    assert (status.state, status.seed, status.log) == ("running", 1, log)
 
 
 def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
@@ -344,20 +326,16 @@ CGROUP = (
 
 
 @pytest.mark.parametrize(
-    ("log", "state", "expected"),
+    ("log", "expected"),
     [
-        (BEGIN + EXCEEDED, None, True),
-        (BEGIN + CGROUP, None, True),
-        ("", "OUT_OF_MEMORY", True),
-        (EXCEEDED + BEGIN + "ERROR another failure\n", None, False),
-        (BEGIN, "FAILED", False),
+        (BEGIN + EXCEEDED, True),
+        (BEGIN + CGROUP, True),
+        (EXCEEDED + BEGIN + "ERROR another failure\n", False),
     ],
 )
-def test_the_last_start_was_out_of_memory(
-    tmp_path: Path, log: str, state: str | None, expected: bool
-) -> None:
+def test_the_last_start_was_out_of_memory(tmp_path: Path, log: str, expected: bool) -> None:
     """All starts of a job write into one log, so earlier messages do not count."""
     (tmp_path / "job.out").write_text(log)
-    queued = QueuedJob("7", "7", state, "", 0.0, "") if state else None
+    queued = QueuedJob("7", "7", "FAILED", "", 0.0, "")
     status = RunStatus("lstm/slurm-7", tmp_path, log=str(tmp_path / "job.out"), queued=queued)
     assert was_out_of_memory(status) is expected

@@ -65,12 +65,6 @@ def many(site: Site) -> Site:
     return site
 
 
-def look(site: Site) -> list[dict[str, Any]]:
-    """Return what `status --json` prints, without ages."""
-    shown = [each.as_json() for each in survey(site.runs, Queue())]
-    return [{k: v for k, v in each.items() if k != "heartbeat_age_s"} for each in shown]
-
-
 def test_a_finished_run_costs_one_read_and_one_stat(
     many: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +83,7 @@ def test_a_finished_run_costs_one_read_and_one_stat(
 
     for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink"):
         count(name)
-    assert len(look(many)) == NUM
+    assert len(survey(many.runs, Queue())) == NUM
     assert sorted(calls) == ["open"] * NUM + ["stat"] * NUM
 
 
@@ -97,16 +91,6 @@ def test_a_run_that_has_lost_its_result_has_not_finished(site: Site) -> None:
     """A user may remove the result to train the end of the run again."""
     site.run("a", "finished", 1000).path("result.json").unlink()
     assert site.only().state == "stale"
-
-
-def test_an_ensemble_has_no_heartbeat(site: Site) -> None:
-    """The ensemble's `result.json` shows that the ensemble is finished."""
-    folder = site.runs / "mixed/e"
-    folder.mkdir(parents=True)
-    (folder / "ensemble.toml").touch()
-    (folder / "result.json").write_text(json.dumps(RESULT))
-    status = site.only()
-    assert (status.run, status.state) == ("mixed/e", "finished")
 
 
 @as_root
@@ -123,9 +107,8 @@ def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
     (many.runs / ".submissions/ends-14.json").write_text('{"format": 1, "count": 2}')
-    (run,) = (each for each in look(many) if each["run"] == "lstm/done-03")
-    assert run["log"] == str(many.folder / "slurm-13.out")
-    assert run["seed"] == RESULT["seed"]
+    (run,) = (each for each in survey(many.runs, Queue()) if each.run == "lstm/done-03")
+    assert (run.log, run.seed) == (str(many.folder / "slurm-13.out"), RESULT["seed"])
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
@@ -193,9 +176,13 @@ def test_a_named_folder_has_records_of_submissions(site: Site, named: str) -> No
 
 def test_a_seed_that_continues_alone_no_longer_shares_its_job(site: Site) -> None:
     """The log of the job with several seeds is not the log of a later command."""
-    run = site.run("slurm-12-seed3", "training", slurm_job=None)
-    site.submission("12", [3], job="lstm", runs=[str(run.folder)], logs=["lstm-slurm-12-seed3.out"])
-    assert (site.only().log, site.only().shares_job) == (None, False)
+    log = "lstm-slurm-12-seed3.out"
+    site.submission(
+        "12", [3], job="lstm", runs=[str(site.runs / "lstm/slurm-12-seed3")], logs=[log]
+    )
+    for slurm_job, expected in (("12", (log, True)), (None, (None, False))):
+        site.run("slurm-12-seed3", "training", slurm_job=slurm_job)
+        assert (site.only().log, site.only().shares_job) == expected
 
 
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])

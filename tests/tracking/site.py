@@ -16,7 +16,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat, RunStatus
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import survey
-from tests.conftest import JOBS, write_program
+from tests.conftest import JOBS, Harness, write_program
 
 ELSEWHERE = "node7"
 RESULT = {
@@ -48,6 +48,12 @@ class Site:
         answer = self.folder / "answer"
         answer.write_text("".join(f"{line}\n" for line in lines))
         self.program("squeue", script or f"cat {answer}")
+
+    def scancel(self) -> Path:
+        """Put a scancel on the PATH; return the file that records its arguments."""
+        noted = self.folder / "cancelled"
+        self.program("scancel", f'echo "$@" >> "{noted}"')
+        return noted
 
     def run(
         self,
@@ -109,11 +115,12 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A machine without Slurm, until a test adds programs."""
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harness: Harness) -> Site:
+    """A machine without Slurm, until a test adds programs; the harness runs on this machine."""
     tools = tmp_path / "tools"  # /bin may contain Slurm's programs
     tools.mkdir()
     for name in ("cat", "sleep", "sh", "git"):
         (tools / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tools}")
+    harness.environment["PATH"] = os.environ["PATH"]
     return Site(tmp_path)

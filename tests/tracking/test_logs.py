@@ -1,6 +1,5 @@
 """`harness logs` prints a log or its last lines, and follows it until the run ends."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -67,7 +66,6 @@ def test_the_last_jobs_log_is_printed_while_the_next_job_waits(
 ) -> None:
     """With -f the command waits for the log of the next job."""
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
-    harness.environment["PATH"] = os.environ["PATH"]
     log = site.folder / "log"
     log.write_text("why\n")
     run = site.run("a", "interrupted", 60, log=log, slurm_job="12").folder
@@ -84,7 +82,6 @@ def test_the_last_jobs_log_is_printed_while_the_next_job_waits(
 def test_a_seed_without_a_log_has_the_log_of_its_job(harness: Harness, site: Site) -> None:
     """The job with several seeds ended before it began its runs, and only its own log says why."""
     site.slurm()
-    harness.environment["PATH"] = os.environ["PATH"]
     log = site.runs / "logs/lstm-slurm-77-seed1.out"
     run = site.runs / "lstm/slurm-77-seed1"
     site.submission("77", [1], job="lstm", runs=[str(run)], logs=[str(log)])

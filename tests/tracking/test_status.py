@@ -200,9 +200,9 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
     assert (status.run, status.state, status.note) == ("gru/slurm-30_4", "pending", "Resources")
     assert status.seed == 4
     assert (search.run, search.state, search.slurm_job) == ("tune_all/slurm-34", "pending", "34")
-    site.program("scancel", f'echo "$@" > "{site.folder}/cancelled"')
+    noted = site.scancel()
     assert "job 34 was removed from the queue" in (ask_to_stop(search) or "")
-    assert (site.folder / "cancelled").read_text() == "34\n"
+    assert noted.read_text() == "34\n"
 
 
 def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.errors import DiskError, InputError
+from harness.errors import InputError
 from harness.system.console import Console
 from harness.system.git import code_version
 from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start
-from harness.tracking.run_dir import RECORD, RunDirectory, check_record
+from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import warn_of_changes
 
 CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
@@ -97,12 +97,11 @@ def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> 
     (start,) = record["starts"]
     diff = record["uncommitted_diff"]
     content = None if diff is None else diff.encode(errors="surrogateescape")
-    assert start["commit"] == record["commit"]
     assert start["sources_sha256"] == provenance.sources_checksum()
     expected = None if content is None else hashlib.sha256(content).hexdigest()
     assert start["diff_sha256"] == expected
-    assert start["packages"] == record["packages"]
-    assert start["processor"] == record["processor"] != ""
+    for key in ("commit", "packages", "processor"):
+        assert start[key] == record[key] != ""
 
 
 def test_a_broken_record_is_refused(run: RunDirectory) -> None:
@@ -113,17 +112,6 @@ def test_a_broken_record_is_refused(run: RunDirectory) -> None:
         with pytest.raises(InputError, match=r"provenance\.json is broken"):
             run.job()
         assert run.path(RECORD).read_text() == content
-
-
-def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
-    """A failing disk is an error, and the record stays."""
-    run.path(RECORD).unlink()
-    run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
-    with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
-        run.certain_json(RECORD)
-    with pytest.raises(DiskError, match="Input/output error; try again later"):
-        check_record(run)
-    assert run.path(RECORD).is_symlink()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")

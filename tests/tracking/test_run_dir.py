@@ -15,12 +15,19 @@ from harness.job.job_file import load_job
 from harness.job.search import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import ENSEMBLE_FILE, FORMAT, RECORD, RunDirectory, check_format
+from harness.tracking.run_dir import (
+    ENSEMBLE_FILE,
+    FORMAT,
+    RECORD,
+    RunDirectory,
+    check_format,
+    check_record,
+)
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 
 
-def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_a_broken_one(tmp_path: Path) -> None:
     """A failing disk raises DiskError, and a search tries again; a broken file raises RunError."""
     run = RunDirectory(tmp_path)
     run.path("result.json").write_text("{")
@@ -31,6 +38,11 @@ def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
     run.path("result.json").symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"result\.json: can't be read: Input/output error"):
         run.result()
+    run.path(RECORD).symlink_to("/proc/self/mem")
+    with pytest.raises(
+        DiskError, match=r"provenance\.json: .* Input/output error; try again later"
+    ):
+        check_record(run)
 
 
 def test_an_unreadable_folder_is_not_called_missing(
@@ -180,44 +192,32 @@ def test_a_record_of_another_format_is_refused() -> None:
             check_format("run a", record)
 
 
-@pytest.fixture
-def other(finished: tuple[Harness, Path]) -> tuple[Harness, Path]:
-    """A finished run as a later version would write it; its job contains a key of that version."""
-    harness, calm = finished
-    run = calm.with_name("other")
-    if not run.exists():
-        shutil.copytree(calm, run)
-        record = json.loads((run / "provenance.json").read_text())
-        record |= {"format": 99, "harness": "9.9.0"}
-        (run / "provenance.json").write_text(json.dumps(record))
-        (run / "job.toml").write_text((run / "job.toml").read_text() + "\n[new]\nkey = 1\n")
-    return harness, run
+def test_another_versions_run_is_refused(finished: tuple[Harness, Path], harness: Harness) -> None:
+    """The line is about the version, not about the unknown key of the job; no file changes.
 
-
-@pytest.mark.parametrize("command", ["resume", "several", "predict"])
-def test_another_versions_run_is_refused(other: tuple[Harness, Path], command: str) -> None:
-    """The line is about the version, not about the unknown key of the job; the exit code is 2."""
-    harness, run = other
+    `status` shows the run; `compare` leaves it out and says why.
+    """
+    calm, run = finished[1], harness.runs / "bilstm/other-seed1"
+    shutil.copytree(calm, run)
+    record = json.loads((run / "provenance.json").read_text()) | {"format": 99, "harness": "9.9.0"}
+    (run / "provenance.json").write_text(json.dumps(record))
+    with (run / "job.toml").open("a") as job:
+        job.write("\n[new]\nkey = 1\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    words: list[object] = [command, run]
-    if command == "several":  # the names of these runs end with their seed
-        shutil.copy(run.with_name("calm") / "job.toml", harness.folder / "bilstm.toml")
-        shutil.copytree(run, run.with_name(f"{run.name}-seed1"))
-        words = ["train", harness.folder / "bilstm.toml", "--run-id", run.name, "--seeds", "1-2"]
-    done = harness.run_here(*words, *(["good"] if command == "predict" else []))
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    (line,) = done.stderr.splitlines()
-    assert "was written by harness 9.9.0 (format 99), but this is" in line
-    assert "use the version that wrote the record: harness reproduce" in line
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
-def test_status_shows_another_versions_run(other: tuple[Harness, Path]) -> None:
-    """`status` shows the run; `compare` leaves it out and says why."""
-    harness, run = other
+    several = ("train", shutil.copy(calm / "job.toml", harness.folder / "bilstm.toml"))
+    for words in (
+        ("resume", run),
+        ("predict", run, "good"),
+        (*several, "--run-id", "other", "--seeds", "1-2"),
+    ):
+        line = harness.refuse(*words)
+        assert "was written by harness 9.9.0 (format 99), but this is" in line
+        assert "use the version that wrote the record: harness reproduce" in line
+        after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        assert after == before, words
     shown = harness.run_here("status", run, "--json")
     assert (shown.returncode, json.loads(shown.stdout)[0]["state"]) == (0, "finished")
-    compared = harness.run_here("compare", run, run.with_name("calm"), "--baseline=none")
+    compared = harness.run_here("compare", run, calm, "--baseline=none")
     assert compared.returncode == 0, compared.stderr
     assert "was written by harness" in compared.stdout + compared.stderr
 

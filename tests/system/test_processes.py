@@ -1,12 +1,11 @@
 """Signals that stop a run, and checks whether a process is alive."""
 
-import contextlib
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 
@@ -25,38 +24,23 @@ from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 
 
-@contextlib.contextmanager
-def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a process with these arguments during a `with` block."""
-    code = "print(flush=True); import time; time.sleep(600)"
-    command = [sys.executable, "-c", code, *args]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout
-        process.stdout.readline()
-        yield process
-        process.kill()
+def test_a_process_is_known_by_its_id_its_start_and_its_space() -> None:
+    """A process that is younger than the heartbeat is not the run; a zombie is dead.
 
-
-def test_a_reused_process_id_is_not_the_run() -> None:
-    """A process that is younger than the heartbeat is not the run; a zombie is not alive."""
-    with started("harness", "train") as process:
+    A process of another machine or container may be alive.
+    """
+    here = process_space()
+    of_other = here.replace(f" {os.getuid()}", " 4711")
+    with subprocess.Popen(["sleep", "600"]) as process:
         assert is_alive(process.pid, time.time())
         assert not is_alive(process.pid, time.time() - 60)
+        assert not has_died(process.pid, here)
         process.kill()
-        wait_for(lambda: not is_alive(process.pid, time.time()))
-    assert not is_alive(process.pid, time.time())
-    assert not any(is_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
-
-
-def test_a_dead_process_is_known_in_its_space() -> None:
-    """A zombie is dead. A process of another machine or container may be alive."""
-    here = process_space()
-    with subprocess.Popen(["true"]) as process:
         wait_for(lambda: has_died(process.pid, here))
     assert has_died(process.pid, here)
-    of_other = here.replace(f" {os.getuid()}", " 4711")
     assert not any(has_died(process.pid, space) for space in ("", "elsewhere", of_other))
-    assert not any(has_died(number, here) for number in (os.getpid(), 0, -1))
+    assert not any(has_died(number, here) for number in (0, -1))
+    assert not any(is_alive(n, time.time()) for n in (process.pid, 0, -1, 2**22 + 1, 2**70))
 
 
 AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kept\n"

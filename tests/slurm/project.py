@@ -94,8 +94,6 @@ class SlurmProject:
         lines.append("export HARNESS_DEVICES=${HARNESS_DEVICES-cpu}\n")
         shared = " ".join(f"{k}={shlex.quote(v)}" for k, v in preloaded.sharing_steps().items())
         lines.append(f"[[ $HARNESS_DEVICES != cpu ]] || export {shared}\n")
-        # The test of TensorBoard sets BOARD_CACHE.
-        lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))
 
     def sbatch(

@@ -1,6 +1,7 @@
 """`harness submit` on a real Slurm cluster."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -11,16 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SHRUNK, Harness, results
+from tests.conftest import SHRUNK, Harness, results, write_program
 from tests.slurm.cluster import SlurmCluster, wait_until
-from tests.slurm.project import JOB, SlurmProject
+from tests.slurm.project import JOB, SlurmProject, Submitted
+from tests.slurm.test_scripts import JOBS
 from tests.slurm.test_submit import copy_project, git_init
 from tests.training.kills import newest_step
-
-ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
-
-# This program runs the harness in the job's own code, the snapshot.
-HARNESS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m harness "$@"\n'
 
 
 class Submitter:
@@ -72,11 +69,6 @@ def submitter(stand_in: SlurmProject) -> Submitter:
     return Submitter.of(stand_in)
 
 
-def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:
-    """Wait until Slurm names this reason for a waiting job."""
-    wait_until(lambda: cluster.show(job_id)["Reason"] == reason, timeout_s=30)
-
-
 def test_a_submitted_job_is_not_changed_by_later_edits(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -86,10 +78,10 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
     git_init(project)
     version = project / "harness/__init__.py"
     version.write_text(f"{version.read_text()}# not committed\n")
-    program = tmp_path / "venv/bin/harness"
-    program.parent.mkdir(parents=True)
-    program.write_text(HARNESS)
-    program.chmod(0o755)
+    # This program runs the harness in the job's own code, the snapshot.
+    program = f'exec {shlex.quote(sys.executable)} -m harness "$@"'
+    (tmp_path / "venv").mkdir()
+    write_program(tmp_path / "venv/bin/harness", program)
     submitter = Submitter(cluster, tmp_path, project, tmp_path / "venv")
     words = [*SHRUNK, "--gpus", "0", "--seeds", "3", "--", "--hold"]
     (record,) = submitter.submit(project / "jobs/lstm.toml", *words)
@@ -98,14 +90,8 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
     version.write_text("raise SystemExit('edited while it waited')\n")
     (project / "slurm/common.sh").write_text("exit 3\n")
     cluster.run("scontrol", "release", record["job_id"])
-    log = Path(record["logs"][0])
-    try:
-        cluster.wait(record["job_id"], ["COMPLETED"], timeout_s=120)
-    except Exception as error:
-        error.add_note(log.read_text() if log.exists() else "no log")
-        raise
-
-    run = Path(record["runs"][0])
+    log, run = Path(record["logs"][0]), Path(record["runs"][0])
+    Submitted(cluster, record["job_id"], log, run).wait(timeout_s=120)
     assert run == submitter.harness.runs / f"lstm/slurm-{record['job_id']}"
     assert str(run) in log.read_text()
     assert record["seeds"] == [3]
@@ -125,17 +111,18 @@ def test_all_jobs_and_their_comparison(
         ends = 'mkdir -p "$HARNESS_RUNS/$id"; [[ $SLURM_JOB_NAME != gru ]]; exit'
         site.write(f"[[ $SLURM_JOB_NAME == compare ]] || {{ {ends}; }}\n")
     *trainings, comparison = submitter.submit("--all", "--seeds", "1-2", "--gpus", 0, "--", "-H")
-    assert [record["job"] for record in trainings] == list(ALL_JOBS)
+    assert [record["job"] for record in trainings] == list(JOBS)
     assert (comparison["job"], comparison["runs"]) == ("compare", [])
     ids = [record["job_id"] for record in trainings]
-    cluster.run("scontrol", "release", comparison["job_id"])
-    wait_for_reason(cluster, comparison["job_id"], "Dependency")
+    waiting = comparison["job_id"]
+    cluster.run("scontrol", "release", waiting)
+    wait_until(lambda: cluster.show(waiting)["Reason"] == "Dependency", timeout_s=30)
     for job_id in ids:
-        assert f"afterany:{job_id}" in cluster.show(comparison["job_id"])["Dependency"]
+        assert f"afterany:{job_id}" in cluster.show(waiting)["Dependency"]
     cluster.run("scontrol", "release", ",".join(ids))
-    cluster.wait(comparison["job_id"], ["COMPLETED"])
+    cluster.wait(waiting, ["COMPLETED"])
     states = {record["job"]: cluster.state(f"{record['job_id']}_2") for record in trainings}
-    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in ALL_JOBS}
+    assert states == {name: "FAILED" if name == "gru" else "COMPLETED" for name in JOBS}
     runs = [run for record in trainings for run in record["runs"]]
     command, option, out, *patterns = stand_in.stand_in.call()["argv"]
     assert (command, option) == ("compare", "--out")
@@ -173,3 +160,19 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     assert results(first) == results(undisturbed)
     assert (second / "result.json").exists() is (third / "job.toml").exists() is False
     assert states() == ["finished", "interrupted", "cancelled"]
+
+
+def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
+    """`status` finds the job and its log through the record of the submission."""
+    submitter = Submitter.of(project)
+    (record,) = submitter.submit(project.path / "jobs/gru.toml", "--gpus", 0, "--mem", "300M")
+    project.cluster.wait(record["job_id"], ["FAILED", "OUT_OF_MEMORY"])
+    said = "out of memory; .*--mem"
+
+    def is_said() -> bool:
+        done = submitter.harness.run_here("status", "--all")
+        return re.search(said, " ".join(done.stdout.split())) is not None
+
+    # `status` says this only when squeue's answer is newer than the run's heartbeat, because a
+    # newer heartbeat could belong to a later start.
+    wait_until(is_said, timeout_s=60)

@@ -105,11 +105,6 @@ def workers_of(job: Submitted) -> list[int]:
     return found
 
 
-def has_warning(worker: int) -> bool:
-    """Whether srun has forwarded USR2 to a stopped worker."""
-    return has_pending(worker, signal.SIGUSR2)
-
-
 @pytest.mark.slow
 def test_a_search_that_is_warned_goes_on_and_others_join(
     project: SlurmProject, search: Path, calm: Sweeps
@@ -119,7 +114,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
     (worker,) = stop_workers(job)
     job.warn()
-    wait_until(lambda: has_warning(worker), timeout_s=60)
+    wait_until(lambda: has_pending(worker, signal.SIGUSR2), timeout_s=60)
     joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, signal.SIGCONT)
@@ -184,7 +179,6 @@ def test_an_array_is_one_search_whose_tasks_come_and_go(
             project.submitted("tune", f"{job.job_id}_{task}", job.log).wait(timeout_s=900)
     finally:
         cluster.restart_node(node)
-    print(f"lost with {node}: {lost}; done by then: {num_done()}")  # noqa: T201
     assert [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 24
     keys = ("model.units", "model.dropout", "train.learning_rate", "val_loss", "status", "rank")
     boards = [
@@ -192,8 +186,6 @@ def test_an_array_is_one_search_whose_tasks_come_and_go(
     ]
     assert boards[0] == boards[1]
     logs = (job.run / "workers").glob(f"job{job.job_id}_*-w0.log")
-    trained = sorted(log.name for log in logs if ", seed 1" in log.read_text())
-    print(f"trained: {trained}")  # noqa: T201
-    assert len(trained) >= 5
+    assert sum(", seed 1" in log.read_text() for log in logs) >= 5
     states = {task: cluster.show(f"{job.job_id}_{task}")["JobState"] for task in (1, 2)}
     assert set(states.values()) == {"CANCELLED"}

@@ -77,10 +77,11 @@ def test_a_job_outlives_its_node_and_the_controller(
         job.cluster.restart_node(node)
 
     process = job.record()["process"]
+    script = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(process, signal.SIGSTOP)  # the run might finish before the controller stops
     job.cluster.stop_controller()
     try:
-        os.kill(parent(process), signal.SIGUSR2)  # as slurmd would
+        os.kill(script, signal.SIGUSR2)  # as slurmd would
         os.kill(process, signal.SIGCONT)
         wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
     finally:
@@ -95,11 +96,6 @@ def said_since(job: Submitted, words: str) -> bool:
     """Whether another line follows these words in the job's log."""
     _, found, rest = job.log.read_text().partition(words)
     return bool(found) and rest.count("\n") > 1
-
-
-def parent(process: int) -> int:
-    """Return the id of the parent process, which is the batch script here."""
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def train_on_two_nodes(project: SlurmProject) -> Submitted:

@@ -72,9 +72,9 @@ class Facts:
             `changes` is `nothing` for a file's path, because the run's record identifies the file
             by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: a dictionary from names of other keys to tuples of their values. This key has an
-            effect only if at least one of the other keys has one of its values in the dictionary.
-            An empty tuple stands for all values of the other key except its default.
+        only_with: other keys, each with a tuple of values. This key has an effect only if at least
+            one of the other keys has one of the values in its tuple. An empty tuple stands for all
+            values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

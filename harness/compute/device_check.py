@@ -272,9 +272,9 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a loop.
-    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. For 2,304 bytes and
-    less, rounding up gives the same size again, so the loop never ends if the process's first
-    request is this small.
+    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If the process's
+    first request is for at most 2,304 bytes, the rounded size stays the same, so the loop never
+    ends.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

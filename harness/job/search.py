@@ -215,8 +215,9 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="fewest epochs of a trial: the shortest trials train for `epochs / factor^n` "
-        "epochs, rounded up, where n is as large as this limit allows",
+        description="lower limit for the epochs of the shortest trials, which are `epochs` divided "
+        "by `factor` and rounded up, again and again, until one more division would give less than "
+        "`min_epochs`",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,

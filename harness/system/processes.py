@@ -201,9 +201,9 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent. The operating system closes the pipe when the
-    parent ends. If srun started this process, srun's own pipe to the parent closes, and then srun
-    closes its pipe to this process. If this process still runs a minute after SIGTERM, it exits
+    Standard input must be a pipe from the parent; the operating system closes the pipe when the
+    parent ends. Between the two may be srun, which then closes its pipe to this process when its
+    own pipe from the parent closes. If this process still runs a minute after SIGTERM, it exits
     with the exit code of an interruption, 75.
     """
 

@@ -287,7 +287,7 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _ended(self) -> set[str]:
-        """Return the uuids of the workers of all commands that are known to have ended."""
+        """Return the uuids of the workers, of this and other commands, that certainly ended."""
         attempts = running(self.view).values()
         dead = {each.worker for each in attempts if has_died(each.process, each.space)}
         return dead | self.pool.ended

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from harness.data.dataset import Dataset
 from harness.data.vocabulary import vectors_checksum
-from harness.errors import DiskError, InputError, Interrupted, RunError
+from harness.errors import DiskError, InputError, Interrupted
 from harness.inference.model_file import load_model
 from harness.system.console import Console
 from harness.system.processes import StopRequest
@@ -25,7 +25,7 @@ from harness.training.metrics import test_scores as scores_of
 from harness.tuning.protocol import Trial
 from harness.tuning.prune_runs import CHECKPOINTS, MODEL, Pruned
 from harness.tuning.sweep_dir import VectorsChanged
-from harness.tuning.trial import Trials, mean_scores
+from harness.tuning.trial import Trials
 from tests.training.test_trainer import TEST, TRAIN
 from tests.tuning.made_up_sweep import accept, make_sweep
 
@@ -125,9 +125,7 @@ def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> N
 
 
 @pytest.mark.full
-def test_a_promoted_trial_with_callbacks_trains_all_its_epochs(
-    tmp_path: Path,
-) -> None:
+def test_a_promoted_trial_with_callbacks_trains_all_its_epochs(tmp_path: Path) -> None:
     """This callback ends the training halfway, so the parent's checkpoint lacks an epoch."""
     (tmp_path / "halves.py").write_text(
         "import keras\n\n\nclass Halve(keras.callbacks.Callback):\n"
@@ -238,28 +236,28 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
 
 
-def test_the_epochs_of_a_trial_are_those_of_its_longest_run(tmp_path: Path) -> None:
-    """The run of the first seed stopped early."""
-    text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2')
+def test_a_trial_has_the_means_of_its_runs(tmp_path: Path) -> None:
+    """The run of the first seed stopped early; the epochs are those of the longest run.
+
+    A score that a run lacks has no mean. A trial without a score for the objective fails.
+    """
+    text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)
-    for seed, epochs in ((1, 2), (2, 6)):
+    results: list[dict[str, float | None]] = [
+        {"num_epochs": 2, "val_accuracy": 0.8, "val_f1": 0.0, "val_roc_auc": None},
+        {"num_epochs": 6, "val_accuracy": 0.6, "val_f1": 0.5, "val_roc_auc": 0.7},
+    ]
+    for seed, result in enumerate(results, 1):
         run = trials.sweep.trial_run(0, 1, seed)
         run.folder.mkdir(parents=True)
-        scores = {"num_epochs": epochs, "kept_epoch": epochs, "val_accuracy": 0.5}
-        run.write_json("result.json", {"classes": [], "dataset_checksum": "", **scores})
+        facts = {"classes": [], "dataset_checksum": "", "kept_epoch": result["num_epochs"]}
+        run.write_json("result.json", {**facts, **result})
     trial = trials.run(dropout(0), 1)
     assert (trial.error, trial.epochs, trial.kept_epoch) == ("", 6, 4)
-
-
-def test_a_score_that_a_run_lacks_has_no_mean() -> None:
-    """A trial without a score for the objective fails, with one line and a remedy."""
-    results: list[dict[str, float | None]] = [
-        {"val_accuracy": 0.8, "val_f1": 0.0, "val_roc_auc": None},
-        {"val_accuracy": 0.6, "val_f1": 0.5, "val_roc_auc": 0.7},
-    ]
-    assert mean_scores(results, "val_f1") == pytest.approx({"val_accuracy": 0.7, "val_f1": 0.25})
-    with pytest.raises(RunError, match=r"search.objective = 'val_roc_auc'.*all of one class"):
-        mean_scores(results, "val_roc_auc")
+    assert trial.scores == pytest.approx({"val_accuracy": 0.7, "val_f1": 0.25})
+    trials.search = trials.search.with_table(objective="val_roc_auc")
+    error = trials.run(dropout(0), 1).error
+    assert re.search(r"search.objective = 'val_roc_auc'.*all of one class", error)
 
 
 def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,28 +291,43 @@ def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 OWN = """
+import keras
 import tensorflow as tf
-from keras import Input, Sequential, layers, losses
+from keras import layers
+SEEN = []
+@keras.saving.register_keras_serializable("own")
+class Scale(layers.Layer):
+    def call(self, inputs):
+        return inputs * self.scale
+    def build(self, shape):
+        self.scale = self.add_weight(shape=[], initializer="ones")
 def net(vocab_size, config, *, num_outputs, options):
-    ends = layers.Dropout(0.3), layers.Dense(num_outputs, activation="sigmoid")
+    ends = Scale(), layers.Dropout(0.3), layers.Dense(num_outputs, activation="sigmoid")
     middle = layers.Embedding(vocab_size, 4), layers.GlobalAveragePooling1D()
-    return Sequential([Input([None], dtype="int32"), *middle, *ends])
+    return keras.Sequential([keras.Input([None], dtype="int32"), *middle, *ends])
 def logits(vocab_size, config, *, num_outputs, options):
     model = net(vocab_size, config, num_outputs=num_outputs, options=options)
     model.layers[-1].activation = None
     return model
 def by_batch(labels, probabilities):
-    loss = losses.binary_crossentropy(labels[:, None], probabilities)
+    loss = keras.losses.binary_crossentropy(labels[:, None], probabilities)
     return loss - tf.reduce_mean(loss) / 2
+class Counts(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        SEEN.append(epoch)
+        self.model.optimizer.learning_rate = 0.01 / len(SEEN)
+def counts():
+    return Counts()
 """
 
 
-def own_trials(folder: Path, source: str, name: str = "net", keys: str = "") -> Trials:
-    """Return the `Trials` object of a search with the custom network `name` from `source`."""
+def own_trials(folder: Path, name: str = "net", keys: str = "") -> Trials:
+    """Return the `Trials` object of a search with a custom network; {own} in `keys` is its file."""
     folder.mkdir()
-    (folder / "own.py").write_text(source)
-    text = SEARCH.replace('"lstm"\nunits = 4', f'"{folder}/own.py:{name}"')
-    text = text.replace("learning_rate = 0.05", keys)
+    own = folder / "own.py"
+    own.write_text(OWN)
+    text = SEARCH.replace('"lstm"\nunits = 4', f'"{own}:{name}"')
+    text = text.replace("learning_rate = 0.05", keys.replace("{own}", str(own)))
     text = text.replace("model.dropout = [0.0, 0.5]", "train.learning_rate = [0.05, 0.5]")
     return trials_of(folder / "sweep", text)
 
@@ -327,47 +340,21 @@ def test_a_trial_checks_own_parts_as_a_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The checks do not change the model of a sound trial."""
-    by_batch = f"loss = '{tmp_path}/net/own.py:by_batch'"
     for name, keys, message in (
         ("logits", "", r"model\.architecture.*its outputs are not probabilities"),
-        ("net", by_batch, r"train\.loss.*an example's loss depends on other examples"),
+        ("net", "loss = '{own}:by_batch'", r"train\.loss.*loss depends on other examples"),
     ):
-        assert re.search(message, run_own(own_trials(tmp_path / name, OWN, name, keys), 0).error)
-    trials = own_trials(tmp_path / "sound", OWN, keys="optimizer_options = { rho = 0.8 }")
+        assert re.search(message, run_own(own_trials(tmp_path / name, name, keys), 0).error)
+    trials = own_trials(tmp_path / "sound", keys="optimizer_options = { rho = 0.8 }")
     assert run_own(trials, 0).error == ""
     monkeypatch.setattr("harness.tuning.trial.check_own_parts", lambda *_: None)
     assert run_own(trials, 1).error == ""
     assert model(trials, 0) == model(trials, 1)
 
 
-STATE = """
-import keras
-from keras import layers
-SEEN = []
-@keras.saving.register_keras_serializable("own")
-class Scale(layers.Layer):
-    def call(self, inputs):
-        return inputs * self.scale
-    def build(self, shape):
-        self.scale = self.add_weight(shape=[], initializer="ones")
-def net(vocab_size, config, *, num_outputs, options):
-    ends = Scale(), layers.Dense(num_outputs, activation="sigmoid")
-    middle = layers.Embedding(vocab_size, 4), layers.GlobalAveragePooling1D()
-    return keras.Sequential([keras.Input([None], dtype="int32"), *middle, *ends])
-class Counts(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        SEEN.append(epoch)
-        self.model.optimizer.learning_rate = 0.01 / len(SEEN)
-def counts():
-    return Counts()
-"""
-
-
 def test_trials_share_no_variables_of_own_modules(tmp_path: Path) -> None:
     """A layer is registered with Keras anew; the models of both trials can be loaded."""
-    trials = own_trials(
-        tmp_path / "own", STATE, keys=f"callbacks = ['{tmp_path}/own/own.py:counts']"
-    )
+    trials = own_trials(tmp_path / "own", keys="callbacks = ['{own}:counts']")
     assert [run_own(trials, n).error for n in range(2)] == ["", ""]
     assert model(trials, 0) == model(trials, 1)
     for n in range(2):

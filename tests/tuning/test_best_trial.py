@@ -56,9 +56,6 @@ def test_a_sweep_without_a_finished_trial_is_refused(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, error="it broke"))
     with pytest.raises(InputError, match=r"no finished trial.*harness resume"):
         best_trial_toml(sweep)
-    with pytest.raises(InputError, match="no finished trial"):
-        retrain(sweep, (1,), data=None, workers=None, console=Console())
-    assert not sweep.path("winner").exists()
 
 
 def test_the_best_trial_is_not_retrained_with_other_word_vectors(tmp_path: Path) -> None:
@@ -109,26 +106,30 @@ train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["
     assert job.train.class_weights == weights
 
 
-def test_retraining_on_cpus_ignores_gpus_and_warns_of_a_constant_learning_rate(
+def test_retraining_uses_the_data_and_the_devices_of_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`--devices cpu:2` is refused, because a run uses one device."""
+    """After a search of the sample, the runs do not read an IMDB that was fetched later.
+
+    On CPUs the runs ignore GPUs; `--devices cpu:2` is refused, because a run uses one device. A
+    warning says that the learning rate is now constant.
+    """
     toml = RANDOM + "train.reduce_lr_patience = [0, 2]\n"
     values = {**VALUES, "train.reduce_lr_patience": 2}
     make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=values))
-    begun: list[Slot] = []
-
-    def begin(tasks: list[Task], slots: list[Slot], **_: object) -> None:
-        assert all("--devices=cpu" in task.args for task in tasks)
-        begun.extend(slots)
-
-    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
+    begun: list[tuple[list[Task], list[Slot]]] = []
+    monkeypatch.setattr("harness.tracking.batch.run_tasks", lambda *each, **_: begun.append(each))
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
     monkeypatch.setattr("harness.slurm.pool.visible_gpus", lambda: 1)
     monkeypatch.setattr("harness.slurm.pool.given_cpus", lambda _: 4)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     commands.retrain(tmp_path / "s", seeds="1-4", workers=4)
-    assert [slot.gpu for slot in begun] == [None] * 4
+    ((tasks, slots),) = begun
+    assert [slot.gpu for slot in slots] == [None] * 4
+    assert all("--devices=cpu" in task.args for task in tasks)
+    (option,) = (arg for arg in tasks[0].args if arg.startswith("--data="))
+    dataset = open_folder(Path(option.removeprefix("--data=")))
+    assert (dataset.is_sample, dataset.checksum) == (True, open_sample().checksum)
     assert "train.reduce_lr_patience needs validation reviews" in capfd.readouterr().err
     with pytest.raises(InputError, match="--devices cpu:2: a run uses one device"):
         commands.retrain(tmp_path / "s", devices="cpu:2")
@@ -142,22 +143,6 @@ batch_size = 32
 checkpoint_every_s = 0.2
 log_every_steps = 3
 """
-
-
-def test_a_search_of_the_sample_is_retrained_on_the_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The runs must not read an IMDB that was fetched after the search."""
-    make_sweep(tmp_path / "s", RANDOM, trial(0, 0.8, values=VALUES))
-    args: list[str] = []
-    monkeypatch.setattr(
-        "harness.tracking.batch.run_tasks", lambda tasks, *_, **__: args.extend(tasks[0].args)
-    )
-    monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
-    commands.retrain(tmp_path / "s", seeds="1")
-    (option,) = (arg for arg in args if arg.startswith("--data="))
-    dataset = open_folder(Path(option.removeprefix("--data=")))
-    assert (dataset.is_sample, dataset.checksum) == (True, open_sample().checksum)
 
 
 @pytest.mark.full

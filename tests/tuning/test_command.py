@@ -16,7 +16,7 @@ from harness.tracking.run_dir import CANCEL, ask_to_cancel
 from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from harness.tuning.tune import Command
 from harness.tuning.worker import WorkerPool, WorkerProcess, WorkerRequest
-from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
+from tests.tuning.made_up_sweep import RANDOM, accept, add_trial, make_sweep, trial
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     return Command(sweep, sweep.search(), pool, None)
 
 
-def end(sweep: SweepDirectory) -> None:
-    """End the search after the four trials of `command`."""
+def end(sweep: SweepDirectory, num_trials: int = 4) -> None:
+    """End the search after the four trials of `command`, or after more."""
     sweep.path("ends/24").mkdir()
-    sweep.path("ends/24/end.json").write_text('{"num_trials": 4}')
+    sweep.path("ends/24/end.json").write_text(json.dumps({"num_trials": num_trials}))
 
 
 def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
@@ -49,26 +49,17 @@ def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
 
 
 def test_a_search_ends_with_its_result(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A single failure of the disk makes no difference. The last lines are the next commands."""
+    """The last lines are the next commands."""
     for n in (2, 3):
         accept(command.sweep, trial(n, 0.7))
     end(command.sweep)
-    write, failed = command.sweep.write, list[str]()
-
-    def fail(name: str, *content: Any, **options: Any) -> None:
-        if name == "result.json" and not failed:
-            failed.append(name)
-            raise DiskError("no quota")
-        write(name, *content, **options)
-
-    monkeypatch.setattr(command.sweep, "write", fail)
     result = command.run(resumes=False)
     assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 1, 24)
     assert (result["best_trial"], result["best_score"]) == (0, 0.8)
     assert result["best_values"] == {"model.units": "16"}
-    assert (failed, command.sweep.finished()) == (["result.json"], True)
+    assert command.sweep.finished()
     assert command.sweep.read_json("state.json")["phase"] == "finished"
     run_sweep(command.sweep, command.search, WorkerRequest())
     assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
@@ -99,19 +90,24 @@ def test_only_a_person_resumes_a_cancelled_search(
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
     """The command fails with this error and without a result; so does a repeated command.
 
-    After a person has resumed the search, earlier failures do not count.
+    Two trials are too few; errors that differ only in numbers are the same. After a person has
+    resumed the search, earlier failures do not count.
     """
-    for n in (2, 3):
-        accept(command.sweep, trial(n, None, error="no"))
+    accept(command.sweep, trial(2, None, error="no room for 3.5 GB"))
+    accept(command.sweep, trial(3, None, error="no room for 4 GB"))
+    assert command._turn() is None
+    assert not command.view.stop
+    add_trial(command.sweep, trial(4, None, error="no room for 5 GB"))
+    same = r"the same error: no room for 3\.5 GB; continue with: harness resume"
     for _ in range(2):
-        with pytest.raises(RunError, match="the same error: no; continue with: harness resume"):
+        with pytest.raises(RunError, match=same):
             command.run(resumes=False)
     assert command.sweep.read_json("state.json")["phase"] == "failed"
     assert not command.sweep.finished()
-    end(command.sweep)
+    end(command.sweep, num_trials=5)
     assert command.run(resumes=True)["best_trial"] == 0
     assert command.view.stop
-    assert command.view.stop.forgiven == (1, 2, 3)
+    assert command.view.stop.forgiven == (1, 2, 3, 4)
 
 
 def test_a_command_waits_ten_minutes_for_a_failing_disk(
@@ -128,7 +124,7 @@ def test_a_command_waits_ten_minutes_for_a_failing_disk(
         return {"best_trial": 7}
 
     monkeypatch.setattr(command, "_turn", turn)
-    failures += [OSError(errno.ESTALE, "stale")] * 3
+    failures += [DiskError("no quota"), *[OSError(errno.ESTALE, "stale")] * 3]
     assert command._run(resumes=False) == {"best_trial": 7}
     failures += [OSError(errno.ESTALE, "stale")] * 10_000
     with pytest.raises(DiskError, match="stale"):

@@ -18,7 +18,7 @@ from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
-from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
+from harness.tuning.leaderboard import describe, leaderboard_csv, result_of
 from harness.tuning.sweep_dir import SweepDirectory
 from harness.tuning.worker import WorkerRequest
 from tests.conftest import JOBS, Harness
@@ -47,10 +47,10 @@ def test_a_command_never_lowers_the_number_of_trials(
 ) -> None:
     """`search.trials = 0` means all trials. A requeued job requests its first number again."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
-    grid = grid.replace('tuner = "random"\ntrials = 24', 'tuner = "grid"\ntrials = {}')
-    make_sweep(tmp_path / "tune_lstm/a", grid.replace("{}", str(before)))
-    (tmp_path / "now.toml").write_text(grid.replace("{}", str(now)))
-    search = load_search(tmp_path / "now.toml")
+    grid = grid.replace('"random"', '"grid"')
+    (tmp_path / "grid.toml").write_text(grid)
+    make_sweep(tmp_path / "tune_lstm/a", grid.replace("trials = 24", f"trials = {before}"))
+    search = load_search(tmp_path / "grid.toml", [f"search.trials={now}"])
     sweep = SweepDirectory.new(tmp_path, search, "a")
     begin(sweep, search)
     assert sweep.search().table.trials == then
@@ -58,21 +58,17 @@ def test_a_command_never_lowers_the_number_of_trials(
 
 def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
     """A later command may omit `parallel`, but may not change it."""
-    guided = RANDOM.replace('"random"', '"bayesian"')
-    text = guided.replace("trials = 24", "trials = 24\nparallel = {}")
-    sweep = make_sweep(tmp_path / "sweep", text.replace("{}", "8"))
-    (tmp_path / "open.toml").write_text(guided)
-    (tmp_path / "six.toml").write_text(text.replace("{}", "6"))
-    request = load_search(tmp_path / "open.toml")
+    file, guided = tmp_path / "guided.toml", RANDOM.replace('"random"', '"bayesian"')
+    file.write_text(guided)
+    sweep = make_sweep(tmp_path / "s", guided.replace("[search]", "[search]\nparallel = 8"))
+    request = load_search(file)
     sweep.check_search(request)
     with pytest.raises(InputError, match=r"\(search.parallel was 8 and is 6\)"):
-        sweep.check_search(load_search(tmp_path / "six.toml"))
+        sweep.check_search(load_search(file, ["search.parallel=6"]))
     assert tune.settled(request, 3).table.parallel == 6
-    (tmp_path / "many.toml").write_text(tune.settled(request, 6000).to_toml())
-    assert load_search(tmp_path / "many.toml").table.parallel == 10_000
+    assert tune.settled(request, 6000) == load_search(file, ["search.parallel=10000"])
     assert tune.settled(sweep.search(), 3).table.parallel == 8
-    (tmp_path / "random.toml").write_text(RANDOM)
-    assert tune.settled(load_search(tmp_path / "random.toml"), 3).table.parallel == 0
+    assert tune.settled(load_search(file, ["search.tuner=random"]), 3).table.parallel == 0
 
 
 def test_a_search_without_a_finished_trial_has_no_result(tmp_path: Path) -> None:
@@ -118,14 +114,6 @@ def test_the_line_of_an_ended_trial() -> None:
     )
     failed = trial(4, None, values={"model.units": 8}, error="no room")
     assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
-
-
-def test_three_failures_are_alike_apart_from_numbers() -> None:
-    """Two failures of one kind are too few."""
-    errors = ("no room for 3.5 GB", "no room for 4 GB", "it broke", "")
-    trials = [trial(n, None, error=error) for n, error in enumerate(errors)]
-    assert same_failure(trials) == ""
-    assert same_failure([*trials, trial(9, None, error="no room for 5 GB")]) == errors[0]
 
 
 def begun(folder: Path) -> SweepDirectory:

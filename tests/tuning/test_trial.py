@@ -250,12 +250,13 @@ def test_a_trial_has_the_means_of_its_runs(tmp_path: Path) -> None:
     for seed, result in enumerate(results, 1):
         run = trials.sweep.trial_run(0, 1, seed)
         run.folder.mkdir(parents=True)
-        facts = {"classes": [], "dataset_checksum": "", "kept_epoch": result["num_epochs"]}
-        run.write_json("result.json", {**facts, **result})
+        result["kept_epoch"] = result["num_epochs"]
+        run.write_json("result.json", {"classes": [], "dataset_checksum": "", **result})
     trial = trials.run(dropout(0), 1)
     assert (trial.error, trial.epochs, trial.kept_epoch) == ("", 6, 4)
     assert trial.scores == pytest.approx({"val_accuracy": 0.7, "val_f1": 0.25})
-    trials.search = trials.search.with_table(objective="val_roc_auc")
+    table = trials.search.table.model_copy(update={"objective": "val_roc_auc"})
+    trials.search = replace(trials.search, table=table)
     error = trials.run(dropout(0), 1).error
     assert re.search(r"search.objective = 'val_roc_auc'.*all of one class", error)
 

@@ -105,9 +105,3 @@ class Board:
 
     def leftovers(self) -> list[Path]:
         return [*self.temporary.iterdir(), *self.cache.rglob("*.txt")]
-
-
-def sizes(run: Path) -> dict[str, int]:
-    folder = run / "tensorboard"
-    files = folder.rglob("*.tfevents.*")
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

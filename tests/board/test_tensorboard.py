@@ -16,7 +16,7 @@ import pytest
 from harness.board.tensorboard import Signalled, Watch, how_to_connect
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.board.tensorboard_process import Board, make_run, sizes, write_steps
+from tests.board.tensorboard_process import Board, make_run, write_steps
 from tests.conftest import Harness, wait_for
 
 pytestmark = pytest.mark.full
@@ -115,21 +115,17 @@ def test_it_ends_at_its_time_limit_or_without_requests(
     assert watch.reason() == reason
 
 
-def test_the_line_about_the_end_has_the_date() -> None:
-    """The line needs a date, because the time limit can be days away."""
-    end = time.strftime("at the latest %a %d %b ", time.localtime(time.time() + 3600 * 200))
-    assert end in Watch(200).text(in_job=False)
-
-
 def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
     """TensorBoard also shows a search's trials; it leaves no file and does not print the secret."""
     harness.runs.mkdir()
     with Board(harness) as board:
         assert board.json("runs") == []
-        run = make_run(harness.runs / "sweep" / "trials" / "003")
-        board.wait_for_runs("sweep.trials/003/train")
-        wait_for(lambda: board.num_points("sweep.trials/003/train") == 10)
-        with TensorBoardLog(run / "tensorboard", sizes(run)) as log:
+        run = harness.runs / "sweep" / "trials" / "003"
+        run.mkdir(parents=True)
+        (run / "job.toml").touch()
+        with TensorBoardLog(run / "tensorboard") as log:
+            write_steps(log, 0, 10)
+            wait_for(lambda: board.num_points("sweep.trials/003/train") == 10)
             write_steps(log, 10, 5)
             wait_for(lambda: board.num_points("sweep.trials/003/train") == 15)
         before = sorted(harness.runs.rglob("*"))
@@ -162,19 +158,24 @@ def test_it_opens_a_browser_and_ends_with_its_runs(harness: Harness) -> None:
 
 
 def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:
-    """Command and address are one line each, even on a narrow terminal; SIGHUP ends TensorBoard."""
+    """Command and address are one line each, even on a narrow terminal; SIGHUP ends TensorBoard.
+
+    The line about the end has a date, because the time limit can be days away.
+    """
     make_run(harness.runs / "lstm" / "a")
     terminal, other_end = pty.openpty()
-    with Board(harness, stdout=other_end) as board:
+    end = time.strftime("at the latest %a %d %b ", time.localtime(time.time() + 3600 * 200))
+    with Board(harness, "--hours", 200, stdout=other_end) as board:
         os.close(other_end)
         shown = ""
-        while "ends after" not in shown:
+        while "\n" not in shown.partition("ends after")[2]:
             shown += os.read(terminal, 4096).decode()
         assert (board.end(signal.SIGHUP)[0], board.leftovers()) == (0, [])
     os.close(terminal)
     port = board.target.rpartition(":")[2]
     assert f"ssh -N -o ExitOnForwardFailure=yes -L {port}:127.0.0.1:{port} " in shown
     assert f"{board.address}\r\n" in shown
+    assert end in shown
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Harness) -> None:

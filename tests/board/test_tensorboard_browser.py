@@ -65,28 +65,23 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
     daemon.wait()
 
 
+def answer_of(url: str) -> str:
+    """Return the answer of a server; "" as long as there is none."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+        return str(answer.read().decode())
+    return ""
+
+
 @contextlib.contextmanager
 def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
     """Run the printed ssh command during a `with` block."""
     words = shlex.split(board.connection.read_text().splitlines()[0].partition(":")[2])
-    if not board.target.startswith("/"):  # another port, because TensorBoard uses this one
-        port = free_ports(1)[0]
-        words = [
-            word.replace(f"{board.target.rpartition(':')[2]}:", f"{port}:", 1) for word in words
-        ]
-        board.address = board.address.replace(board.target.rpartition(":")[2], str(port))
+    port, other = board.target.rpartition(":")[2], str(free_ports(1)[0])  # the first one is in use
+    words = [word.replace(f"{port}:", f"{other}:", 1) for word in words]
+    board.address = board.address.replace(port, other)
     process = subprocess.Popen([words[0], "-F", str(ssh_config), *words[1:]])
-
-    def answers() -> bool:
-        try:
-            runs = f"{board.address}data/runs"
-            with urllib.request.urlopen(runs, timeout=10) as answer:  # noqa: S310 - http
-                return "lstm/a/train" in json.load(answer)
-        except OSError:
-            return False
-
     try:
-        wait_for(answers)
+        wait_for(lambda: "lstm/a/train" in answer_of(f"{board.address}data/runs"))
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -106,7 +101,7 @@ class Browser:
         self._driver = subprocess.Popen(
             [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_for(self._is_ready)
+        wait_for(lambda: '"ready":true' in answer_of(f"{self._top}/status"))
         words = [*CHROMIUM_WORDS, f"--user-data-dir={folder / 'profile'}"]
         options = {"goog:chromeOptions": {"binary": CHROMIUM, "args": words}}
         made = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
@@ -136,12 +131,6 @@ class Browser:
             self.call("DELETE", "")
         self._driver.terminate()
         self._driver.wait()
-
-    def _is_ready(self) -> bool:
-        try:
-            return bool(self.call("GET", "/status")["ready"])
-        except OSError:
-            return False
 
 
 @pytest.mark.skipif(

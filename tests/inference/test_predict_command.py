@@ -1,16 +1,10 @@
-"""`harness predict`: texts from arguments, files and standard input, classified as they arrive."""
+"""`harness predict`: texts from arguments, files and standard input, read as they arrive."""
 
 import errno
-import io
 import json
 import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -20,14 +14,14 @@ from harness.inference.predict import (
     Line,
     Prediction,
     Remarks,
+    read_kept,
     read_lines,
-    read_ratios,
     read_vocabulary,
 )
-from harness.report.ensemble import Ensemble, EnsembleClassifier
-from harness.system.files import MAX_RECORD_BYTES
+from harness.system.files import MAX_RECORD_BYTES, read_plain_file
 from harness.tracking.run_dir import RATIOS_FILE, RunDirectory
-from tests.conftest import Harness, run_here
+from tests.conftest import Harness, failing
+from tests.made_up_runs import write_run
 
 
 @pytest.mark.full
@@ -123,29 +117,6 @@ def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
             next(lines)
 
 
-@pytest.mark.full
-def test_lines_are_answered_before_the_next_lines_are_read(
-    finished: tuple[Harness, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fake model classifies the lines."""
-    num_answers: list[int] = []
-
-    def lines(*_: object, **__: object) -> Iterator[list[Line]]:
-        for number in (1, 2):
-            yield [Line(number, "good")]
-            num_answers.append(cast("io.StringIO", sys.stdout).getvalue().count("good"))
-
-    def classify(texts: list[str]) -> list[Prediction]:
-        return [Prediction(text, "pos", {"neg": 0.1, "pos": 0.9}, 1, 0) for text in texts]
-
-    model = SimpleNamespace(classify=classify)
-    monkeypatch.setattr("harness.inference.predict.read_lines", lines)
-    monkeypatch.setattr("harness.report.ensemble.classifier_of", lambda _: model)
-    monkeypatch.setattr("harness.training.launch.computing", lambda *_: nullcontext())
-    assert run_here("predict", str(finished[1])).returncode == 0
-    assert num_answers == [1, 2]
-
-
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:
     """One word of the vocabulary is a character at which Python splits lines."""
     _, run = finished
@@ -160,7 +131,6 @@ def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:
     [
         # With two classes a line has the probability of label 1, so that lines can be sorted.
         ("negative", {"negative": 0.827, "positive": 0.173}, "negative, P(positive) = 0.173"),
-        ("positive", {"negative": 0.1, "positive": 0.9}, "positive, P(positive) = 0.900"),
         ("sport", {"food": 0.1, "sport": 0.7, "travel": 0.2}, "sport, P(sport) = 0.700"),
     ],
 )
@@ -176,34 +146,17 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error only advises another try, because the files may be readable later."""
-
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
-    run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
-    rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
-    members = {"runs": (), "ngrams_weight": 1.0}
-    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | members)
-    for name in ("harness.inference.predict", "harness.report.ensemble"):
-        monkeypatch.setattr(f"{name}.read_plain_file", fail)
-    monkeypatch.setattr("harness.system.files.open_plain_file", fail)
-    for read in (
-        lambda: read_vocabulary(run),
-        lambda: read_ratios(run),
-        lambda: EnsembleClassifier(ensemble),
-    ):
-        with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
-            read()
+    path = tmp_path / "vocabulary.txt"
+    fails = failing(read_plain_file, path, errno.EIO)
+    monkeypatch.setattr("harness.inference.predict.read_plain_file", fails)
+    with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
+        read_vocabulary(RunDirectory(tmp_path))
 
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:
     """The size is accepted; the error is about the checksum, which is wrong here."""
-    (tmp_path / RATIOS_FILE).touch()
-    os.truncate(tmp_path / RATIOS_FILE, MAX_RECORD_BYTES + 1)
-    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
-    run: Any = SimpleNamespace(
-        folder=tmp_path, path=tmp_path.joinpath, job=lambda: job, result=dict
-    )
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / RATIOS_FILE).touch()
+    os.truncate(tmp_path / "run" / RATIOS_FILE, MAX_RECORD_BYTES + 1)
     with pytest.raises(InputError, match="has changed since the training"):
-        read_ratios(run)
+        read_kept(RunDirectory(tmp_path / "run"), RATIOS_FILE)

@@ -1,5 +1,6 @@
 """`harness ensemble`: weights, scores, files, refusals, and classes of raw texts."""
 
+import errno
 import itertools
 import json
 import tomllib
@@ -13,15 +14,15 @@ from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.own_texts import open_source
 from harness.data.sources import make_dataset
-from harness.errors import InputError
+from harness.errors import DiskError, InputError
 from harness.report.baseline import NgramModel, fit_ngrams
 from harness.report.collect import group_runs, scored_runs
 from harness.report.ensemble import averaged, best_weights, classifier_of, open_model
 from harness.report.statistics import read_predictions
-from harness.system.files import sha256_of
+from harness.system.files import read_plain_file, sha256_of
 from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 from harness.training.launch import evaluate_again
-from tests.conftest import Harness, calm_run
+from tests.conftest import Harness, calm_run, failing
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.inference.test_export import odd_texts
 from tests.report.finished_runs import noisy, write_finished
@@ -352,7 +353,9 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
 
 
 @pytest.mark.full
-def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> None:
+def test_predict_gives_the_weighted_mean(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ensemble and runs may have moved together. Missing and changed models are refused."""
     runs = [calm_run(harness, "bilstm"), calm_run(harness, "lstm")]
     done = harness.run("ensemble", *runs, "--with", "ngrams", "--run-id", "all")
@@ -380,6 +383,11 @@ def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"model\.keras has changed; make the ensemble again"):
         classifier_of(open_model(folder))
     model.write_bytes(content)
+    fails = failing(read_plain_file, folder / "ngrams.npz", errno.EIO)
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.report.ensemble.read_plain_file", fails)
+        with pytest.raises(DiskError, match="; try again later"):
+            classifier_of(open_model(folder))
     (folder / "ngrams.npz").unlink()
     with pytest.raises(InputError, match=r"ngrams\.npz can't be used"):
         classifier_of(open_model(folder))

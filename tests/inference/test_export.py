@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data.vocabulary import MAX_CHARACTERS, encode_text
+from harness.data.dataset import Split
+from harness.data.ngrams import NgramRatios, fit_ratios
+from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, encode_text
 from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness
@@ -99,6 +101,26 @@ def test_the_example_encodes_like_predict(
     assert np.allclose(found[:, 0], expected, atol=1e-5)
 
 
+def checked_encoder(vocab: list[str], texts: list[str], ratios: NgramRatios, **sizes: Any) -> Any:
+    """Return a graph that encodes texts, after checking that it encodes them like the data."""
+    from harness.inference.export import TextEncoder
+
+    encoder, maxlen = TextEncoder(vocab, ratios=ratios, **sizes), sizes["maxlen"]
+    tokens, at_words = (each.numpy() for each in encoder(texts))
+    np.testing.assert_array_equal(TextEncoder(vocab, **sizes)(texts), tokens)
+    known = {word: rank for rank, word in enumerate(vocab, 1)}
+    for text, row, found in zip(texts, tokens, at_words, strict=True):
+        encoded = np.array(encode_text(text, known, sizes["vocab_size"]), np.int32)
+        split = Split(encoded - SHIFT, np.array([0, len(encoded)]), np.zeros(1, np.int32))
+        kept, missing = min(len(encoded), maxlen), max(0, len(row) - len(encoded))
+        place = slice(0, kept) if sizes["bucket"] else slice(missing, None)
+        assert row[place].tolist() == encoded[-maxlen:].tolist()
+        np.testing.assert_array_equal(found[place], ratios.at_words(split)[-maxlen:])
+        assert np.count_nonzero(row) == kept
+        assert not found[row == 0].any()
+    return encoder
+
+
 @pytest.mark.parametrize("bucket", [False, True])
 def test_the_graph_encodes_like_the_data(bucket: bool) -> None:
     """Texts are encoded like the data: padded, or cut to the last words.
@@ -107,74 +129,40 @@ def test_the_graph_encodes_like_the_data(bucket: bool) -> None:
     """
     import tensorflow as tf
 
-    from harness.data.dataset import Split
-    from harness.data.ngrams import fit_ratios
-    from harness.data.vocabulary import SHIFT
-    from harness.inference.export import TextEncoder
-
     vocab = ["good", "bad", "film", "été", "ÄÖÜ", "İstanbul", "c\x0bd", "e\x85f", "日本", "rare"]
     numbers = np.random.default_rng(1)
     labels = numbers.integers(0, 2, 40).astype(np.int32)
     ranks = numbers.integers(-1, 4, 400) + np.repeat(labels, 10)
     ratios, _ = fit_ratios(Split(ranks.astype(np.int32), np.arange(0, 401, 10), labels), 3, 2)
-    vocab_size, maxlen = len(vocab) + 3, 12
-    encoder = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen, bucket=bucket, ratios=ratios)
-    texts = ["", " . ", *odd_texts(vocab, 200)]
-    tokens, at_words = (each.numpy() for each in encoder(texts))
-    without = TextEncoder(vocab, vocab_size=vocab_size, maxlen=maxlen, bucket=bucket)
-    np.testing.assert_array_equal(without(texts), tokens)
-    known = {word: rank for rank, word in enumerate(vocab, 1)}
-    for text, row, found in zip(texts, tokens, at_words, strict=True):
-        encoded = np.array(encode_text(text, known, vocab_size), np.int32)
-        split = Split(encoded - SHIFT, np.array([0, len(encoded)]), np.zeros(1, np.int32))
-        kept, missing = min(len(encoded), maxlen), max(0, len(row) - len(encoded))
-        place = slice(0, kept) if bucket else slice(missing, None)
-        assert row[place].tolist() == encoded[-maxlen:].tolist()
-        np.testing.assert_array_equal(found[place], ratios.at_words(split)[-maxlen:])
-        assert np.count_nonzero(row) == kept
-        assert not found[row == 0].any()
-    assert at_words[..., 2].any()
+    texts, sizes = ["", " . ", *odd_texts(vocab, 200)], {"vocab_size": len(vocab) + 3, "maxlen": 12}
+    encoder = checked_encoder(vocab, texts, ratios, bucket=bucket, **sizes)
+    assert encoder(texts)[1].numpy()[..., 2].any()
     assert encoder.variables  # the ratios are variables, because a graph can't exceed 2 GB
-    time = {True: 8, False: maxlen}[bucket]  # the length to which `predict` pads a short text
+    time = {True: 8, False: 12}[bucket]  # the length to which `predict` pads a short text
     assert [each.shape[:2] for each in encoder(["good"])] == [(1, time)] * 2
     assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]
 
 
-def test_empty_tables_are_exported() -> None:
+@pytest.mark.parametrize(("vocab_size", "ranks"), [(4, [-1] * 6), (7, [1, 2] * 3)])
+def test_empty_tables_are_exported(vocab_size: int, ranks: list[int]) -> None:
     """The vocabulary has no words, or no n-gram of a length is known."""
-    from harness.data.dataset import Split
-    from harness.data.ngrams import fit_ratios
-    from harness.data.vocabulary import SHIFT
-    from harness.inference.export import TextEncoder
-
+    split = Split(np.array(ranks, np.int32), np.arange(7), np.array([0, 1] * 3))
+    ratios, _ = fit_ratios(split, 3, 2)
+    assert [len(codes) for codes in ratios.ngrams] == [len({*ranks} - {-1}), 0, 0]
     vocab, texts = ["good", "bad", "film"], ["good film", "unheard of", "bad good film", ""]
-    known, labels = {word: rank for rank, word in enumerate(vocab, 1)}, np.array([0, 1] * 3)
-    for vocab_size, ranks in ((4, [-1] * 6), (7, [1, 2] * 3)):
-        split = Split(np.array(ranks, np.int32), np.arange(7), labels)
-        ratios, _ = fit_ratios(split, 3, 2)
-        assert [len(codes) for codes in ratios.ngrams] == [len({*ranks} - {-1}), 0, 0]
-        encoder = TextEncoder(vocab, vocab_size=vocab_size, maxlen=5, ratios=ratios)
-        tokens, at_words = (each.numpy() for each in encoder(texts))
-        for text, row, found in zip(texts, tokens, at_words, strict=True):
-            encoded = np.array(encode_text(text, known, vocab_size), np.int32)
-            num = len(encoded)
-            assert row[-num:].tolist() == encoded.tolist()
-            words = Split(encoded - SHIFT, np.array([0, num]), np.zeros(1, np.int32))
-            np.testing.assert_array_equal(found[-num:], ratios.at_words(words))
+    checked_encoder(vocab, texts, ratios, vocab_size=vocab_size, maxlen=5, bucket=False)
 
 
-def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
+def test_a_bad_export_is_refused(tmp_path: Path) -> None:
     """An unfinished run and a folder with other files are refused, but no earlier export."""
     from harness.inference.export import RECORD, VERSION, check_folder, export
 
     (tmp_path / "export" / VERSION).mkdir(parents=True)
     (tmp_path / "export" / RECORD).touch()
     check_folder(tmp_path / "export")
-
-    begun = harness.runs / "lstm/begun"
+    begun, thesis = tmp_path / "begun", tmp_path / "thesis"
     write_run(begun, (JOBS / "lstm.toml").read_text())
     (begun / "result.json").unlink()
-    thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "thesis.tex").touch()
     for folder, message in (

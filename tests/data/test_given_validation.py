@@ -1,4 +1,4 @@
-"""A user's texts that have a validation split of their own."""
+"""The validation split: a share of the training reviews, or a split of a user's texts."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, validation_cut
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.input_pipeline import training_reviews
 from harness.data.own_texts import describe, open_source
@@ -15,29 +15,16 @@ from harness.data.vocabulary import encode_split
 from harness.errors import RunError
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import make_ensemble
-from harness.tracking.run_dir import stamped
-from harness.tuning.best_trial import retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 from tests.data.test_text_dataset import job_of
 from tests.report.finished_runs import write_finished
-from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
-PLAIN = make_rows(200)
 COLUMNS = ("text", "label", "split")
 SPLIT_OF = ("train", "train", "train", "Dev", "test")  # pairs of rows get these splits in turn
-
-
-def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
-    """Return rows of three splits; validation and test rows contain a word that names the split."""
-    rows = []
-    for i, (text, label) in enumerate(PLAIN):
-        split = SPLIT_OF[i // 2 % 5].replace("Dev", validation)
-        rows.append((text if split == "train" else f"{text} only{split}", label, split))
-    return rows
-
-
-ROWS = with_split()
+PLAIN = [(*row, SPLIT_OF[i // 2 % 5]) for i, row in enumerate(make_rows(200))]
+# Validation and test reviews contain a word that names the split.
+ROWS = [(t if split == "train" else f"{t} only{split}", label, split) for t, label, split in PLAIN]
 
 
 @pytest.fixture
@@ -45,14 +32,25 @@ def dataset(tmp_path: Path) -> Dataset:
     return open_source(write_csv(tmp_path / "mine.csv", ROWS, COLUMNS))
 
 
+@pytest.mark.parametrize(
+    ("num", "share", "cut"),
+    [
+        *((25_000, 0.1, 22_500), (10, 0.2, 8), (10, 0.0, 10)),
+        *((10, 0.001, 9), (10, 1e-20, 9), (10, 0.999, 1), (2, 0.5, 1)),
+    ],
+)
+def test_a_share_leaves_at_least_one_review_on_both_sides(num: int, share: float, cut: int) -> None:
+    """A share of 0 leaves all reviews for training."""
+    assert validation_cut(num, share) == cut
+
+
 def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path) -> None:
     """A column, the name of a table or the name of a folder states the split."""
-    rows, name = with_split("validation"), "validation"
-    write_csv(tmp_path / "column.csv", rows, COLUMNS)
-    for split in ("train", "test", name):
-        of_split = [row[:2] for row in rows if row[2] == split]
+    write_csv(tmp_path / "column.csv", ROWS, COLUMNS)
+    for split in ("train", "test", "Dev"):
+        of_split = [row[:2] for row in ROWS if row[2] == split]
         write_csv(tmp_path / f"tables/{split}.csv", of_split)
-        write_folder(tmp_path / "folders" / split, of_split)
+        write_folder(tmp_path / "folders" / split.lower(), of_split)
     made = [open_source(tmp_path / each) for each in ("column.csv", "tables", "folders")]
     for dataset in made:
         sizes = {part: len(reviews) for part, reviews in dataset.parts().items()}
@@ -62,15 +60,11 @@ def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path) -> N
 
 def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
     """If the stored number of validation reviews is wrong, the copy counts as broken."""
-    assert "120 training, 40 validation and 40 test reviews" in dataset.introduction
-    assert dataset.title == "mine.csv (120 + 40 + 40 reviews)"
     assert "\nvalidation 40 reviews: 50.0% neg" in "\n".join(describe(dataset))
     folder = tmp_path / "copy"
     save_folder(dataset, folder)
     copy = open_folder(folder)
     assert (copy.num_validation, copy.checksum) == (40, dataset.checksum)
-    plain = open_source(write_csv(tmp_path / "plain.csv", PLAIN))
-    assert plain.num_validation == 0
     record = json.loads((folder / "dataset.json").read_text())
     for wrong in (39, -1):
         (folder / "dataset.json").write_text(json.dumps(record | {"num_validation": wrong}))
@@ -127,19 +121,6 @@ def test_an_ensemble_validates_on_the_validation_split(
     assert of(few, "few") == (120, 40)
     assert of(few[:1], "part") == (120, 40)
     assert of([every], "every", runs / "ensemble_lstm_ngrams/part") == (160, 0)
-
-
-def test_a_retrained_trial_reads_all_reviews(tmp_path: Path) -> None:
-    """The validation split of the texts becomes training data."""
-    source = write_csv(tmp_path / "mine.csv", ROWS, COLUMNS)
-    toml = f'{RANDOM}[data]\nsource = "{source}"\n'
-    values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
-    sweep = make_sweep(tmp_path / "sweep", toml, trial(0, 0.8, values=values))
-    record = {"checksum": "0" * 64, "folder": str(source), "num_validation": 40}
-    sweep.write_json("provenance.json", stamped({"dataset": record}))
-    job = retrained_job(sweep.search(), sweep.trials()[0])
-    training, validation, _ = training_reviews(job, open_data(job, None))
-    assert (len(training.labels), len(validation.labels)) == (160, 0)
 
 
 @pytest.mark.full

@@ -51,8 +51,6 @@ def test_the_dataset_depends_on_the_reviews_alone(tmp_path: Path) -> None:
     ]
     made = [open_source(source) for source in sources]
     assert len({dataset.checksum for dataset in made}) == 1
-    assert {dataset.classes for dataset in made} == {("neg", "pos")}
-    assert [dataset.title[:5] for dataset in made] == ["a.csv", "b.tsv", "c (16"]
     train, test = len(made[0].train), len(made[0].test)
     assert (train + test, 25 < test < 55) == (200, True)
     # The last training reviews are used for validation, so they must contain both classes.
@@ -154,21 +152,12 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
         assert (tokens == 2).sum() >= 2 * (len(found) - 2)
 
 
-@pytest.mark.parametrize(
-    ("splits", "said"),
-    [
-        ({"train": ROWS[:9]}, "9 train reviews, but should contain at least 10"),
-        ({"val": ROWS[60:69]}, "9 validation reviews, but should contain at least 10"),
-    ],
-)
-def test_a_small_split_is_refused(
-    tmp_path: Path, splits: dict[str, list[tuple[str, str]]], said: str
-) -> None:
-    """Every split needs ten reviews."""
-    for name, rows in ({"train": ROWS[:60], "test": ROWS[60:70]} | splits).items():
-        write_csv(tmp_path / "pair" / f"{name}.csv", rows)
-    with pytest.raises(InputError, match=said):
-        open_data(job_of(tmp_path / "pair"), None)
+def test_a_small_split_is_refused(tmp_path: Path) -> None:
+    """A validation split, too, needs ten reviews."""
+    for name, rows in (("train", ROWS[:60]), ("test", ROWS[60:70]), ("val", ROWS[70:79])):
+        write_csv(tmp_path / f"{name}.csv", rows)
+    with pytest.raises(InputError, match="9 validation reviews, but should contain at least 10"):
+        open_source(tmp_path)
 
 
 def job_of(path: Path, *overrides: str) -> Job:

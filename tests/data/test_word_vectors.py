@@ -46,9 +46,7 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
         (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers"),
         (b"the 1 2 x\n", "can't be read .*'x'"),
         (b"other 1 2 3\n", "contains none of the 4 words"),
-        (b"the\t1\t2\t3\n", "line 1 has 0 numbers"),
         (b"the 1 2 3\nfilm 1 nan 3\n", "line 2 has the number nan, which is not finite in float32"),
-        (b"the 1 2 -inf\n", "line 1 has the number -inf"),
         (b"the 1e39 2 3\n", r"line 1 has the number 1e\+39, .*; correct this vector, or choose"),
     ],
 )
@@ -76,11 +74,9 @@ def test_a_bad_array_is_refused(tmp_path: Path) -> None:
         np.save(path, array, allow_pickle=True)
         with pytest.raises(InputError, match=said):
             open_vectors(path, WORDS, 3)
-    for value in (np.nan, np.inf, 1e39):
-        np.save(path, np.array([[0, 0, 0], [0, value, 0]]))
-        said = re.escape(f"row 1 (the first is row 0) has the number {value}, which is not finite")
-        with pytest.raises(InputError, match=said):
-            open_vectors(path, WORDS, 3)
+    np.save(path, np.array([[0, 0, 0], [0, -np.inf, 0]]))
+    with pytest.raises(InputError, match=r"row 1 \(the first is row 0\) has the number -inf"):
+        open_vectors(path, WORDS, 3)
 
 
 def test_numbers_of_unused_words_need_not_be_finite(tmp_path: Path) -> None:

@@ -20,14 +20,23 @@ import pytest
 from harness.cli.site import fetch as fetch_command
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import save_folder
-from harness.data.locations import NPZ, fetched_folder
-from harness.data.sources import SAMPLE, fetch, open_data, open_dataset, open_sample
+from harness.data.locations import NPZ, fetched_folder, missing_in
+from harness.data.sources import (
+    SAMPLE,
+    fetch,
+    open_data,
+    open_dataset,
+    open_sample,
+    reopen_data,
+)
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError, RunError
 from harness.job.job_file import load_job
+from harness.system.files import cache_folder
 from tests.conftest import JOBS
 from tests.data.packaged_sample import make_sample
 from tests.data.small_imdb import TEST, TRAIN, WORDS, small, write_npz
+from tests.report.small_data import small_data
 
 pytestmark = pytest.mark.usefixtures("genuine")
 
@@ -122,21 +131,63 @@ def test_the_genuine_arrays_are_read_from_any_archive(
             open_dataset(path.parent)
 
 
-def test_folders_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order is --data, HARNESS_DATA, the user's cache, Keras's cache, the sample."""
+def test_folders_are_searched_in_order(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order is --data, HARNESS_DATA, the user's cache, Keras's cache, the sample.
+
+    `missing_in` names the folders that a run would search, if none contains data.
+    """
+    assert cache_folder() == cache
     assert open_dataset().is_sample
     with pytest.raises(InputError, match="harness data fetch"):
         open_dataset(full=True)
-    keras = write_npz(tmp_path / "keras" / "datasets")
-    assert open_dataset().folder == keras
+    keras = tmp_path / "keras" / "datasets"
+    assert missing_in() == [cache / "imdb", keras]
+    write_npz(keras)
+    assert (open_dataset().folder, missing_in()) == (keras, [])
     fetched = fetch(keras).folder
     assert open_dataset().folder == fetched
-    named = write_npz(tmp_path / "named")
+    (keras / NPZ).unlink()
+    assert missing_in() == []
+    named = tmp_path / "named"
     monkeypatch.setenv("HARNESS_DATA", str(named))
-    assert open_dataset().folder == named
+    assert missing_in() == [named]
+    write_npz(named)
+    assert (open_dataset().folder, missing_in()) == (named, [])
     assert fetch().folder == named
     given = write_npz(tmp_path / "given")
     assert open_dataset(given).folder == given
+
+
+def test_an_unreadable_folder_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a folder that the user names must be readable. Keras's folder is in the home folder."""
+    dataset = small_data(tmp_path / ".keras/datasets")
+    closed = tmp_path / ("x" * 300)
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
+    assert missing_in() == []
+    assert open_dataset(full=True).checksum == dataset.checksum
+    with pytest.raises(InputError, match="x: is no folder that you can read"):
+        open_dataset(closed)
+
+
+@pytest.mark.parametrize("was", ["gone", "emptied", "x" * 300])
+def test_a_resumed_run_searches_data_that_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
+) -> None:
+    """The resumed run searches the same folders as a new run; other data are refused."""
+    before = tmp_path / was
+    if was == "emptied":
+        before.mkdir()
+    dataset = small_data(tmp_path / "moved")
+    job, record = load_job(JOBS / "lstm.toml"), {"folder": str(before)}
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "moved"))
+    known = record | {"checksum": dataset.checksum}
+    assert reopen_data(known, job, None, whose="run r").folder == tmp_path / "moved"
+    with pytest.raises(InputError, match="run r: began with other data"):
+        reopen_data({**record, "checksum": "other"}, job, None, whose="run r")
 
 
 def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

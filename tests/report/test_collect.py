@@ -125,26 +125,43 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
 VECTORS = "[model]\nembeddings = '/{}/v.txt'\n"
 DECAY = "[train]\noptimizer_options = {{ weight_decay = {} }}\n"
 OPTION = "[model]\noptions = {{ width = {}, kernel = 5 }}\n"
+TRIAL = "/runs/gru/sweep/trials/{}/{}/seed1"
 
 
 @pytest.mark.parametrize(
-    ("tomls", "names"),
+    ("key", "values", "rows"),
     [
         (
+            "toml",
             ["[code]\n'net.py' = 'import keras'", "[code]\n'net.py' = 'import numpy'"],
-            ["net.py=d8fca9de"],
+            {"lstm": [1], "lstm net.py=d8fca9de": [2]},
         ),
-        ([OPTION.format(3), OPTION.format(5)], ["width=5"]),
-        ([OPTION.format(1), OPTION.format("true")], ["width=True"]),
-        ([DECAY.format(0), DECAY.format(0.0), ""], ["weight_decay=unset"]),
+        ("toml", [OPTION.format(3), OPTION.format(5)], {"lstm": [1], "lstm width=5": [2]}),
+        ("toml", [OPTION.format(1), OPTION.format("true")], {"lstm": [1], "lstm width=True": [2]}),
+        (
+            "toml",
+            [DECAY.format(0), DECAY.format(0.0), ""],
+            {"lstm": [1, 2], "lstm weight_decay=unset": [3]},
+        ),
+        ("weights_of", [None, "/runs/gru/6"], {"lstm": [1], "lstm from=gru": [2]}),
+        (
+            "weights_of",
+            [TRIAL.format(3, 1), TRIAL.format(3, 2), TRIAL.format(6, 1)],
+            {"lstm": [1, 2], "lstm from=gru/sweep/trials/6": [3]},
+        ),
     ],
-    ids=["custom code", "option", "number or flag", "whole or float"],
+    ids=["custom code", "option", "number or flag", "whole or float", "weights", "trials"],
 )
-def test_rows_are_named_by_what_differs(tmp_path: Path, tomls: list[str], names: list[str]) -> None:
-    """The name shows a digest of custom code. True differs from 1, but 0 equals 0.0."""
-    for number, toml in enumerate(tomls):
-        write_run(tmp_path / str(number), toml, seed=number)
-    assert [*seeds_in(tmp_path)] == ["lstm", *(f"lstm {name}" for name in names)]
+def test_rows_are_named_by_what_differs(
+    tmp_path: Path, key: str, values: list[str | None], rows: dict[str, list[int]]
+) -> None:
+    """The name shows a digest of custom code. True differs from 1, but 0 equals 0.0.
+
+    A run that began with other weights was trained for longer; a trial's attempt does not matter.
+    """
+    for seed, value in enumerate(values, 1):
+        write_run(tmp_path / str(seed), **{key: value, "seed": seed})
+    assert seeds_in(tmp_path) == rows
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
@@ -173,21 +190,6 @@ def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None
     earlier["data"]["bucket"] = True
     write_run(tmp_path / "c", tomli_w.dumps(earlier), seed=3)
     assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm bucket=True": [3]}
-
-
-def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -> None:
-    """The weights were trained for longer. Other users may be unable to read the run's record."""
-    write_run(tmp_path / "1", seed=1)
-    write_run(tmp_path / "2", seed=2, weights_of="/runs/gru/6")
-    assert seeds_in(tmp_path) == {"lstm": [1], "lstm from=gru": [2]}
-
-
-def test_runs_that_began_with_different_trials_have_different_rows(tmp_path: Path) -> None:
-    """The attempt of a trial does not matter."""
-    trial = "/runs/gru/sweep/trials/{}/{}/seed1"
-    for seed, numbers in enumerate(((3, 1), (3, 2), (6, 1)), 1):
-        write_run(tmp_path / str(seed), seed=seed, weights_of=trial.format(*numbers))
-    assert [*seeds_in(tmp_path).values()] == [[1, 2], [3]]
 
 
 def test_a_folder_that_can_not_be_read_is_named(

@@ -4,7 +4,6 @@ import csv
 import html
 import itertools
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from harness.errors import InputError, RunError
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs, with_settings
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import forest, pictures_of, styles_of
-from harness.report.statistics import epochs_of, read_predictions, times_to_accuracy
+from harness.report.statistics import epochs_of, times_to_accuracy
 from harness.report.summary import SEVERAL_CLASSES, Part, first_lines, to_csv
 from harness.training.metrics import test_scores as scores_of
 from tests.made_up_runs import write_run, write_scored_run
@@ -319,20 +318,13 @@ def test_bars_are_the_intervals_of_the_means(
     assert all(axes.get_xlim()[0] <= -0.04 * axes.get_xlim()[1] for axes in plots)
 
 
-def test_odd_names_of_jobs(tmp_path: Path) -> None:
-    """Matplotlib reads a dollar as mathematics, and hides labels that begin with an underscore."""
-    dataset = small_data(tmp_path / "data")
-    for name in ("$^a_$", "_b"):
-        write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
-        (part,) = parts_of(tmp_path / name)
-        predictions = read_predictions(part.group)
-        assert len(pictures_of(part.group, epochs_in(part.group), (), predictions)) > 3
-
-
 def test_the_report_draws_every_class(tmp_path: Path) -> None:
-    """With three classes, the report contains a confusion matrix per job, and mean ROC curves."""
+    """With three classes, the report contains a confusion matrix per job, and mean ROC curves.
+
+    Matplotlib reads a dollar as mathematics, and hides labels that begin with an underscore.
+    """
     labels, classes = np.arange(120) % 3, ("one", "<b>two</b>", "$three$")
-    for job, seed in itertools.product(("gru", "lstm"), (1, 2)):
+    for job, seed in itertools.product(("$^a_$", "_b"), (1, 2)):
         found = np.random.default_rng(seed).dirichlet([1, 1, 1], len(labels))
         folder = tmp_path / "runs" / job / str(seed)
         scores = scores_of(labels, found) | {"classes": classes}
@@ -388,7 +380,6 @@ def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path
 def test_runs_with_a_setting_in_pairs(many_jobs: DatasetGroup) -> None:
     """`--pairs` compares all pairs of many jobs; `--where` selects runs by their settings."""
     part = Part(many_jobs, in_pairs=True)
-    assert len(part.differences) == math.comb(NUM_JOBS, 2)
     assert "paired over seeds" in part.notes[0]
     runs = many_jobs.all_runs
     found = with_settings(runs, ["model.pooling=last", "model.units=2.0"])

@@ -135,27 +135,22 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
         np.testing.assert_allclose(arrays(folder / "predictions.npz")[0], expected, atol=1e-6)
 
 
-def test_of_repeated_ensembles_the_first_counts(
+def test_ensembles_with_a_common_run_are_no_two_seeds(
     harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The recorded time, not the name, decides which ensemble is the first."""
-    runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2)]
+    """Their scores are not independent, so their interval would be too narrow.
+
+    The recorded time, not the name, decides which ensemble is the first.
+    """
+    runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2, 3, 4)]
     with monkeypatch.context() as patched:
         patched.setattr("harness.report.ensemble.TIME", "2026-01-02T10:00:00%z")
-        made(harness, *runs, "--run-id", "b")
-    made(harness, *runs, "--run-id", "a")
-    _, (repeated,) = group_runs(scored_runs([harness.runs / "ensemble_lstm"])[0])
-    assert repeated.folder.name == "a"
-
-
-def test_ensembles_with_a_common_run_are_no_two_seeds(harness: Harness, dataset: Dataset) -> None:
-    """Their scores are not independent, so their interval would be too narrow."""
-    runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2, 3, 4)]
-    for name, members in (("a", runs[:2]), ("b", runs[1::-1]), ("c", runs[1:3]), ("d", runs[2:])):
+        made(harness, *runs[:2], "--run-id", "b")
+    for name, members in (("a", runs[1::-1]), ("c", runs[1:3]), ("d", runs[2:])):
         made(harness, *members, "--run-id", name)
     ((group,), repeated) = group_runs(scored_runs([harness.runs / "ensemble_lstm"])[0])
-    assert [run.folder.name for run in group.all_runs] == ["a", "d"]
-    assert [(each.folder.name, each.kind) for each in repeated] == [(n, "repeated") for n in "bc"]
+    assert [run.folder.name for run in group.all_runs] == ["b", "d"]
+    assert [(each.folder.name, each.kind) for each in repeated] == [(n, "repeated") for n in "ac"]
 
 
 def test_tfidf_reads_as_many_words_as_a_member(harness: Harness, dataset: Dataset) -> None:
@@ -293,28 +288,21 @@ def test_changed_predictions_are_refused(
         (folder / name).write_bytes(kept)
 
 
-def test_moved_texts_are_found_by_data(harness: Harness) -> None:
-    """`--data` is the new place of the user's own texts; other texts are refused."""
-    source = write_csv(harness.folder / "mine.csv", make_rows(200))
-    own, setting = open_source(source), f"data.source={source}"
-    run = write_finished(harness.runs / "lstm/s1", own, 1, setting)
-    moved = source.rename(harness.folder / "moved.csv")
-    words = (run, "--with", "ngrams", "--data")
-    other = write_csv(harness.folder / "other.csv", make_rows(201))
-    assert f"data.source {other} has changed" in harness.refuse("ensemble", *words, other)
-    made(harness, *words, moved)
-    with pytest.raises(InputError, match=r"data\.source .*other\.csv has changed since"):
-        evaluate_again(RunDirectory(run), other)
-
-
-def test_compare_finds_the_texts_of_an_ensemble(harness: Harness) -> None:
-    """The record of the ensemble's first run names the texts."""
+def test_the_texts_of_an_ensemble_are_found(harness: Harness) -> None:
+    """The first run's record names the texts, `--data` their new place; other texts are refused."""
     source = write_csv(harness.folder / "mine.csv", make_rows(200))
     run = write_finished(harness.runs / "lstm/s1", open_source(source), 1, f"data.source={source}")
-    ensemble = made(harness, run, "--with", "ngrams")
-    done = harness.run_here("compare", ensemble, "--baseline", "ngrams")
+    words = (run, "--with", "ngrams", "--run-id")
+    done = harness.run_here("compare", made(harness, *words, "a"), "--baseline", "ngrams")
     assert done.returncode == 0, done.stderr
     assert "tf-idf, whole" in done.stdout
+    moved = source.rename(harness.folder / "moved.csv")
+    other = write_csv(harness.folder / "other.csv", make_rows(201))
+    said = harness.refuse("ensemble", *words, "b", "--data", other)
+    assert f"data.source {other} has changed" in said
+    made(harness, *words, "b", "--data", moved)
+    with pytest.raises(InputError, match=r"data\.source .*other\.csv has changed since"):
+        evaluate_again(RunDirectory(run), other)
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ from harness.data.input_pipeline import (
     BatchShape,
     epoch_by_length,
     epoch_permutation,
+    num_steps,
     padded_lengths,
     permutations_ahead,
     time_steps,
@@ -53,6 +54,11 @@ def test_an_order_is_the_same_with_another_numpy() -> None:
     lengths = np.array([3, 9, 1, 5, 5, 2, 7, 4])
     assert epoch_permutation(1, 0, 8).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
     assert epoch_by_length(1, 0, lengths, batch_size=2).tolist() == [4, 3, 6, 1, 0, 7, 2, 5]
+
+
+def test_a_smaller_last_batch_is_a_step() -> None:
+    """The number of steps is rounded up."""
+    assert [num_steps(n, 4) for n in (1, 4, 5, 8)] == [1, 1, 2, 2]
 
 
 def test_by_length_batches_hold_similar_lengths_in_random_order() -> None:

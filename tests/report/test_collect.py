@@ -8,6 +8,7 @@ import os
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -153,14 +154,14 @@ TRIAL = "/runs/gru/sweep/trials/{}/{}/seed1"
     ids=["custom code", "option", "number or flag", "whole or float", "weights", "trials"],
 )
 def test_rows_are_named_by_what_differs(
-    tmp_path: Path, key: str, values: list[str | None], rows: dict[str, list[int]]
+    tmp_path: Path, key: str, values: list[Any], rows: dict[str, list[int]]
 ) -> None:
     """The name shows a digest of custom code. True differs from 1, but 0 equals 0.0.
 
     A run that began with other weights was trained for longer; a trial's attempt does not matter.
     """
     for seed, value in enumerate(values, 1):
-        write_run(tmp_path / str(seed), **{key: value, "seed": seed})
+        write_run(tmp_path / str(seed), **{key: value}, seed=seed)
     assert seeds_in(tmp_path) == rows
 
 

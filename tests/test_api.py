@@ -59,7 +59,6 @@ def test_the_import_is_cheap() -> None:
         ({}, {"seeds": "1-2"}, "seeds = '1-2': is not an argument; pass settings as a dictionary"),
         ({"train.seed": 7}, {"seed": 2}, "--set train.seed=7: can't be combined with seed 2 of"),
         ({}, {"colour": "red"}, "No such option: --colour"),
-        ({}, {"data": "/nowhere"}, "--data /nowhere: is no folder"),
     ],
 )
 def test_bad_arguments_are_refused(

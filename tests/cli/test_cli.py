@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.slurm import environment
-from tests.conftest import JOBS, Harness, failing, wait_for
+from tests.conftest import JOBS, Harness, failing
 
 LSTM = JOBS / "lstm.toml"
 AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kept\n"
@@ -28,7 +28,6 @@ AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kep
         (["train", LSTM, "--workers", "0"], ("--workers", "equal to 1. See harness train --help")),
         (["audit", "runs/a", "--epochs", "x"], ("--epochs", "valid integer")),
         (["tensorboard", "--hours", "nan"], ("--hours", "8760")),
-        (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
         (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "contains seed 1 twice")),
         (["prune", JOBS], ("contains no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "gpu:4")),
@@ -101,23 +100,6 @@ def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
     assert list(harness.folder.rglob("*")) == [harness.runs]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("devices", "said"),
-    [
-        ("gpu:2", "sees no GPU"),
-        ("cpu:4", "train.batch_size = 3: should be at least 4, so that each"),
-    ],
-)
-def test_devices_that_do_not_fit_are_refused(harness: Harness, devices: str, said: str) -> None:
-    """There is no GPU, or the batch is smaller than the number of replicas. No run begins."""
-    words = ("--devices", devices, "--set", "train.batch_size=3")
-    done = harness.train("lstm", "never", *words)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert said in done.stderr
-    assert not harness.runs.exists()
-
-
 def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
     """Without srun, the nodes could not train one model together."""
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
@@ -186,9 +168,8 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert begin.call_args.args[1] == plan["threads"]
 
 
-@pytest.mark.parametrize("is_waiting", [False, True])
-def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: bool) -> None:
-    """Ctrl-C during the imports, or during a wait for input, gives exit code 75 and one line.
+def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
+    """Ctrl-C during a wait for input gives exit code 75 and one line.
 
     Keras computes with TensorFlow, although the shell names another backend for other programs.
     """
@@ -205,10 +186,7 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     assert command.stdout
     command.stdin.write("a good film\n")
     command.stdin.flush()
-    if is_waiting:
-        assert "positive" in command.stdout.readline()
-    else:
-        wait_for(lambda: "libtensorflow" in Path(f"/proc/{command.pid}/maps").read_text())
+    assert "positive" in command.stdout.readline()
     command.send_signal(signal.SIGINT)
     said, warned = command.communicate(timeout=60)
     assert (command.returncode, said) == (75, "")

@@ -87,24 +87,6 @@ def test_the_rate_falls_linearly_and_in_steps() -> None:
     np.testing.assert_allclose(found, [0.5] * 4 + [0.25] * 6 + [0.125] * 2, rtol=1e-6)
 
 
-def test_a_plateau_cuts_all_later_rates() -> None:
-    """The rate that the optimizer shows is the rate of its next step."""
-    optimizer = build_optimizer(
-        TrainConfig(learning_rate=0.5, warmup_epochs=1.0, optimizer="sgd", ema_momentum=0), 4
-    )
-    weight = keras.Variable(10.0)
-    optimizer.build([weight])
-    schedule = schedule_of(optimizer)
-    assert schedule is not None
-    plateau = keras.callbacks.ReduceLROnPlateau(factor=0.5)
-    plateau._reduce_optimizer_lr(schedule, 0)
-    for done in range(6):
-        assert float(optimizer.learning_rate) == pytest.approx(0.25 * min(1, (done + 1) / 4))
-        before = float(weight.numpy())
-        optimizer.apply([np.float32(1.0)], [weight])
-        assert before - float(weight.numpy()) == pytest.approx(0.25 * min(1, (done + 1) / 4), 1e-4)
-
-
 def test_an_option_that_keras_refuses_is_named() -> None:
     """The line quotes Keras's reason."""
     with pytest.raises(InputError, match=r"train\.optimizer_options: sgd refuses: .*momentum"):

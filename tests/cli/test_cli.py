@@ -169,14 +169,11 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
 
 
 def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path]) -> None:
-    """Ctrl-C during a wait for input gives exit code 75 and one line.
-
-    Keras computes with TensorFlow, although the shell names another backend for other programs.
-    """
+    """Ctrl-C during a wait for input gives exit code 75 and one line."""
     harness, run = finished
     command = subprocess.Popen(
         harness.command("predict", run),
-        env={**harness.environment, "KERAS_BACKEND": "jax"},
+        env=harness.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -51,16 +51,21 @@ def test_a_refusal_names_the_promise(
 
 
 def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) -> None:
-    """HARNESS_GPU is the index of the run's GPU in CUDA_VISIBLE_DEVICES."""
+    """HARNESS_GPU is the index of the run's GPU in CUDA_VISIBLE_DEVICES.
+
+    Keras computes with TensorFlow, although the shell names another backend for other programs.
+    """
     harness.environment |= {"CUDA_VISIBLE_DEVICES": "MIG-8f2a, MIG-91b3", "HARNESS_GPU": "1"}
-    show = "from harness.cli.main import main; main(); print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    words = [sys.executable, "-c", f"import os; {show}", "--exit-with-parent", "--version"]
+    harness.environment["KERAS_BACKEND"] = "jax"
+    show = "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['KERAS_BACKEND'])"
+    code = f"import os; from harness.cli.main import main; main(); {show}"
+    words = [sys.executable, "-c", code, "--exit-with-parent", "--version"]
     pipe = subprocess.PIPE  # with --exit-with-parent the process reads its standard input
     with subprocess.Popen(
         words, env=harness.environment, stdin=pipe, stdout=pipe, text=True
     ) as process:
         assert process.stdout
-        assert process.stdout.read().splitlines()[-1] == "MIG-91b3"
+        assert process.stdout.read().splitlines()[-1] == "MIG-91b3 tensorflow"
 
 
 def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,31 +13,23 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from harness.doctor.doctor import Finding, examine
+from harness.doctor.doctor import examine
 from harness.doctor.probe import Estimate
 from harness.slurm.snapshot import take_snapshot
 from harness.system import gpu
 from tests import child
 from tests.conftest import PROJECT, Harness
 from tests.gpu import __main__ as acceptance
-from tests.gpu.checks import check_speed
+from tests.gpu.checks import check_devices, check_speed
 from tests.gpu.full import check_killed_worker
 from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
 
 
-def test_a_check_without_its_gpu_is_not_run(tmp_path: Path) -> None:
-    """The line names the missing GPU. Virtual CPU devices are never missing."""
-    runs = Runs(tmp_path, "cpu", 2)
-
-    def check() -> Iterator[Finding]:
-        runs.need_gpu()
-        yield Finding("green", "x", "it ran")
-
+def test_a_check_without_its_gpus_is_not_run(tmp_path: Path) -> None:
+    """The line names the missing GPUs."""
+    check = partial(check_devices, 4, Runs(tmp_path, "gpu", 2))
     (finding,) = examine("x", partial(unless_not_run, "x", check))
-    assert (finding.level, finding.found) == ("not run", "not run: needs a GPU")
-    assert runs.devices(4) == "cpu:4"
-    with pytest.raises(NotRun, match="4 GPUs, 2 here"):
-        Runs(tmp_path, "gpu", 2).devices(4)
+    assert (finding.level, finding.found) == ("not run", "not run: needs 4 GPUs, 2 here")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from unittest import mock
 import pytest
 
 from harness.cli.main import main
-from harness.tracking.run_dir import untimed
 from tests import guard, preloaded
+from tests.gpu.runs import results as results
 from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed
 
@@ -332,11 +332,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the metrics of each epoch of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Return the parts of a finished run that must be identical in an equal run."""
-    names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
-    files = {name: (folder / name).read_bytes() for name in names}
-    result = json.loads((folder / "result.json").read_text())
-    return {**files, "result.json": {**untimed(result), "run": None}}

@@ -165,14 +165,16 @@ class SmallRun:
 
     def different_files(self, other: "SmallRun") -> list[str]:
         """Return the names of files that differ in more than measured times and the run's name."""
-        return [
-            name for name, content in self._contents().items() if other._contents()[name] != content
-        ]
+        mine, others = results(self.folder), results(other.folder)
+        return [name for name, content in mine.items() if others[name] != content]
 
-    def _contents(self) -> dict[str, object]:
-        names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
-        files = {name: (self.folder / name).read_bytes() for name in names}
-        return {**files, "result.json": {**untimed(self.result), "run": None}}
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return the parts of a finished run that must be identical in an equal run."""
+    names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
+    files = {name: (folder / name).read_bytes() for name in names}
+    result = json.loads((folder / "result.json").read_text())
+    return {**files, "result.json": {**untimed(result), "run": None}}
 
 
 Checks = dict[str, Callable[[Runs], Iterator[Finding]]]

@@ -258,20 +258,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         check_format(f"run {folder}", record)
     except InputError as error:
         return LeftOut(folder, "of another version", str(error))
-    if is_ensemble(folder):
-        settings = table(ensemble, "settings")
-    else:
-        settings = _settings(toml)
-        # Initial weights from another run, and pretrained word vectors, count as settings, so that
-        # runs with different ones are in different rows of the tables.
-        if origin := text(result.get("weights_of")):
-            parts = Path(origin).parent.parts  # `<job>` or `<job>/<sweep>/trials/<trial>/<attempt>`
-            named = parts[-5:-1] if attempt_of(Path(origin)) else parts[-1:]
-            settings["train.from"] = printable("/".join(named))
-        if vectors := text(result.get("embeddings_checksum")):
-            settings["model.embeddings"] = vectors[:8]
-        for path, source in table(toml, "code").items():
-            settings[f"code.{path}"] = source_digest(str(source))
+    settings = table(ensemble, "settings") if is_ensemble(folder) else _settings(toml, result)
     # If a run began before a settings key existed, the run was trained with the key's default.
     settings = DEFAULTS | settings
     if settings.get("data.test") is False:
@@ -307,10 +294,23 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
     return LeftOut(folder, "unfinished", f"{one_line(phase or 'not begun')}{at}")
 
 
-def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """Return a job's settings by `table.key`, except the seed and keys that change no result."""
-    settings = [pair for name in job for pair in flat(name, table(job, name))]
-    return {key: value for key, value in settings if key not in WITHOUT_RESULT}
+def _settings(job: dict[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's settings by `table.key`, except the seed and keys that change no result.
+
+    Initial weights from another run, pretrained word vectors and custom code count as settings, so
+    that runs with different ones are in different rows of the tables.
+    """
+    pairs = [pair for name in job for pair in flat(name, table(job, name))]
+    settings = {key: value for key, value in pairs if key not in WITHOUT_RESULT}
+    if origin := text(result.get("weights_of")):
+        parts = Path(origin).parent.parts  # `<job>` or `<job>/<sweep>/trials/<trial>/<attempt>`
+        named = parts[-5:-1] if attempt_of(Path(origin)) else parts[-1:]
+        settings["train.from"] = printable("/".join(named))
+    if vectors := text(result.get("embeddings_checksum")):
+        settings["model.embeddings"] = vectors[:8]
+    for path, source in table(job, "code").items():
+        settings[f"code.{path}"] = source_digest(str(source))
+    return settings
 
 
 def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
@@ -319,8 +319,8 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
     Raises:
         InputError: if a setting is not `KEY=VALUE`, or if no run has the settings.
     """
-    found = [*runs]
-    known = [*dict.fromkeys(key for run in runs for key in run.settings)]
+    found = [(run, {**run.settings, "train.seed": run.seed}) for run in runs]
+    known = [*dict.fromkeys(key for _, settings in found for key in settings)]
     for each in where:
         key, equals, value = each.partition("=")
         if not equals or key not in known:
@@ -328,10 +328,10 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
                 f"--where {each}: should be a setting of a run, such as model.units=64"
                 f"{did_you_mean(key, known)}"
             )
-        found = [run for run in found if _is(run.settings.get(key), value)]
+        found = [(run, settings) for run, settings in found if _is(settings.get(key), value)]
         if not found:
             raise InputError(f"--where {each}: no run has this setting; choose another value")
-    return found
+    return [run for run, _ in found]
 
 
 def _is(setting: Any, value: str) -> bool:

@@ -385,6 +385,7 @@ def test_runs_with_a_setting_in_pairs(many_jobs: DatasetGroup) -> None:
     found = with_settings(runs, ["model.pooling=last", "model.units=2.0"])
     assert [(run.settings["model.units"], run.seed) for run in found] == [(2, 1), (2, 2)]
     assert len(with_settings(runs, ["model.recurrent=true"])) == len(runs)
+    assert {run.seed for run in with_settings(runs, ["train.seed=2"])} == {2}
     for where, said in (
         ("model.unit=2", "did you mean model.units"),
         ("model.units", "such as"),

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from harness.config import SURROGATE
 from harness.errors import InputError
 from harness.job.own_code import TRUST
 from harness.slurm.client import has_client, read_settings
 from harness.slurm.environment import SlurmEnvironment, not_sourced
-from harness.system.console import log
+from harness.system.console import log, quoted
 
 JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
@@ -23,7 +24,12 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 
 
 def _runs(ctx: typer.Context, runs: Path) -> Path:
-    """Warn if the folder of runs is the default, although site.sh exports HARNESS_RUNS."""
+    """Refuse a folder whose path is not UTF-8, which records and TensorBoard can't store.
+
+    Warns if the folder of runs is the default, although site.sh exports HARNESS_RUNS.
+    """
+    if SURROGATE.search(str(runs.absolute())):
+        raise InputError(f"--runs {quoted(runs.absolute())}: should be UTF-8; use another folder")
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()

@@ -42,6 +42,7 @@ AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kep
         (["compare", "--out", LSTM], ("--out", "is a file; specify a folder")),
         (["prune", "--runs", "none"], ("no folder none here", "--runs or HARNESS_RUNS")),
         (["tensorboard", "--runs", "none"], ("no folder none here",)),
+        (["train", LSTM, "--runs", "a\udcff"], (r"a\udcff': should be UTF-8",)),
         (["compare"], ("no folder /", "runs here; change to the folder that contains it")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),

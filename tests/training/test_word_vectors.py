@@ -136,3 +136,8 @@ def test_the_content_of_the_file_counts_and_not_its_path(tmp_path: Path) -> None
     (tmp_path / "b.txt").write_text("the 1 2 4\n")
     new = RunContext.open(RunDirectory(tmp_path / "new"), after, dataset)
     assert new.identity != began.identity
+    run.write("result.json", "{}")
+    run.write("model.keras", "")
+    parent = find_parent(new, named=run.folder)
+    assert parent
+    assert parent.differences == ("the vectors of model.embeddings",)

@@ -1,6 +1,5 @@
 """Flips one bit during the training of a run, or in a file of a finished run."""
 
-import hashlib
 import io
 import json
 import math
@@ -14,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from harness.system.files import sha256_of
 from harness.tracking.run_dir import CHECKSUMS
 from tests.conftest import PROJECT, Harness, metrics
 
@@ -36,19 +36,17 @@ TrainStep.gradients = _with_flip
 """
 
 
+def change_json(path: Path, *removed: str, **values: Any) -> None:
+    """Change values in a JSON file, and remove others."""
+    content = json.loads(path.read_text()) | values
+    kept = {key: value for key, value in content.items() if key not in removed}
+    path.write_text(json.dumps(kept, indent=2) + "\n")
+
+
 def write_checksums(run: Path) -> None:
     """Update the checksums in `result.json`, so that they match the changed files."""
-    result = json.loads((run / "result.json").read_text())
-    for name, key in CHECKSUMS.items():
-        if key in result:
-            result[key] = hashlib.sha256((run / name).read_bytes()).hexdigest()
-    (run / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def plant_scores(run: Path, **scores: Any) -> None:
-    """Change scores in `result.json`; no checksum covers this file."""
-    path = run / "result.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | scores, indent=2) + "\n")
+    files = {key: run / name for name, key in CHECKSUMS.items() if (run / name).exists()}
+    change_json(run / "result.json", **{key: sha256_of(path) for key, path in files.items()})
 
 
 def flip_array(array: np.ndarray, chance: random.Random, lowest: int = 0) -> None:
@@ -116,7 +114,7 @@ def in_scores(run: Path, chance: random.Random) -> str:
     """Raise a score in `result.json` to the next float; return the name of the score."""
     key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
     value = json.loads((run / "result.json").read_text())[key]
-    plant_scores(run, **{key: math.nextafter(value, math.inf)})
+    change_json(run / "result.json", **{key: math.nextafter(value, math.inf)})
     return key
 
 

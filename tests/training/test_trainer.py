@@ -153,18 +153,10 @@ def test_a_stop_in_on_train_begin_ends_the_run_after_an_epoch(tmp_path: Path) ->
     assert [line["epoch"] for line in lines] == [1]
 
 
-@pytest.fixture(scope="module")
-def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Job, list[Any]]:
-    """A run of two epochs, with its job and its metrics."""
-    return trained(tmp_path_factory.mktemp("two"), "train.epochs=2")
-
-
 @pytest.mark.full
-def test_measured_times_are_in_timings_jsonl(
-    two_epochs: tuple[RunDirectory, Job, list[Any]],
-) -> None:
-    """`metrics.jsonl` contains no measured times."""
-    run, _, lines = two_epochs
+def test_an_epoch_has_its_metrics_times_and_checksum(tmp_path: Path) -> None:
+    """`metrics.jsonl` has no times; its checksum covers the model, then the optimizer."""
+    run, _, lines = trained(tmp_path, "train.epochs=2")
     scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "checksum"}
     assert [set(line) for line in lines] == [scores] * 2
     timings = map(json.loads, run.path("timings.jsonl").read_text().splitlines())
@@ -172,14 +164,6 @@ def test_measured_times_are_in_timings_jsonl(
     assert [(set(line), line["epoch"]) for line in timings] == [(times, 1), (times, 2)]
     state = json.loads(run.path("state.json").read_text())
     assert [state[name] for name in ("step", "num_steps", "eta_s")] == [12, 12, 0.0]
-
-
-@pytest.mark.full
-def test_an_epochs_checksum_is_that_of_its_checkpoint(
-    two_epochs: tuple[RunDirectory, Job, list[Any]],
-) -> None:
-    """The checksum covers all arrays of the model, then all arrays of the optimizer, in order."""
-    run, _, lines = two_epochs
     digest = hashlib.sha256()
     with np.load(run.checkpoints()[-1]) as arrays:
         for kind in ("model", "optimizer"):
@@ -190,40 +174,37 @@ def test_an_epochs_checksum_is_that_of_its_checkpoint(
 
 @pytest.mark.full
 def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
-    """Losses and accuracies are equal in training and validation, with a partial last batch."""
-    _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")
-    expected = reference(job, [0.05] * 3)
-    for line, other in zip(lines, expected, strict=True):
+    """The last batch is smaller. The rate is cut after epochs without an improvement."""
+    cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
+    _, job, lines = trained(tmp_path, *cuts, "train.epochs=7", "train.learning_rate=0.05")
+    rates, best, waited = [0.05], np.inf, 0
+    for line in lines[:-1]:
+        waited = 0 if line["val_loss"] < best - 1e-4 else waited + 1
+        best = min(best, line["val_loss"]) if waited == 0 else best
+        rates.append(rates[-1] * (0.1 if waited == 2 else 1))
+        waited %= 2
+    reported = [line["learning_rate"] for line in lines]
+    assert reported == pytest.approx(rates, rel=1e-6)
+    assert rates[-3:] == pytest.approx([0.05, 0.005, 0.005]), "the rate is not cut after epoch 5"
+    for line, other in zip(lines, reference(job, reported), strict=True):
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert line[name] == pytest.approx(other[name], rel=1e-9), (name, line["epoch"])
     assert len({line["accuracy"] for line in lines}) > 1  # otherwise a constant would pass
 
 
 @pytest.mark.full
-def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path: Path) -> None:
-    """The metrics report the reduced rate, and the optimizer uses it."""
-    cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
-    _, job, lines = trained(tmp_path, *cuts, "train.epochs=6", "train.learning_rate=0.5")
-    rates, best, waited = [0.5], np.inf, 0
-    for line in lines[:-1]:
-        waited = 0 if line["val_loss"] < best - 1e-4 else waited + 1
-        best = min(best, line["val_loss"]) if waited == 0 else best
-        rates.append(rates[-1] * (0.1 if waited == 2 else 1))
-        waited %= 2
-    assert [line["learning_rate"] for line in lines] == pytest.approx(rates, rel=1e-6)
-    assert rates[-2:] == [0.05, 0.05], "the rate is not cut once, after some epochs"
-    for line, other in zip(lines, reference(job, rates), strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
-
-
-@pytest.mark.full
 def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
-    """Early stopping and clipping change the metrics; several steps per call don't."""
+    """Early stopping and clipping change the metrics; several steps per call don't.
+
+    A limit of 1000 clips nothing in half precision: only scaled gradients exceed 1000.
+    """
     sets = {
         "stop": ("train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.5"),
         "clip": ("train.clipnorm=0.001",),
         "packed": ("train.steps_per_execution=5",),
         "plain": (),
+        "half": ("train.precision=float16",),
+        "half clipped": ("train.precision=float16", "train.clipnorm=1000"),
     }
     lines = {}
     for name, settings in sets.items():
@@ -232,18 +213,7 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
     assert len(lines["stop"]) < 40
     assert lines["packed"] == lines["plain"]
     assert lines["clip"] != lines["plain"]
-
-
-@pytest.mark.slow
-def test_clipping_applies_to_unscaled_gradients(tmp_path: Path) -> None:
-    """A limit of 1000 clips nothing in half precision: only scaled gradients exceed 1000."""
-    sets = {"plain": (), "half": ("train.precision=float16",)}
-    sets["clipped"] = (*sets["half"], "train.clipnorm=1000")
-    lines = {}
-    for name, settings in sets.items():
-        common = ("train.precision=float32", "train.epochs=1")
-        *_, lines[name] = trained(tmp_path / name, *common, *settings)
-    assert lines["clipped"] == lines["half"] != lines["plain"]
+    assert lines["half clipped"] == lines["half"] != lines["plain"]
 
 
 @pytest.mark.full

@@ -141,21 +141,6 @@ DATA: Any = SimpleNamespace(record=lambda: {"checksum": "data"})
 REVIEWS: Any = SimpleNamespace(labels=np.array([0, 1, 0, 1, 1, 0, 0, 1]))
 
 
-class Log:
-    """Replaces the TensorBoard log, whose files TensorFlow would write to the real disk."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def steps(self, *_: Any, **__: Any) -> None:
-        pass
-
-    epoch = steps
-
-    def mark(self) -> dict[str, int]:
-        return {"events": 1}
-
-
 class Process:
     """The script of a job on a node, and the harness process that the script runs."""
 
@@ -640,6 +625,8 @@ def made_up() -> Iterator[None]:
         MOUNT.world.current.sleep(time_s)
 
     clock = SimpleNamespace(perf_counter=now_s, monotonic=now_s, sleep=sleep)
+    # TensorFlow would write the files of the TensorBoard log to the real disk.
+    log = SimpleNamespace(steps=_nothing, epoch=_nothing, mark=lambda: {"events": 1})
     with contextlib.ExitStack() as stack:
         stack.enter_context(mounted())
         for module, name, value in (
@@ -649,7 +636,7 @@ def made_up() -> Iterator[None]:
             (checkpoint, "sleep", sleep),
             (leased_dir, "log", _nothing),
             (trainer, "time", clock),
-            (trainer, "TensorBoardLog", Log),
+            (trainer, "TensorBoardLog", lambda *_, **__: log),
             (trainer, "age_s", now_s),
             (batch, "memory_peak_gb", _nothing),
             (provenance, "_packages", dict),

@@ -91,7 +91,5 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
 @pytest.mark.full
 def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
     """The exit code is 2."""
-    done = harness.run_here("train", JOBS / "lstm.toml", *SHRUNK, "--runs", "/dev/null/runs")
-    assert done.returncode == 2
-    assert "/dev/null/runs" in done.stderr
-    assert done.stderr.count("\n") == 1
+    line = harness.refuse("train", JOBS / "lstm.toml", *SHRUNK, "--runs", "/dev/null/runs")
+    assert "/dev/null/runs" in line

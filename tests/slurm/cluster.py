@@ -173,7 +173,9 @@ class SlurmCluster:
 
         Slurm would notice the loss after SlurmdTimeout; here the node is set down at once.
         """
-        self._kill(node)
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait(timeout=10)
         for process in self.processes():
             folder = Path("/proc", str(process))
             with contextlib.suppress(OSError):
@@ -196,11 +198,6 @@ class SlurmCluster:
         """Return a node's state, such as idle, without the marks that sinfo appends."""
         states = self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T")
         return states.split()[0].rstrip("*~#!%$@^-+")  # sinfo prints a line per partition
-
-    def _kill(self, name: str) -> None:
-        daemon = self.daemons.pop(name)
-        daemon.kill()
-        daemon.wait(timeout=10)
 
     # Start and stop
 

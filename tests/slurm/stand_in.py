@@ -34,9 +34,7 @@ call = {{
     "runs": os.environ["HARNESS_RUNS"],
     "image": os.environ.get("IMAGE"),
     "nodes": os.environ.get("HARNESS_NODES"),
-    "trusted": os.environ.get("HARNESS_TRUSTED_NETWORK"),
     "data": os.environ.get("HARNESS_DATA"),
-    "offline": os.environ.get("HARNESS_OFFLINE"),
     "flags": os.environ.get("HARNESS_FLAGS"),
     "batch_job": os.environ.get("HARNESS_BATCH_JOB"),
     "slurm": sorted(name for name in os.environ if name.startswith("SLURM_")),
@@ -101,10 +99,6 @@ class Project:
         python = f"PYTHONPATH={shlex.quote(str(PROJECT))} exec {shlex.quote(sys.executable)}"
         case = f'case $1 in {"|".join(real)}) {python} -m harness "$@" ;; esac'
         return self.executable(self.venv / "bin/harness", f"#!/bin/sh\n{case}\n{text}\n")
-
-    def add_python(self) -> None:
-        """Replace the environment's Python by the stand-in, too."""
-        self.executable(self.venv / "bin/python", STAND_IN)
 
     def two_nodes(self) -> None:
         """Add an srun that prints its options, and a scontrol that prints two nodes' names."""

@@ -14,62 +14,35 @@ from tests.slurm.test_environment import allocation
 WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
 TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts made no step after step 10
+THIRD = TWICE.model_copy(update={"faulty": ("n8", "n9")})
+IDLE = Ending(75, signals=WARNED, reached=10)
+CANCELLED = Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20)
 OUT_OF_MEMORY = Ending(137, reached=20, asked_gb=17.2, used_gb=17.1)
 LEAVES = "the job avoids faulty nodes from now on; report the fault to your site"
 
 # Each case: a start's end, the counters before it, the line for the script, the message's end.
 TABLE = {
-    "time limit, one step further": (Ending(75, signals=WARNED, reached=11), TWICE, "requeue", ""),
-    "time limit, third start without a step": (
-        Ending(75, signals=WARNED, reached=10),
-        TWICE,
-        "stop 1",
-        "HARNESS_MAX_REQUEUES is 2): see above; give more --time",
-    ),
+    "time limit, one step further": (replace(IDLE, reached=11), TWICE, "requeue", ""),
+    "time limit, third start without a step": (IDLE, TWICE, "stop 1", "above; give more --time"),
     "preempted, third start without a step": (
-        Ending(75, signals=TERMED, preempted=True, reached=10),
+        replace(IDLE, signals=TERMED, preempted=True),
         TWICE,
         "stop 1",
         "HARNESS_MAX_REQUEUES is 2): see above",
     ),
-    "time limit at a site that allows more": (
-        Ending(75, signals=WARNED, reached=10, max_requeues=20),
-        TWICE,
-        "requeue",
-        "",
-    ),
+    "time limit at a site that allows more": (replace(IDLE, max_requeues=20), TWICE, "requeue", ""),
     "loading, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "give more --time"),
     "unknown runs": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
-    "cancelled": (
-        Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20),
-        NEW,
-        "stop",
-        "continue with: harness submit --resume 1 --runs '/my runs'",
-    ),
+    "cancelled": (CANCELLED, NEW, "stop", ": harness submit --resume 1 --runs '/my runs'"),
     "cancelled, no record of the seeds": (
-        Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20, is_submitted=False),
+        replace(CANCELLED, is_submitted=False),
         NEW,
         "stop",
         "continue with: the same command with --run-id slurm-1",
     ),
-    "cancelled before the first step": (
-        Ending(75, run="/my runs/lstm", signals=TERMED, reached=0),
-        NEW,
-        "stop",
-        "submit the job again",
-    ),
-    "Ctrl-C after a warning, unknown runs": (
-        Ending(75, signals=("USR2", "INT")),
-        NEW,
-        "stop",
-        "submit the job again",
-    ),
-    "requeued by Slurm": (
-        Ending(75, signals=TERMED, requeued=True, reached=20),
-        NEW,
-        "stop",
-        "Slurm has put the job back into the queue",
-    ),
+    "cancelled before a step": (replace(CANCELLED, reached=0), NEW, "stop", "submit the job again"),
+    "Ctrl-C, unknown runs": (Ending(75, signals=("INT",)), NEW, "stop", "submit the job again"),
+    "requeued by Slurm": (replace(CANCELLED, requeued=True), NEW, "stop", "back into the queue"),
     "a faulty node, after another one": (
         Ending(75, faulty=("n2",), reached=0, excluded="n[5-6]"),
         Counters(idle=1, faulty=("n1",)),
@@ -78,28 +51,18 @@ TABLE = {
     ),
     "the third faulty node in succession": (
         Ending(75, faulty=("n1",), reached=0),
-        TWICE.model_copy(update={"faulty": ("n8", "n9")}),
+        THIRD,
         "stop 1",
         "nodes n8, n9, n1 were faulty",
     ),
     "the third faulty node after a step": (
         Ending(75, faulty=("n1",), reached=11),
-        TWICE.model_copy(update={"faulty": ("n8", "n9")}),
+        THIRD,
         "requeue ExcNodeList=n1",
         LEAVES,
     ),
-    "the third hang in succession": (
-        Ending(75, reached=10, why="a hang of gpu:0"),
-        TWICE,
-        "stop 1",
-        "a hang of gpu:0",
-    ),
-    "a process on one of two nodes dies": (
-        Ending(137, num_nodes=2, reached=20),
-        NEW,
-        "requeue",
-        "",
-    ),
+    "the third hang": (replace(IDLE, signals=(), why="a hang"), TWICE, "stop 1", ": a hang"),
+    "a process on one of two nodes dies": (Ending(137, num_nodes=2), NEW, "requeue", ""),
     "the only process aborts": (
         Ending(134, reached=20),
         NEW,

@@ -99,7 +99,10 @@ def job(shown: str, raw: str) -> QueuedJob:
 
 
 def test_output_of_squeue() -> None:
-    """A job's command may contain the separator `|`; lines of another form are skipped."""
+    """A job's command may contain the separator `|`; lines of another form are skipped.
+
+    Days, hours and minutes are optional; a text that is no time counts as 0 s.
+    """
     running, pending = parse_jobs(PRINTED)
     command = "/home/me/project/slurm/lstm.sh --set a=b|c"
     assert running == QueuedJob("7", "7", "RUNNING", "None", 93_784.0, command, 172_800.0)
@@ -108,15 +111,7 @@ def test_output_of_squeue() -> None:
     assert training_script(running) == ("/home/me/project", "lstm", ["--set", "a=b|c"])
     for other in ("/p/other/lstm.sh", "slurm/lstm.sh", ""):
         assert training_script(QueuedJob("1", "1", "RUNNING", "None", 0.0, other)) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("5", 5), ("0:05", 5), ("2:00", 120), ("1:00:00", 3600), ("3-00:00:01", 259_201), ("NO", 0)],
-)
-def test_times_of_squeue(text: str, expected: float) -> None:
-    """Days, hours and minutes are optional; a text that is no time counts as 0 s."""
-    assert seconds(text) == expected
+    assert [seconds(text) for text in ("5", "0:05", "1:00:00", "NO")] == [5, 5, 3600, 0]
 
 
 def test_the_job_of_a_run() -> None:

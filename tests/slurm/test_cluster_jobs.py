@@ -14,6 +14,7 @@ from harness.slurm.batch import Counters
 from tests.conftest import results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted, Watcher
+from tests.slurm.stand_in import STAND_IN
 from tests.slurm.test_scripts import JOBS, SCRIPTS
 from tests.training.kills import newest_step
 
@@ -85,22 +86,6 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
 
 
-def own_script(project: SlurmProject, folder: Path, *flags: str) -> Submitted:
-    """From a shell in a job step, submit a user's script that executes `slurm/lstm.sh`."""
-    script = folder / "mine.sh"
-    lines = [
-        "#!/bin/bash",
-        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G",
-        f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
-    ]
-    script.write_text("\n".join(lines) + "\n")
-    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
-    job_id = project.cluster.sbatch(script, *flags, cwd=folder, env=session)
-    run = project.path / f"runs/lstm/slurm-{job_id}"
-    wait_until(run.exists, timeout_s=60)
-    return Submitted(project.cluster, job_id, folder / "mine.out", run)
-
-
 def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     project: SlurmProject, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -110,9 +95,17 @@ def test_a_job_preempted_and_then_warned_ends_with_the_same_bytes(
     a busy machine, the test stops the harness and sets the limit. Training until the warning comes
     would cost more CPU time.
     """
+    script = tmp_path / "mine.sh"
+    script.write_text(
+        "#!/bin/bash\n"
+        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G\n"
+        f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}\n"
+    )
     node = ("--nodelist=n1", "--gres=gpu:2")
-    flags = ("--partition=low", "--time=60", "--signal=B:USR2@30")
-    job = own_script(project, tmp_path, *node, *flags)
+    flags = (*node, "--partition=low", "--time=60", "--signal=B:USR2@30")
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # sbatch is called in a job step
+    job_id = project.cluster.sbatch(script, *flags, cwd=tmp_path, env=step)
+    job = project.submitted("lstm", job_id, tmp_path / "mine.out")
     job.wait_for_step(20)
     urgent = job.cluster.run(
         *("sbatch", "--parsable", "--partition=high", *node),
@@ -188,7 +181,7 @@ def test_a_job_needs_nothing_of_the_callers_environment(
 
 def test_every_script_runs_as_a_job(stand_in: SlurmProject, tmp_path: Path) -> None:
     """Each script, submitted from any folder, finds its project and writes a log."""
-    stand_in.stand_in.add_python()
+    stand_in.stand_in.executable(stand_in.stand_in.venv / "bin/python", STAND_IN)
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     words = {"tune": ["jobs/tune_lstm.toml"]}

@@ -11,10 +11,8 @@ import pytest
 
 from tests.conftest import results
 from tests.slurm.cluster import wait_until
-from tests.slurm.project import JOB, SlurmProject, Submitted, Watcher
+from tests.slurm.project import JOB, SlurmProject, Watcher
 from tests.slurm.test_cluster_submit import Submitter
-
-LONG = [*JOB, "--set", "train.epochs=1000"]
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +21,13 @@ def watched(project: SlurmProject) -> Watcher:
     return Watcher(project)
 
 
-def held(project: SlurmProject, *flags: str) -> Submitted:
-    """Submit a job that waits until it is released."""
-    return project.sbatch("lstm", "--hold", *flags, arguments=[])
-
-
 def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
     watched: Watcher, project: SlurmProject
 ) -> None:
     """Jobs of plain sbatch are recognized by their script; `cancel` of a task keeps other tasks."""
-    single, array = held(project), held(project, "--array=4-5")
+    single, array = (
+        project.sbatch("lstm", "--hold", *flags, arguments=[]) for flags in ((), ("--array=4-5",))
+    )
     rows = watched.seen()
     for job_id, seed in ((single.job_id, None), (f"{array.job_id}_4", 4), (f"{array.job_id}_5", 5)):
         row = rows[f"lstm/slurm-{job_id}"]
@@ -74,7 +69,8 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
 
     submitter = Submitter.of(project)
-    submitter.use(job.run.parents[1])
+    submitter.harness.runs = job.run.parents[1]
+    submitter.harness.environment["HARNESS_RUNS"] = str(submitter.harness.runs)
     (record,) = submitter.submit("--resume", job.run, "--", "--hold")
     known = job.cluster.show(record["job_id"])
     assert (known["Partition"], known.get("TresPerNode")) == ("high", None), (
@@ -94,7 +90,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
 @pytest.mark.slow
 def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
     """The heartbeat of a killed run still says that it trains, but squeue shows the job's end."""
-    job = project.sbatch("lstm", arguments=LONG)
+    job = project.sbatch("lstm", arguments=[*JOB, "--set", "train.epochs=1000"])
     job.wait_for_step(20)
     os.kill(job.record()["process"], signal.SIGKILL)
     wait_until(lambda: watched.state(f"lstm/slurm-{job.job_id}") == "lost", timeout_s=40)

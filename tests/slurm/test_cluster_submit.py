@@ -10,8 +10,6 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import SHRUNK, Harness, results, write_program
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
@@ -40,11 +38,6 @@ class Submitter:
         stand_in = project.stand_in
         return cls(project.cluster, stand_in.outside, project.path, stand_in.venv)
 
-    def use(self, runs: Path) -> None:
-        """Use another folder of runs."""
-        self.harness.runs = runs
-        self.harness.environment["HARNESS_RUNS"] = str(runs)
-
     def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.harness.run_here("submit", *words)
 
@@ -55,18 +48,6 @@ class Submitter:
         ids = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "job " in line]
         folder = self.harness.runs / ".submissions"
         return [json.loads((folder / f"{job_id}.json").read_text()) for job_id in ids]
-
-    def left(self) -> list[str]:
-        """Return the names in the folder of submissions, except those of code snapshots."""
-        folder = self.harness.runs / ".submissions"
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        return [name for name in names if not name.startswith("code-")]
-
-
-@pytest.fixture
-def submitter(stand_in: SlurmProject) -> Submitter:
-    """A submitter for a project with a stand-in for the harness."""
-    return Submitter.of(stand_in)
 
 
 def test_a_submitted_job_is_not_changed_by_later_edits(
@@ -102,10 +83,9 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
     assert (run / "result.json").is_file()
 
 
-def test_all_jobs_and_their_comparison(
-    submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
-) -> None:
+def test_all_jobs_and_their_comparison(stand_in: SlurmProject, cluster: SlurmCluster) -> None:
     """The comparison waits for five arrays, starts although one has failed, and gets all runs."""
+    submitter = Submitter.of(stand_in)
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
         ends = 'mkdir -p "$HARNESS_RUNS/$id"; [[ $SLURM_JOB_NAME != gru ]]; exit'

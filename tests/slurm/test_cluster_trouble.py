@@ -1,4 +1,4 @@
-"""A job loses its node, the controller or a worker, and its run continues."""
+"""A job loses its node, the controller or a worker, or its node has faulty GPUs."""
 
 import contextlib
 import json
@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from harness.slurm.batch import Counters
 from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import ENDED, wait_until
 from tests.slurm.project import SlurmProject, Submitted
+from tests.system.driver import broken_driver
 from tests.training.kills import newest_step
+
+__all__ = ["broken_driver"]  # a fixture that pytest finds in this module
 
 # Fewer epochs than in JOB, because several devices are slower.
 TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=3"]
@@ -27,6 +31,7 @@ SESSION: dict[str, Any] = {
     "SLURM_MEM_PER_CPU": "1000",
     "SLURM_GPUS_PER_NODE": "1",
 }
+ONE_GPU = ("--gres=gpu:1", "--cpus-per-task=1", "--mem=4G")
 TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=8G")
 
 
@@ -83,19 +88,15 @@ def test_a_job_outlives_its_node_and_the_controller(
     try:
         os.kill(script, signal.SIGUSR2)  # as slurmd would
         os.kill(process, signal.SIGCONT)
-        wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
+        # Another line follows, which says that the requeue failed.
+        said = "interrupted by SIGUSR2"
+        wait_until(lambda: job.log.read_text().partition(said)[2].count("\n") > 1, timeout_s=60)
     finally:
         job.cluster.restart_controller()
     wait_until(lambda: job.requeues() == 2, timeout_s=60)
     job.wait()
     assert results(job.run) == results(undisturbed)
     assert (job.requeues(), job.record()["restarts"]) == (2, 2)
-
-
-def said_since(job: Submitted, words: str) -> bool:
-    """Whether another line follows these words in the job's log."""
-    _, found, rest = job.log.read_text().partition(words)
-    return bool(found) and rest.count("\n") > 1
 
 
 def train_on_two_nodes(project: SlurmProject) -> Submitted:
@@ -190,3 +191,32 @@ def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
     assert "devices cpu:2: should be one CPU device per node" in job.log.read_text()
     time.sleep(1)  # a wrong requeue would come within this time
     assert job.requeues() == 0
+
+
+def test_a_job_leaves_a_node_whose_driver_is_broken(
+    project: SlurmProject, broken_driver: dict[str, str]
+) -> None:
+    """The job is requeued and excludes the node; the log names the node and the reason."""
+    variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
+    job = project.sbatch("lstm", *ONE_GPU, "--nodelist=n1", **variables)
+    told = "n1: faulty, see above; the job avoids faulty nodes from now on"
+    wait_until(lambda: job.log.exists() and told in job.log.read_text(), timeout_s=60)
+    wait_until(lambda: job.cluster.show(job.job_id)["ExcNodeList"] == "n1", timeout_s=20)
+    assert job.requeues() == 1
+    log = job.log.read_text()
+    assert "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY" in log
+    assert not job.run.exists()
+    job.cluster.run("scancel", job.job_id)
+
+
+def test_a_job_that_finds_its_third_broken_node_stays_failed(
+    project: SlurmProject, broken_driver: dict[str, str]
+) -> None:
+    """After three nodes the job may be the cause; it ends with exit code 1 and names the nodes."""
+    variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
+    job = project.sbatch("lstm", *ONE_GPU, "--hold", **variables)
+    Counters(idle=2, faulty=("n8", "n9")).write(job.counters)
+    job.cluster.run("scontrol", "release", job.job_id)
+    job.wait("FAILED", timeout_s=60)
+    assert job.cluster.show(job.job_id)["ExitCode"] == "1:0"
+    assert job.log.read_text().splitlines()[-1].endswith("nodes n8, n9, n1 were faulty")

@@ -128,7 +128,7 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     here = allocation(SLURM_GPUS_ON_NODE="2")
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
     assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
-    monkeypatch.setattr(pool, "visible_gpus", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError, match="with 2 GPUs; ask for fewer workers, or raise"):
         allocate_slots(None, 3)
     for num, options, message in (
@@ -148,7 +148,7 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_slots_fit_into_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default there is a slot per CPU, as far as memory allows; slots share the CPUs evenly."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
-    monkeypatch.setattr(pool, "visible_gpus", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     memory_gb = 100.0
     monkeypatch.setattr(pool, "usable_memory_gb", lambda _: memory_gb)
 

@@ -55,18 +55,18 @@ def test_wrong_seeds_are_refused(text: str, message: str) -> None:
         parse_seeds(text)
 
 
-REFUSED: list[tuple[Resources, str]] = [
-    *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
-    (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
-    (Resources(flags=("lstm.sh",)), "lstm.sh"),
-    (Resources(flags=("--hold", "jobs/gru.toml")), "jobs/gru.toml"),
-    *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "-Jname")),
-    *((Resources(flags=(flag,)), repr(flag)) for flag in ("--account=a\x1b[2J", "--qos=a;b")),
-    *((Resources(flags=(flag,)), f"{flag}: can't") for flag in ("--wait", "--wrap=true")),
-]
-
-
-@pytest.mark.parametrize(("resources", "named"), REFUSED)
+@pytest.mark.parametrize(
+    ("resources", "named"),
+    [
+        *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
+        (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
+        (Resources(flags=("lstm.sh",)), "lstm.sh"),
+        (Resources(flags=("--hold", "jobs/gru.toml")), "jobs/gru.toml"),
+        *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "-Jname")),
+        *((Resources(flags=(flag,)), repr(flag)) for flag in ("--account=a\x1b[2J", "--qos=a;b")),
+        *((Resources(flags=(flag,)), f"{flag}: can't") for flag in ("--wait", "--wrap=true")),
+    ],
+)
 def test_wrong_requests_are_refused(resources: Resources, named: str) -> None:
     """A wrong number of GPUs is refused, and so are options that `submit` does not allow."""
     with pytest.raises(InputError, match=re.escape(named)):

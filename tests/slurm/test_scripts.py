@@ -84,17 +84,6 @@ def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
     assert [step in result.stderr, "--cpus-per-task=4" in result.stderr] == [kind == "run"] * 2
 
 
-def test_the_end_of_a_job_is_judged_by_its_run(project: Project, asked: Path) -> None:
-    """`job-begin` gets the array task's variables, and `job-end` gets the run's folder."""
-    project.program(f'echo "$@" >>{asked}; exit 75', real=["job-begin"])
-    project.run(project.spool(), "--set", "a=*", env=project.slurm(**TASK))
-    lines = asked.read_text().splitlines()
-    words = f"train {project.path}/jobs/bilstm.toml --seed 2 --run-id slurm-42_2 --set a=*"
-    assert words in lines
-    run = f"{project.path}/runs/bilstm/slurm-42_2"
-    assert any(f"job-end 75 --signals  --run {run} " in line for line in lines)
-
-
 # The project, and the kind of allocation
 
 

@@ -7,14 +7,12 @@ import pytest
 from harness.cli import tune as commands
 from harness.data.dataset_folder import open_folder
 from harness.data.sources import open_sample
-from harness.data.vocabulary import vectors_checksum
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.pool import Slot, Task
-from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning import best_trial
-from harness.tuning.best_trial import best_job, best_trial_toml, retrain, retrained_job
+from harness.tuning.best_trial import best_job, best_trial_toml, retrained_job
 from tests.conftest import Harness, wait_for
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
@@ -56,21 +54,6 @@ def test_a_sweep_without_a_finished_trial_is_refused(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, error="it broke"))
     with pytest.raises(InputError, match=r"no finished trial.*harness resume"):
         best_trial_toml(sweep)
-
-
-def test_the_best_trial_is_not_retrained_with_other_word_vectors(tmp_path: Path) -> None:
-    """The command writes nothing."""
-    vectors = tmp_path / "vectors.txt"
-    vectors.write_text("the 1 2 3\n")
-    keys = f'architecture = "lstm"\nembedding_dim = 3\nembeddings = "{vectors}"'
-    toml = RANDOM.replace('architecture = "lstm"', keys)
-    sweep = make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=VALUES), finished=True)
-    record = sweep.read_json("provenance.json")
-    sweep.write_json("provenance.json", record | {"embeddings": vectors_checksum(vectors)})
-    vectors.write_text("the 1 2 4\n")
-    with pytest.raises(InputError, match=r"s: model\.embeddings .* has changed since the sweep"):
-        retrain(sweep, (1,), data=None, workers=None, console=Console())
-    assert not sweep.path("winner").exists()
 
 
 @pytest.mark.parametrize(("schedule_epochs", "length"), [(0, 6), (9, 9)])

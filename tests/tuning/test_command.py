@@ -36,8 +36,13 @@ def end(sweep: SweepDirectory, num_trials: int = 4) -> None:
     sweep.path("ends/24/end.json").write_text(json.dumps({"num_trials": num_trials}))
 
 
-def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
-    """For the ETA a running trial counts as half done; a second command is no restart."""
+def test_the_heartbeat_has_the_progress_of_the_search(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For the ETA a running trial counts as half done; a second command is no restart.
+
+    The command prints a line for each trial that ends.
+    """
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
     expected |= {"trials": 24, "workers": 1, "phase": "searching"}
@@ -46,29 +51,22 @@ def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
     assert {key: state[key] for key in expected} == expected
     other = Command(command.sweep, command.search, command.pool, None)
     assert other.heartbeat.state["restarts"] == 0
-
-
-def test_a_search_ends_with_its_result(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The last lines are the next commands."""
-    for n in (2, 3):
-        accept(command.sweep, trial(n, 0.7))
-    end(command.sweep)
-    result = command.run(resumes=False)
-    assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 1, 24)
-    assert (result["best_trial"], result["best_score"]) == (0, 0.8)
-    assert result["best_values"] == {"model.units": "16"}
-    assert command.sweep.finished()
-    assert command.sweep.read_json("state.json")["phase"] == "finished"
-    run_sweep(command.sweep, command.search, WorkerRequest())
-    assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
+    accept(command.sweep, trial(2, 0.81234))
+    accept(command.sweep, trial(3, None, error="no room"))
+    assert command._turn() is None
+    said = capsys.readouterr().out
+    assert "trial 2: val_accuracy 0.8123; model.units = 16\n" in said
+    assert "trial 3: failed: no room; model.units = 16\n" in said
+    assert "trial 0" not in said.replace("best 0.8000 (trial 0)", "")
 
 
 def test_only_a_person_resumes_a_cancelled_search(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command that finds the search cancelled starts no worker."""
+    """A command that finds the search cancelled starts no worker.
+
+    After its end, any command prints the next commands.
+    """
     sweep = command.sweep
     stop_search_in(sweep.folder)
     ask_to_cancel(sweep.folder)  # as if its job had waited in the queue
@@ -83,8 +81,14 @@ def test_only_a_person_resumes_a_cancelled_search(
         accept(sweep, trial(n, 0.7))
     end(sweep)
     assert sweep.path(CANCEL).exists()
-    assert command.run(resumes=True)["best_trial"] == 0
+    result = command.run(resumes=True)
     assert not sweep.path(CANCEL).exists()
+    assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 1, 24)
+    best = (result["best_trial"], result["best_score"], result["best_values"])
+    assert best == (0, 0.8, {"model.units": "16"})
+    assert sweep.finished()
+    run_sweep(sweep, command.search, WorkerRequest())
+    assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
 
 
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:

@@ -9,20 +9,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from harness.system.lenient_json import read_json
 from tests.conftest import PROJECT, Harness, wait_for
-from tests.tuning.test_sweep import SEARCH, Sweeps, moved_on
+from tests.tuning.test_sweep import LIMIT_S, SEARCH, Sweeps, moved_on
 
 # A search of 24 trials, which take about a second each.
 BRIEF = SEARCH.replace("limit = 300\nmaxlen = 20", "limit = 120\nmaxlen = 8")
 BRIEF = BRIEF.replace("epochs = 4", 'epochs = 4\nxla = "off"')
 BRIEF = BRIEF.replace("[4, 8]", "[4, 8, 12]\nmodel.dropout = [0.0, 0.2, 0.4, 0.6]")
-LIMIT_S = 3600.0  # longest time of a search on a busy machine
 
 
 @pytest.mark.slow
@@ -50,7 +48,7 @@ def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> N
     assert trouble.counts["nodes"] == 1
     assert trouble.counts["workers"] >= 4
     check_same(sweeps, "wild")
-    assert sweeps.left("wild") == []
+    assert not sweeps.processes("wild")
 
 
 class Trouble:
@@ -111,18 +109,14 @@ class Trouble:
     def _lose_the_node(self) -> None:
         """Kill all processes of the node while it trains a trial."""
         victims = self._node_workers()
-        if any(owner["process"] in victims for _, owner in open_attempts(self.sweeps, "wild")):
+        attempts = self.sweeps.folder("wild").glob("trials/*/[0-9]*/owner.json")
+        running = [each for each in attempts if not (each.parents[1] / "accepted").exists()]
+        if any(read_json(owner)["process"] in victims for owner in running):
             for pid in (self.node.pid, *victims):  # first the command, which would restart workers
                 with contextlib.suppress(ProcessLookupError):  # a process ends with its parent
                     os.kill(pid, signal.SIGKILL)
             self.node.wait()
             self.counts["nodes"] += 1
-
-
-def open_attempts(sweeps: Sweeps, sweep_id: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return folder and owner of every attempt at a trial without a result."""
-    files = sweeps.folder(sweep_id).glob("trials/*/[0-9]*/owner.json")
-    return [(f.parent, read_json(f)) for f in files if not (f.parents[1] / "accepted").exists()]
 
 
 def as_another_machine(words: Sequence[str], boot_id: Path) -> list[str]:
@@ -135,10 +129,7 @@ def as_another_machine(words: Sequence[str], boot_id: Path) -> list[str]:
 def undisturbed(folder: Path, text: str) -> Sweeps:
     """Run the sweep `calm` with one worker and without faults."""
     sweeps = Sweeps(Harness(folder), text)
-    done = sweeps.harness.run(
-        "tune", sweeps.job, "--sweep-id", "calm", "--workers", 1, timeout_s=LIMIT_S
-    )
-    assert done.returncode == 0, done.stderr
+    sweeps.run_calm()
     return sweeps
 
 

@@ -87,28 +87,26 @@ def holding(sweep: SweepDirectory, name: str) -> str:
     return "".join(sorted({path.relative_to(sweep.path("trials")).parts[0] for path in found}))
 
 
-def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
-    """The other models are removed when trials end, in any order."""
-    sweep, trials = made_up(tmp_path / "s")
+@pytest.mark.parametrize(("toml", "needed"), [(RANDOM, "34567"), (HYPERBAND, "01234567")])
+def test_a_search_keeps_the_models_of_its_best_trials(
+    tmp_path: Path, toml: str, needed: str
+) -> None:
+    """The other models are removed when trials end, in any order.
+
+    Checkpoints that a trial may continue stay to the end.
+    """
+    sweep, trials = made_up(tmp_path / "s", toml)
     kept = KeptTrials(sweep, sweep.search(), Pruned())
     kept.trim(trials[:NUM_KEPT], is_over=False)
     assert holding(sweep, "model.keras") == "012345678"
     kept.trim([*trials[:7], trial(7, None, worker="w1")], is_over=False)
     assert holding(sweep, "model.keras") == "2345678"
     kept.trim(trials, is_over=False)
-    assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", "34567")
-    assert len(files(sweep.trial_run(0, 1, 1).folder)) == 6
-    assert holding(sweep, "result.json") == "01234567"
-
-
-def test_checkpoints_that_a_trial_may_continue_stay_to_the_end(tmp_path: Path) -> None:
-    """The models of other trials are removed at once."""
-    sweep, trials = made_up(tmp_path / "s", HYPERBAND)
-    kept = KeptTrials(sweep, sweep.search(), Pruned())
-    kept.trim(trials, is_over=False)
-    assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", "01234567")
+    assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", needed)
     kept.trim(trials, is_over=True)
     assert holding(sweep, CHECKPOINT) == "34567"
+    assert len(files(sweep.trial_run(0, 1, 1).folder)) == 6
+    assert holding(sweep, "result.json") == "01234567"
 
 
 def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:

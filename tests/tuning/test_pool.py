@@ -1,12 +1,13 @@
 """Restarts and failures of the workers of a command, tested without processes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from harness.errors import InputError, NodeFault, RunError
-from harness.slurm.pool import Slot
+from harness.slurm.pool import ManagedProcess, Slot
 from harness.system.console import Console
 from harness.tuning.protocol import MAX_ATTEMPTS
 from harness.tuning.worker import (
@@ -15,7 +16,6 @@ from harness.tuning.worker import (
     MAX_FAILURES,
     NODE_FAULT_CODE,
     WorkerPool,
-    WorkerProcess,
     WorkerRequest,
 )
 
@@ -28,13 +28,11 @@ class Pool(WorkerPool):
     def __init__(self, folder: Path, gpu: int | None = None) -> None:
         slots, console = [Slot(None, gpu, 1, 1)], Console()
         super().__init__(folder, WorkerRequest(), slots, name="a", allocation=None, console=console)
-        self.starts: list[list[str]] = []
+        self.starts: list[Sequence[str]] = []
         (self.worker,) = self.workers
         self.start_one(self.worker)
 
-    def start(self, process: object, args: object) -> None:
-        assert isinstance(process, WorkerProcess)
-        assert isinstance(args, list)
+    def start(self, process: ManagedProcess, args: Sequence[str]) -> None:
         self.starts.append(args)
         self.exit(None)
 

@@ -17,7 +17,7 @@ from harness.board.tensorboard import Signalled, Watch, how_to_connect
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, write_steps
-from tests.conftest import Harness, wait_for
+from tests.conftest import Harness, wait_for, write_program
 
 pytestmark = pytest.mark.full
 
@@ -92,27 +92,22 @@ def test_it_listens_on_one_socket(board: Board) -> None:
     assert served == [("127.0.0.1", int(board.target.rpartition(":")[2]))]
 
 
-def test_only_the_first_signal_interrupts() -> None:
-    """The first signal ends a search for runs; a second does not interrupt a removal of files."""
-    watch = Watch(1)
+def test_it_ends_at_its_time_limit_without_requests_or_by_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request does not extend the time limit.
+
+    The first signal ends a search for runs; a second does not interrupt a removal of files.
+    """
+    limited, watch = Watch(0), Watch(1)
+    limited.used()
+    assert (limited.reason(), watch.reason()) == ("0 hours are over", None)
+    monkeypatch.setattr("harness.board.tensorboard.IDLE_MIN", 0)
+    assert watch.reason() == "no request for 0 min"
     with pytest.raises(Signalled):
         watch._end(signal.SIGTERM, None)
     watch._end(signal.SIGINT, None)
     assert watch.reason() == "received SIGTERM"
-
-
-@pytest.mark.parametrize(
-    ("hours", "idle_min", "reason"),
-    [(0, 60, "0 hours are over"), (1, 0, "no request for 0 min"), (1, 60, None)],
-)
-def test_it_ends_at_its_time_limit_or_without_requests(
-    hours: float, idle_min: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A request does not extend the time limit."""
-    monkeypatch.setattr("harness.board.tensorboard.IDLE_MIN", idle_min)
-    watch = Watch(hours)
-    watch.used()
-    assert watch.reason() == reason
 
 
 def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
@@ -142,10 +137,9 @@ def test_it_opens_a_browser_and_ends_with_its_runs(harness: Harness) -> None:
     """The browser's command line names a private file that leads to the page, not the secret."""
     run = make_run(harness.runs / "lstm" / "done")
     (run / "result.json").write_text("{}")
-    browser, seen = harness.folder / "browser", harness.folder / "seen"
-    lines = ("#!/bin/sh", f"exec >{seen}", 'stat -c "%a $1" "${1#file://}"', 'cat "${1#file://}"')
-    browser.write_text("\n".join(lines))
-    browser.chmod(0o755)
+    seen = harness.folder / "seen"
+    script = f'exec >{seen}\nstat -c "%a $1" "${{1#file://}}"\ncat "${{1#file://}}"'
+    browser = write_program(harness.folder / "browser", script)
     harness.environment["BROWSER"] = f"{browser} %s"
     done = harness.run("tensorboard", "--open", "--until-finished")
     assert (done.returncode, done.stderr) == (0, "")

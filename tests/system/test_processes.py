@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from harness.system.processes import (
     STOPPING,
     StopRequest,
     has_died,
-    in_threads,
     is_alive,
     process_space,
 )
@@ -153,19 +151,3 @@ def test_ctrl_c_ends_runs_side_by_side(harness: Harness) -> None:
     wait_for(lambda: len(list(harness.runs.glob("lstm/*/state.json"))) == 2, 120)
     warned = press_until_it_ends(process)
     assert (process.returncode, warned) == (75, AT_ONCE)
-
-
-def test_an_error_does_not_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal raises an error, and so ends `harness tensorboard` even during a search for runs."""
-    monkeypatch.setattr("harness.system.processes.kept", [])  # `main` would end this process
-    disk = threading.Event()
-
-    def ask(item: int) -> None:
-        if not item:
-            raise KeyError
-        assert disk.wait(60)
-
-    with pytest.raises(KeyError):
-        in_threads(ask, range(100))
-    assert threading.active_count() > 1
-    disk.set()

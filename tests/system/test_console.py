@@ -23,20 +23,16 @@ log(logging.ERROR, "it broke")
 """
 
 
-def test_a_file_gets_time_and_level(tmp_path: Path) -> None:
-    """Both streams may go to one file; the lines stay in order."""
+def test_a_file_gets_time_and_level_and_a_pipe_the_bare_text(tmp_path: Path) -> None:
+    """In one file the lines of both streams stay in order; only information is no error."""
+    command = [sys.executable, "-c", CODE]
     with (tmp_path / "log").open("w") as log:
-        subprocess.run([sys.executable, "-c", CODE], stdout=log, stderr=log, check=True)
+        subprocess.run(command, stdout=log, stderr=log, check=True)
     texts = ("INFO 100 % done", "WARNING slow", "ERROR it broke")
     expected = "".join(f"{STAMP} {text}\n" for text in texts)
     assert re.fullmatch(expected, (tmp_path / "log").read_text())
-
-
-def test_a_pipe_gets_the_bare_text() -> None:
-    """Information goes to standard output, warnings and errors to standard error."""
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout == "100 % done\n"
-    assert done.stderr == "warning: slow\nharness: it broke\n"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("100 % done\n", "warning: slow\nharness: it broke\n")
 
 
 def test_a_full_disk_under_the_log_ends_nothing() -> None:

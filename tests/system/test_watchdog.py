@@ -17,15 +17,15 @@ from harness.system.watchdog import Watchdog, Watched
 End = tuple[str, int]
 
 
-def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]:
-    """Return a watchdog without its thread, and a list of the lines and exit codes of its ends."""
+def watch(
+    record: Callable[[Interrupted], object] | None = None, stall_s: float = 600, stop_s: float = 60
+) -> tuple[Watchdog, list[End]]:
+    """Return a watchdog that has no thread, and a list of the lines and exit codes of its ends."""
     ends: list[End] = []
-    return Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code))), ends
-
-
-def watch(dog: Watchdog, record: Callable[[Interrupted], object] | None = None) -> None:
+    dog = Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code)))
     dog.watched = Watched("gpu:0 of n7", "continue with: harness resume r", record)
     dog.count(0)
+    return dog, ends
 
 
 def test_a_process_without_progress_ends() -> None:
@@ -33,8 +33,7 @@ def test_a_process_without_progress_ends() -> None:
 
     Steps run asynchronously, so the loop is first asked to wait for a result.
     """
-    dog, ends = make()
-    watch(dog)
+    dog, ends = watch()
     dog.count(59)
     assert not dog.asks
     dog.count(1)
@@ -57,16 +56,13 @@ def test_a_process_without_progress_ends() -> None:
 
 def test_time_counts_only_while_watching() -> None:
     """Time spent waiting for a trial or in a user's code does not count; 0 means no limit."""
-    dog, ends = make()
-    dog.count(9e9)
-    watch(dog)
+    dog, ends = watch()
     with dog.pausing():
         dog.count(9e9)
     dog.count(1)
     dog.count(598)
     assert ends == []
-    dog, ends = make(stall_s=0, stop_s=0)
-    watch(dog)
+    dog, ends = watch(stall_s=0, stop_s=0)
     dog.note(SIGTERM)
     dog.count(9e9)
     assert (ends, dog.asks) == ([], False)
@@ -98,8 +94,7 @@ def test_the_limit_depends_on_the_work(
 def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -> None:
     """Progress does not reset the time since the first signal. TERM (a cancel) has priority."""
     reasons: list[Interrupted] = []
-    dog, ends = make()
-    watch(dog, reasons.append)
+    dog, ends = watch(reasons.append)
     for number in numbers:
         dog.note(number)
         dog.count(19)
@@ -117,8 +112,7 @@ def test_a_refusal_of_the_record_is_the_last_line() -> None:
     def refuse(reason: Interrupted) -> None:
         raise RunError(f"interrupted by {reason}; not requeued after 20 times")
 
-    dog, ends = make()
-    watch(dog, refuse)
+    dog, ends = watch(refuse)
     dog.count(600)
     assert ends == [("interrupted by a hang of gpu:0 of n7; not requeued after 20 times", 1)]
 
@@ -136,8 +130,7 @@ def test_the_last_messages_are_shown(
         lock.acquire()
         monkeypatch.setattr(stderr_filter, "SHOW_S", 0.1)
         monkeypatch.setattr("harness.system.console.echo", lambda *_, **__: lock.acquire())
-    dog, ends = make()
-    watch(dog)
+    dog, ends = watch()
     dog.count(600)
     os.close(file)
     if is_stuck:

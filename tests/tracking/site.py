@@ -19,6 +19,8 @@ from harness.tracking.status import survey
 from tests.conftest import JOBS, Harness, write_program
 
 ELSEWHERE = "node7"
+NOBODY = 65534
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 RESULT = {
     "accuracy": 0.88,
     "val_accuracy": 0.87,

@@ -148,8 +148,9 @@ def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
         assert (status.slurm_job, status.reported_job, status.shares_job) == (None, None, False)
 
 
-def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return scancel's log."""
+@pytest.fixture
+def noted(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of scancel while the queue contains job 12 of slurm/lstm.sh --seeds 1-5."""
     monkeypatch.setattr(cancel, "WAIT_S", 0.0)
     site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
     return site.scancel()
@@ -157,10 +158,9 @@ def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("named", ["job", "folder", "link"])
 def test_one_of_several_seeds_is_cancelled(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, named: str
+    harness: Harness, site: Site, noted: Path, named: str
 ) -> None:
     """A folder names one seed, even if no other seed has begun; a job id names all seeds."""
-    noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", "training", slurm_job="12", owns_job=True)
     (link := site.folder / "link").symlink_to(one.folder)
     runs = site.folder / "other runs" if named == "link" else site.runs
@@ -173,10 +173,9 @@ def test_one_of_several_seeds_is_cancelled(
 
 @pytest.mark.parametrize("slurm_job", ["12", None])
 def test_one_seed_of_a_command_is_cancelled(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, slurm_job: str | None
+    harness: Harness, site: Site, noted: Path, slurm_job: str | None
 ) -> None:
     """The log's name shows whether the command trains several seeds or continues one run."""
-    noted = shared_job(harness, site, monkeypatch)
     for log, is_one in (("lstm-mine-seed1.out", True), ("lstm-13.out", False)):
         one = site.run("mine-seed1", "training", slurm_job=slurm_job, log=site.runs / "logs" / log)
         done = harness.run_here("cancel", one.folder)
@@ -188,10 +187,9 @@ def test_one_seed_of_a_command_is_cancelled(
 
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])
 def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, phase: str
+    harness: Harness, site: Site, noted: Path, phase: str
 ) -> None:
     """The job does not restart the seed, and another job can continue this seed."""
-    noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
     site.run("slurm-12-seed2", "training", slurm_job="12")
     done = harness.run_here("cancel", one.folder)

@@ -16,10 +16,12 @@ from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import warn_of_changes
+from tests.tracking.site import NOBODY, as_root
 
 CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
 CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff", "sources_sha256": "c" * 64}
 PACKAGES = {"tensorflow": "2.21.0"}
+EDITED = "the code's uncommitted changes differ from the record"
 
 
 def started(**changes: object) -> dict[str, Any]:
@@ -51,11 +53,8 @@ def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
     ("changed", "said"),
     [
         ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is now {'a' * 12}"),
-        (
-            {"uncommitted_diff": "dropout halved"},
-            "the code's uncommitted changes differ from the record",
-        ),
-        ({"sources_sha256": "d" * 64}, "the code's uncommitted changes differ from the record"),
+        ({"uncommitted_diff": "dropout halved"}, EDITED),
+        ({"sources_sha256": "d" * 64}, EDITED),
         (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is now 2.21.0"),
         (started(packages=[]), "tensorflow was None and is now 2.21.0"),
         (started(devices=CPUS[:1]), "the devices were 1 × CPU and are now 2 × CPU"),
@@ -114,15 +113,15 @@ def test_a_broken_record_is_refused(run: RunDirectory) -> None:
         assert run.path(RECORD).read_text() == content
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")
+@as_root
 def test_the_reason_of_git_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Git refuses a checkout of another user; the record contains the reason and the remedy."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SUDO_UID", raising=False)
     project = tmp_path / "project"
     subprocess.run(["git", "init", "-q", project], check=True)
-    os.chown(project, 65534, 65534)
-    os.chown(project / ".git", 65534, 65534)
+    for path in (project, project / ".git"):
+        os.chown(path, NOBODY, NOBODY)
     version = code_version(project)
     assert version["commit"] is None
     assert "dubious ownership" in version["git_problem"]

@@ -19,9 +19,7 @@ from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, SHRUNK, Harness
 from tests.slurm.test_submit import edit, git, git_init
 from tests.slurm.test_submit import project as project
-
-NOBODY = 65534
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
+from tests.tracking.site import NOBODY, as_root
 
 
 class Strangers:

@@ -23,6 +23,7 @@ from harness.tracking.run_dir import (
 )
 from tests.conftest import JOBS, Harness, failing
 from tests.made_up_runs import write_run
+from tests.tracking.site import as_root
 
 
 def test_an_unreadable_file_is_not_a_broken_one(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_the_heartbeat_is_written_at_a_change_and_every_few_seconds(tmp_path: Pa
     assert beat("starting")["restarts"] == 1
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files to another user")
+@as_root
 @pytest.mark.parametrize("name", ["", "checkpoints", "tensorboard", "tensorboard/train"])
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link: bool) -> None:

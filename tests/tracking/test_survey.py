@@ -13,7 +13,7 @@ from harness.slurm.client import Queue
 from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import find_runs
 from harness.tracking.status import refresh, survey
-from tests.tracking.site import RESULT, Site
+from tests.tracking.site import NOBODY, RESULT, Site, as_root
 from tests.tracking.site import site as site
 
 
@@ -53,8 +53,6 @@ def test_each_run_is_found_once_and_runs_in_sweeps_on_request(tmp_path: Path) ->
 
 
 NUM = 5
-NOBODY = 65534
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 
 @pytest.fixture

@@ -135,7 +135,3 @@ class Watcher(Harness):
         done = self.run("status", "--json", *words)
         assert (done.returncode, done.stderr) == (0, "")
         return {each["run"]: each for each in json.loads(done.stdout)}
-
-    def state(self, run: str) -> str | None:
-        state: str | None = self.seen().get(run, {}).get("state")
-        return state

@@ -248,13 +248,19 @@ def test_bash_gets_quoted_words(tmp_path: Path) -> None:
     assert "export HARNESS_RUNS='/my runs'\n" in shell
 
 
-def test_a_step_omits_options_that_the_site_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job on several nodes starts a step without these options; a job on one node has no step."""
+def test_a_continued_run_uses_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job on several nodes starts a run in a job step, without options that the site refuses.
+
+    A sweep starts its own job steps.
+    """
     two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
     words = ("resume", ["run", "f"], "/runs")
     step = [*plan(*words, two, None).step]
-    assert {"--ntasks=2", "--cpus-per-task=4", "--mem=0"} < {*step}
+    assert step[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert {"--cpus-per-task=4", "--mem=0", "--export=ALL"} < {*step}
     step.remove("--mem=0")
     monkeypatch.setenv("HARNESS_SBATCH_NEVER", "mem")
     assert [*plan(*words, two, None).step] == step
     assert plan(*words, allocation(), None).step == ()
+    sweep = plan("resume", ["sweep", "f"], "/runs", two, None)
+    assert (sweep.words, sweep.step) == (("harness", "resume", "f"), ())

@@ -62,7 +62,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     assert "saved at epoch " in done.stdout
     assert "; harness submit --resume" in done.stdout
     job.wait("CANCELLED")
-    assert watched.state(name) == "interrupted"
+    assert watched.seen()[name]["state"] == "interrupted"
     assert "nothing to cancel" in watched.run("cancel", job.run).stdout
     assert not (job.run / "result.json").exists()
     assert f"harness submit --resume {shlex.quote(str(job.run))}" in log.read_text()
@@ -93,8 +93,9 @@ def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
     job = project.sbatch("lstm", arguments=[*JOB, "--set", "train.epochs=1000"])
     job.wait_for_step(20)
     os.kill(job.record()["process"], signal.SIGKILL)
-    wait_until(lambda: watched.state(f"lstm/slurm-{job.job_id}") == "lost", timeout_s=40)
-    assert "Slurm says FAILED" in watched.seen()[f"lstm/slurm-{job.job_id}"]["note"]
+    name = f"lstm/slurm-{job.job_id}"
+    wait_until(lambda: watched.seen()[name]["state"] == "lost", timeout_s=40)
+    assert "Slurm says FAILED" in watched.seen()[name]["note"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from harness.slurm.batch import Counters
 from harness.slurm.script import Request, render_script
 from harness.system.console import strip_prefix
 from tests.conftest import PROJECT, write_program
-from tests.slurm.stand_in import TWO_NODES, Project
+from tests.slurm.stand_in import Project
 
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SCRIPTS = (*JOBS, "tune", "compare", "tensorboard", "doctor")
@@ -63,25 +63,6 @@ def test_a_script_trains_its_job(project: Project) -> None:
     assert project.call()["runs"] == f"{project.path}/runs"
     texts = {(PROJECT / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
     assert len(texts) == 1
-
-
-@pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
-    """`submit --resume` writes such a script. srun starts a run; a sweep calls srun itself."""
-    script = project.executable(
-        project.spool(),
-        f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nsupervise resume {kind} "$@"\n',
-    )
-    project.two_nodes()
-    env = project.slurm(
-        HARNESS_HOME=str(project.path), SLURM_CPUS_PER_TASK="4", HARNESS_TRUSTED_NETWORK="1"
-    )
-    result = project.run(script, "a folder", env=env | TWO_NODES)
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == ["resume", "a folder"]
-    assert project.call()["nodes"].split() == ["n08", "n10"]
-    step = "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=0 --export=ALL"
-    assert [step in result.stderr, "--cpus-per-task=4" in result.stderr] == [kind == "run"] * 2
 
 
 # The project, and the kind of allocation

@@ -25,9 +25,8 @@ def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
     watched: Watcher, project: SlurmProject
 ) -> None:
     """Jobs of plain sbatch are recognized by their script; `cancel` of a task keeps other tasks."""
-    single, array = (
-        project.sbatch("lstm", "--hold", *flags, arguments=[]) for flags in ((), ("--array=4-5",))
-    )
+    single = project.sbatch("lstm", "--hold", arguments=[])
+    array = project.sbatch("lstm", "--hold", "--array=4-5", arguments=[])
     rows = watched.seen()
     for job_id, seed in ((single.job_id, None), (f"{array.job_id}_4", 4), (f"{array.job_id}_5", 5)):
         row = rows[f"lstm/slurm-{job_id}"]

@@ -268,6 +268,7 @@ def test_comparison_waits_for_all_trainings(
     assert comparison.args == options
     patterns = shlex.split(comparison.script.splitlines()[-1])[1:]
     runs = [*array.run_folders("12"), *single.run_folders("13")]
+    assert runs[1] == at.runs / "lstm/slurm-12_2"
     for folder in [*runs, at.runs / "lstm/slurm-123_1", tmp_path / "r 1x/lstm/slurm-12_1"]:
         folder.mkdir(parents=True)
     expand = 'for pattern; do compgen -G "$pattern"; done'

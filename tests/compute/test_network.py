@@ -220,15 +220,6 @@ def test_a_network_may_take_values_out_of_its_options() -> None:
     assert job.model.options == {"widths": [3, 4, 5]}
 
 
-def test_a_signature_that_does_not_fit_is_named() -> None:
-    """The line says which arguments the function should take."""
-    job = custom("return 1").model_copy(update={"code": {"mynet.py": "def net(a): pass\n"}})
-    with pytest.raises(
-        InputError, match=r"should be a function of \(vocab_size, config, \*, num_outputs"
-    ):
-        check_network(job)
-
-
 def test_a_function_that_returns_different_networks_is_refused() -> None:
     """Before training, a run checks that trained and exported network have equal weights."""
     body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")

@@ -13,7 +13,7 @@ from harness.compute.adversarial import OuterLookupStep, build_step
 from harness.compute.execution_plan import ExecutionPlan, Way
 from harness.compute.recurrent import kernels_of
 from harness.compute.train_step import Gradients, TrainStep
-from harness.data.input_pipeline import BatchShape, BatchSource, Reviews, batches, in_parts
+from harness.data.input_pipeline import BatchShape, BatchSource, Reviews, batches
 from harness.job.job_file import load_job
 from tests.compute.test_network import custom
 from tests.conftest import JOBS
@@ -178,15 +178,3 @@ def test_rows_of_weight_0_can_not_make_the_loss_infinite(bucket: bool) -> None:
     step = build_step(job, tf.distribute.get_strategy(), ExecutionPlan("keras", 1))
     sums = step.train_steps(opened(reviews(), bucket=bucket), 3).numpy()
     assert all(np.isfinite(each).all() for each in (sums, *step.model.get_weights()))
-
-
-def test_parts_contain_all_rows_in_order() -> None:
-    """The last part has the remaining rows; a small batch is one part."""
-    batch = next(opened(reviews()))
-    parts = in_parts(batch, 20, 8)
-    assert [len(part.positions) for part in parts] == [8, 8, 4]
-    for field in ("tokens", "labels", "weights", "positions"):
-        joined = np.concatenate([getattr(part, field) for part in parts])
-        np.testing.assert_array_equal(joined, getattr(batch, field))
-    assert {int(part.count) for part in parts} == {20}
-    assert in_parts(batch, 20, 20) == [batch]

@@ -14,13 +14,6 @@ from tests.training.kills import killed_run
 
 BEFORE = '''    """`[train]`: how to train."""
 '''
-TRIAL = """
-from pathlib import Path
-from harness.job.search import load_search
-
-search = load_search(Path("search.toml"))
-print(search.job_of({"train.patience": 0.75}).to_toml())
-"""
 LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient the reader is")
 """
 
@@ -53,7 +46,11 @@ def test_a_search_may_vary_it_and_records_have_it(copy: Path) -> None:
     """The job of a trial, which its run records, has the trial's value."""
     space = "[search]\ntrials = 2\n[search.space]\ntrain.patience = [0.25, 0.75]\n"
     (copy / "search.toml").write_text((copy / "jobs/gru.toml").read_text() + space)
-    command = [sys.executable, "-c", TRIAL]
+    code = (
+        "from pathlib import Path; from harness.job.search import load_search\n"
+        "print(load_search(Path('search.toml')).job_of({'train.patience': 0.75}).to_toml())"
+    )
+    command = [sys.executable, "-c", code]
     job = subprocess.check_output(command, cwd=copy, env={"PYTHONPATH": str(copy)})
     assert tomllib.loads(job.decode())["train"]["patience"] == 0.75
 

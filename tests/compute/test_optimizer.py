@@ -93,13 +93,6 @@ def test_an_option_that_keras_refuses_is_named() -> None:
         build_optimizer(TrainConfig(optimizer="sgd", optimizer_options={"momentum": 3.0}))
 
 
-def test_keras_defaults_stay_without_a_schedule_and_an_average() -> None:
-    """The rate is a plain variable, and the optimizer has Keras's own class."""
-    optimizer = build_optimizer(TrainConfig(ema_momentum=0))
-    assert schedule_of(optimizer) is None
-    assert type(optimizer) is keras.optimizers.RMSprop
-
-
 STARTS = [1.0, -2.0]
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.loss import check_loss, cross_entropy, loss_of
-from harness.compute.optimizer import RampedAverage, build_optimizer, check_optimizer
+from harness.compute.optimizer import build_optimizer, check_optimizer
 from harness.errors import InputError
 from harness.job.job_file import check_job, load_job
 from harness.job.keys import Job
@@ -127,9 +127,7 @@ def test_options_reach_an_optimizer_and_unknown_ones_are_refused() -> None:
     job = custom(source, "optimizer", optimizer_options={"momentum": 0.5})
     check_optimizer(job.train, job.code)
     built: Any = build_optimizer(job.train, code=job.code)
-    assert isinstance(built, keras.optimizers.SGD)
-    assert RampedAverage in type(built).__mro__
-    assert (built.momentum, built.use_ema, built.ema_momentum) == (0.5, True, 0.99)
+    assert built.momentum == 0.5
     for options, said in (
         ({}, r"train\.optimizer_options\.momentum is missing; set it in \[train\.optimizer_opt"),
         ({"momentum": 0.5, "nestrov": True}, r"nestrov = True: .*did you mean nesterov\?"),

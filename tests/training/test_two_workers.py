@@ -1,8 +1,8 @@
 """Two processes of this machine train one model, as if on two nodes."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,8 +27,8 @@ def make(): return Hangs()
 """
 
 
-class Pair:
-    """The two workers of a run, the chief first."""
+class Pair(contextlib.AbstractContextManager["Pair"]):
+    """The two workers of a run, the chief first; the end of a `with` block kills them."""
 
     def __init__(self, harness: Harness, *words: object) -> None:
         self.run = harness.runs / "lstm" / "pair"
@@ -61,59 +61,47 @@ class Pair:
         assert bool(printed) == (rank == 0), "only the chief has a console"
         return errors
 
-
-@pytest.fixture
-def pairs(harness: Harness) -> Iterator[list[Pair]]:
-    """A list for the pairs that a test starts; their processes are killed after the test."""
-    started: list[Pair] = []
-    yield started
-    for process in [process for pair in started for process in pair.processes]:
-        process.kill()
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:
+            process.kill()
 
 
-def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
-    harness: Harness, pairs: list[Pair]
-) -> None:
+def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(harness: Harness) -> None:
     """The number of threads doesn't grow with the number of steps."""
-    pair = Pair(harness)
-    pairs.append(pair)
-    pair.wait_for_step(60)
-    before = pair.num_threads()
-    pair.wait_for_step(120)
-    for num, num_before in zip(pair.num_threads(), before, strict=True):
-        assert num < num_before + 30
-    for process in pair.processes:
-        os.kill(process.pid, signal.SIGUSR2)
-    for rank in (0, 1):
-        assert "interrupted by SIGUSR2; checkpoint saved; continue with" in pair.end_of(rank, 5)
+    with Pair(harness) as pair:
+        pair.wait_for_step(60)
+        before = pair.num_threads()
+        pair.wait_for_step(120)
+        for num, num_before in zip(pair.num_threads(), before, strict=True):
+            assert num < num_before + 30
+        for process in pair.processes:
+            os.kill(process.pid, signal.SIGUSR2)
+        for rank in (0, 1):
+            assert "interrupted by SIGUSR2; checkpoint saved; continue with" in pair.end_of(rank, 5)
 
 
-def test_a_stopped_worker_ends_the_other(harness: Harness, pairs: list[Pair]) -> None:
+def test_a_stopped_worker_ends_the_other(harness: Harness) -> None:
     """The other worker names the lost worker; a checkpoint exists.
 
     `tests/slurm/test_cluster_trouble.py` kills a worker.
     """
-    pair = Pair(harness)
-    pairs.append(pair)
-    pair.wait_for_step(60)
-    os.kill(pair.processes[1].pid, signal.SIGSTOP)
-    line = pair.end_of(0, LOST_S).splitlines()[-1]
+    with Pair(harness) as pair:
+        pair.wait_for_step(60)
+        os.kill(pair.processes[1].pid, signal.SIGSTOP)
+        line = pair.end_of(0, LOST_S).splitlines()[-1]
     assert "interrupted by a lost worker on localhost; continue with" in line
     assert list(pair.run.glob("checkpoints/*.npz"))
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_in_python_ends_the_other(
-    harness: Harness, pairs: list[Pair], tmp_path: Path
-) -> None:
+def test_a_worker_that_hangs_in_python_ends_the_other(harness: Harness, tmp_path: Path) -> None:
     """The hanging process still answers, so only the time without a step reveals the hang.
 
     Under Slurm, srun ends the hanging process a minute later.
     """
     (tmp_path / "hangs.py").write_text(HANGS)
-    pair = Pair(harness, "--set", f'train.callbacks=["{tmp_path}/hangs.py:make"]')
-    pairs.append(pair)
-    pair.wait_for_step(2 * 57)
-    said = pair.end_of(0, HANGS_S)
+    with Pair(harness, "--set", f'train.callbacks=["{tmp_path}/hangs.py:make"]') as pair:
+        pair.wait_for_step(2 * 57)
+        said = pair.end_of(0, HANGS_S)
     assert "or another worker (localhost): no step, batch or compilation" in said
     assert "has ended for 1.5 min (HARNESS_STALL_MIN); the process ends; continue with" in said

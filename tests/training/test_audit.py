@@ -36,7 +36,6 @@ from harness.training.audit import (
     Auditor,
     Check,
     Record,
-    Sides,
     Start,
     Subject,
     compared,
@@ -60,7 +59,7 @@ def contents(run: Path) -> dict[Path, tuple[bytes, int]]:
 
 @pytest.mark.full
 def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> None:
-    """The audit's record is written to the auditor's folder of runs, not into the run."""
+    """The audit changes no file of the run; `audited` finds audits in the auditor's folder."""
     run = killed_on_two(harness)
     before = contents(run)
     done = harness.succeed("audit", run, "--full", "--runs", harness.folder / "mine")
@@ -70,9 +69,6 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
     assert "differs" not in done.stdout
     assert "rounding" not in done.stdout
     assert contents(run) == before
-    (kept,) = (harness.folder / "mine" / ".audits").iterdir()
-    assert kept.stem == hashlib.sha256((run / "result.json").read_bytes()).hexdigest()
-    assert json.loads(kept.read_text())["full"]["outcome"] == "equal"
 
 
 @pytest.mark.full
@@ -87,24 +83,6 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
         re.search(r"measured here .* on cpu:1 instead of .* on cpu:2: .*loss [0-9.e-]+, ", row)
         for row in rows
     )
-
-
-@pytest.mark.parametrize(
-    ("theirs", "limit", "outcome", "detail"),
-    [
-        (0.5, 0.0, "equal", ""),
-        (0.501, 0.01, "within rounding", "largest difference: loss by 0.001, 0.01 allowed"),
-        (0.501, 1e-5, "differs", "loss by 0.001, 1e-05 allowed"),
-        (0.501, 0.0, "differs", "loss by 0.001"),
-        (None, 0.01, "differs", "loss is not as recorded, 0.01 allowed"),
-    ],
-)
-def test_a_value_may_differ_by_its_limit(
-    theirs: float | None, limit: float, outcome: str, detail: str
-) -> None:
-    """A value without a limit must be equal."""
-    sides = Sides({"loss": 0.5}, {"loss": theirs}, {"loss": limit})
-    assert compared("metrics.jsonl", lambda: sides) == Check("metrics.jsonl", outcome, detail)
 
 
 def test_values_are_equal_only_to_the_bit() -> None:

@@ -1,14 +1,12 @@
 """`train --from RUN`: the same job continues to the same bytes, another job begins with weights."""
 
-import io
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import h5py
+import keras
 import numpy as np
 import pytest
 
@@ -25,9 +23,8 @@ from tests.training.kills import trained_with_kills, wait_for_step
 
 def embedding(run: Path) -> np.ndarray:
     """Return the embedding of a finished run's model."""
-    with zipfile.ZipFile(run / "model.keras") as archive:
-        weights = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-    return np.array(weights["layers/embedding/vars/0"])
+    weights: list[np.ndarray] = keras.saving.load_model(run / "model.keras").get_weights()
+    return weights[0]
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from harness.errors import Interrupted
-from harness.job.job_file import check_job
-from harness.job.keys import Job
+from harness.job.job_file import load_job
 from harness.system.processes import StopRequest
 from harness.training.metrics import loss_and_accuracy
-from tests.conftest import metrics, results
-from tests.training.test_trainer import train_in
+from tests.conftest import JOBS, metrics, results
+from tests.training.test_trainer import SETTINGS, train_in
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.usefixtures("default_precision")]
 
 # A hook that is called once too often changes the bytes.
 CALLBACK = """
@@ -34,28 +33,6 @@ class Cuts(keras.callbacks.Callback):
     def load_state(self, state): self.num = state
 def make(): return Cuts()
 """
-
-
-def job_of() -> Job:
-    """Return a job of three short epochs."""
-    return check_job(
-        {
-            "name": "mine",
-            "model": {"architecture": "rnn", "units": 4, "embedding_dim": 4},
-            "data": {"vocab_size": 30, "maxlen": 6, "validation_split": 0.3},
-            "train": {
-                "epochs": 3,
-                "batch_size": 16,
-                "ema_momentum": 0.0,
-                "xla": "off",
-                "keep": "last",
-                "callbacks": ["cb.py:make"],
-                "checkpoint_every_s": 1000,
-            },
-            "code": {"cb.py": CALLBACK},
-        },
-        Path("mine.toml"),
-    )
 
 
 class StopAt(StopRequest):
@@ -80,7 +57,11 @@ def test_signals_at_any_moment_end_with_the_same_bytes(tmp_path: Path) -> None:
 
     Equal bytes also show that callbacks are called once per epoch.
     """
-    calm, run = train_in(tmp_path / "calm", job_of()), tmp_path / "run"
+    (tmp_path / "cb.py").write_text(CALLBACK)
+    callback = f'train.callbacks=["{tmp_path}/cb.py:make"]'
+    others = ("train.epochs=3", "train.keep=last", "train.checkpoint_every_s=1000")
+    job = load_job(JOBS / "rnn.toml", [*SETTINGS, callback, *others, "model.dropout=0.4"])
+    calm, run = train_in(tmp_path / "calm", job), tmp_path / "run"
     for moment in (
         ("fit",),  # before the first epoch
         ("fit", "fit"),  # between epochs
@@ -90,8 +71,8 @@ def test_signals_at_any_moment_end_with_the_same_bytes(tmp_path: Path) -> None:
         ("_scored",),  # while the test set is scored
     ):
         with pytest.raises(Interrupted):
-            train_in(run, job_of(), stop=StopAt(*moment))
-    assert results(train_in(run, job_of()).folder) == results(calm.folder)
+            train_in(run, job, stop=StopAt(*moment))
+    assert results(train_in(run, job).folder) == results(calm.folder)
     # The callback changes the weights after the last validation, but not the saved model.
     with np.load(calm.path("validation_predictions.npz")) as predictions:
         loss, _ = loss_and_accuracy(predictions["labels"], predictions["probabilities"])

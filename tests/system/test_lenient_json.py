@@ -28,24 +28,15 @@ def test_a_broken_record_is_an_empty_one(tmp_path: Path, content: bytes | None) 
         assert read_toml(path) == {}
 
 
-def test_a_good_record_is_read(tmp_path: Path) -> None:
-    """JSON lines that are not objects are left out; a table of another type is empty."""
-    path = tmp_path / "record"
-    path.write_text('{"a": 1}\n')
-    assert read_json(path) == {"a": 1}
-    path.write_text('{"a": 1}\n2\n{"b": 3}\n')
-    assert read_json_lines(path) == [{"a": 1}, {"b": 3}]
-    path.write_text("[a]\nb = 1\n")
-    assert table(read_toml(path), "a") == {"b": 1}
-    assert table({"a": 5}, "a") == {}
-
-
 def test_values_of_another_type_are_none() -> None:
-    """A bool is not a number; infinite and huge numbers and empty texts are None."""
+    """A bool is not a number; infinite and huge numbers and empty texts are None.
+
+    A table of another type is empty.
+    """
     bad = [True, "5", None, float("nan"), float("inf"), 1e300, 10**400]
     assert [number(value) for value in bad] == [None] * len(bad)
     assert [whole(value) for value in [*bad, 2.0]] == [None] * (len(bad) + 1)
     assert (number(2), whole(2), text("a")) == (2.0, 2, "a")
     assert [text(value) for value in ("", 5, None)] == [None] * 3
     assert numbers({"a": 1, "b": "x", "c": 0.5}) == {"a": 1.0, "c": 0.5}
-    assert numbers([1]) == {}
+    assert numbers([1]) == table({"a": 5}, "a") == {}

@@ -1,6 +1,5 @@
 """The folder of a run: its lease, its name, the format of its records, its heartbeat."""
 
-import errno
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from harness.tracking.run_dir import (
     RunDirectory,
     check_record,
 )
-from tests.conftest import JOBS, Harness, failing
+from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 from tests.tracking.site import as_root
 
@@ -40,15 +39,6 @@ def test_an_unreadable_file_is_not_a_broken_one(tmp_path: Path) -> None:
     run.path(RECORD).symlink_to("/proc/self/mem")
     with pytest.raises(DiskError, match=r"provenance\.json: .*: Input/output error; try again"):
         check_record(run)
-
-
-def test_an_unreadable_folder_is_not_called_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error of the disk stays an OSError, and is not reported as a missing run."""
-    monkeypatch.setattr(os, "stat", failing(os.stat, tmp_path / "job.toml", errno.EIO))
-    with pytest.raises(OSError, match="Input/output error"):
-        RunDirectory.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +95,6 @@ def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
     (folder / RECORD).write_text('{"format": 99}')
     with pytest.raises(InputError, match=f": harness reproduce '{folder}' restores its code"):
         RunDirectory(folder).job()
-
-
-def test_runs_of_the_same_second_get_different_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A number distinguishes their names."""
-    monkeypatch.setattr("time.strftime", lambda _: "now")
-    job = load_job(JOBS / "lstm.toml")
-    runs = [RunDirectory.new(tmp_path, job, None) for _ in range(3)]
-    assert [run.folder.name for run in runs] == ["now-seed1", "now-2-seed1", "now-3-seed1"]
-    for run in runs:
-        named = run.folder
-        run.take_lease()
-        assert run.folder == named
 
 
 def test_an_id_names_a_folder_below_runs(tmp_path: Path) -> None:
@@ -202,25 +178,13 @@ def test_another_versions_run_is_refused(finished: tuple[Harness, Path], harness
     assert "was written by harness" in compared.stdout + compared.stderr
 
 
-SLURM = {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}
-
-
-@pytest.mark.parametrize(
-    ("variables", "ids", "owns_job"),
-    [
-        ({**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, ("7", "5_3"), True),
-        (SLURM, ("7", "7"), True),
-        ({"SLURM_JOB_ID": "8", "HARNESS_BATCH_JOB": "7"}, ("8", "8"), False),
-        ({}, (None, None), False),
-    ],
-)
-def test_the_heartbeat_names_the_job(
-    tmp_path: Path, variables: dict[str, str], ids: tuple[str | None, ...], owns_job: bool
-) -> None:
+@pytest.mark.parametrize(("script", "owns_job"), [("7", True), ("6", False)])
+def test_the_heartbeat_names_the_job(tmp_path: Path, script: str, owns_job: bool) -> None:
     """A task of an array has two ids. A job belongs to the run only if a job script began it."""
     run = RunDirectory(tmp_path)
     run.take_lease()
-    Heartbeat(run, SlurmEnvironment.from_environment(variables)).beat("training")
-    state = run.read_json("state.json")
-    assert (state["slurm_job"], state["slurm_own_id"]) == ids
-    assert state["owns_job"] == owns_job
+    task = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
+    job = SlurmEnvironment.from_environment({**task, "HARNESS_BATCH_JOB": script})
+    Heartbeat(run, job).beat("training")
+    named = {"slurm_job": "7", "slurm_own_id": "5_3", "owns_job": owns_job}
+    assert run.read_json("state.json").items() >= named.items()

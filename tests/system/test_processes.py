@@ -6,14 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from signal import SIGINT, SIGTERM, Signals
+from signal import SIGINT
 
 import psutil
 import pytest
 
 from harness.system.processes import (
-    STOPPING,
-    StopRequest,
     has_died,
     is_alive,
     process_space,
@@ -76,18 +74,6 @@ def test_the_second_ctrl_c_ends_everything_at_once() -> None:
     said, warned = process.communicate(timeout=10)
     assert (process.returncode, said, warned) == (75, "", AT_ONCE)
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
-
-
-@pytest.mark.parametrize("number", STOPPING)
-def test_every_stopping_signal_is_noted(number: Signals) -> None:
-    """The process votes to stop after the current step. SIGTERM (a cancel) has priority."""
-    stop = StopRequest()
-    assert stop.vote == 0.0
-    stop.note(number)
-    assert (stop.signal, stop.vote) == (number, 1.0)
-    for each in (SIGTERM, number):
-        stop.note(each)
-    assert stop.signal == SIGTERM
 
 
 IN_AN_IMPORT = """

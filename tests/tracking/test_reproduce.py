@@ -6,27 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import __version__
-from tests.conftest import JOBS, SHRUNK, Harness, results
+from tests.conftest import Harness, results
 from tests.slurm.test_submit import code, copy_project, edit, git, git_init
-
-
-def changed_checkout(folder: Path) -> Path:
-    """Make a git checkout with uncommitted changes, one of which needs a new file."""
-    project = folder / "check out"
-    copy_project(project)
-    (project / "edited.txt").touch()
-    (project / "gone.txt").touch()
-    (project / "slurm/tool.sh").touch(mode=0o755)
-    git_init(project)
-    edit(project)
-    version = project / "harness/__init__.py"
-    text = version.read_text().replace(
-        f'__version__ = "{__version__}"', "from harness.new import __version__ as __version__"
-    )
-    version.write_text(text)
-    (project / "harness/new.py").write_text('__version__ = "edited"\n')
-    return project
 
 
 @pytest.mark.full
@@ -34,13 +15,19 @@ def test_reproduced_code_is_equal_and_trains_to_the_same_result(
     harness: Harness, tmp_path: Path
 ) -> None:
     """All bytes are equal, also of new files; the printed command trains the job."""
-    project = changed_checkout(tmp_path)
+    project = tmp_path / "check out"
+    copy_project(project)
+    (project / "edited.txt").touch()
+    (project / "gone.txt").touch()
+    (project / "slurm/tool.sh").touch(mode=0o755)
+    git_init(project)
+    edit(project)
+    with (project / "harness/__init__.py").open("a") as file:
+        file.write("from harness.new import __version__ as __version__\n")
+    (project / "harness/new.py").write_text('__version__ = "edited"\n')
     expected = code(project)
     harness.environment["PYTHONPATH"] = str(project)
-    words = [*SHRUNK, "--set", "train.epochs=1"]
-    done = harness.run("train", JOBS / "lstm.toml", "--run-id", "first", *words)
-    assert done.returncode == 0, done.stderr
-    run = harness.runs / "lstm/first"
+    run = harness.trained("lstm", "first", "--set", "train.epochs=1")
     (project / "edited.txt").write_text("edited again since\n")
     # After this, no branch contains the commit of the run.
     git(project, "commit", "--all", "--amend", "--quiet", "--message=later")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -84,17 +85,11 @@ def test_no_value_is_tried_twice(tmp_path: Path) -> None:
 def test_a_proposal_costs_the_same_after_hundreds_of_trials(tmp_path: Path) -> None:
     """The Gaussian process is fitted to only 100 of 120 finished trials."""
     oracle = schedule_of(tmp_path, BAYESIAN.replace("trials = 18", "trials = 2000")).oracle
-    propose, fitted, sizes = oracle.populate_space, oracle._fitted, list[int]()
-
-    def counted(finished: Any, sign: int) -> Any:
-        sizes.append(len(finished))
-        return fitted(finished, sign)
-
-    oracle._fitted = counted
+    guided = oracle.populate_space
     oracle.populate_space = lambda _: oracle._random_populate_space()
     for _ in range(120):
         trial = oracle.create_trial("w0")
         end(oracle, trial, accuracy(trial.hyperparameters.values))
-    oracle.populate_space = propose
-    oracle.create_trial("w0")
-    assert sizes == [NUM_BEST + NUM_LATEST + NUM_SPREAD]
+    with mock.patch.object(oracle, "_fitted", wraps=oracle._fitted) as fitted:
+        guided("120")
+    assert len(fitted.call_args.args[0]) == NUM_BEST + NUM_LATEST + NUM_SPREAD

@@ -132,7 +132,10 @@ def test_only_trials_of_one_length_are_compared(tmp_path: Path) -> None:
 def test_the_leaderboard_in_a_file_has_whole_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table has the best ten trials, the number of other trials, and one line per error."""
+    """The table has the best ten trials, the number of other trials, and one line per error.
+
+    A line names the plot; a plot that can't be written causes one line.
+    """
     out_of_memory = "the device is out of memory; lower train.batch_size or data.maxlen, or so"
     sweep = make_sweep(
         tmp_path / "s",
@@ -149,6 +152,14 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert sum(" finished " in line for line in lines) == 10
     assert f"and 4 more trials, listed in {sweep.path('leaderboard.csv')}" in lines
     assert f"failed trials 13, 14: {out_of_memory}" in lines
+    assert f"plot: {sweep.path(PLOT)}" in lines
+    assert imread(sweep.path(PLOT)).shape[0] == 480
+    sweep.path(PLOT).unlink()
+    sweep.path(PLOT).mkdir()
+    show(sweep)
+    output = capsys.readouterr()
+    assert f"{PLOT}: can't be written" in output.err
+    assert "pooling" in output.out
 
 
 @pytest.mark.parametrize(
@@ -195,23 +206,12 @@ def test_axes_of_keys() -> None:
     assert ticks[-1] == (MISSING, "none")
 
 
-def test_trials_are_plotted_in_parallel_coordinates(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A dollar sign in a value starts no formula; a plot that can't be written causes one line."""
-    sweep = make_sweep(tmp_path / "s", RANDOM, *MANY)
-    search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
+def test_a_dollar_sign_in_a_value_starts_no_formula(tmp_path: Path) -> None:
+    """The plot shows the value as it is."""
+    search = make_sweep(tmp_path / "s", RANDOM).search()
+    search = replace(search, space=(Parameter("model.units", ("$a_$", "$b")),))
     one = [trial(0, 0.7, values={"model.units": "$b"})]
     assert parallel_coordinates(scored_trials(one, search), search)
-    show(sweep)
-    assert imread(sweep.path(PLOT)).shape[0] == 480
-    assert f"plot: {sweep.path(PLOT)}" in printed(capsys)
-    sweep.path(PLOT).unlink()
-    sweep.path(PLOT).mkdir()
-    show(sweep)
-    output = capsys.readouterr()
-    assert f"{PLOT}: can't be written" in output.err
-    assert "pooling" in output.out
 
 
 def test_short_names() -> None:

@@ -2,11 +2,12 @@
 
 import errno
 import os
-import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -60,16 +61,16 @@ def test_exit_codes(
 
 
 class OneTrial:
-    """Trains until a signal or an error."""
+    """Calls a function, then trains until a signal."""
 
-    def __init__(self, stop: StopRequest, error: Exception | None = None) -> None:
-        self.stop, self.error = stop, error
+    def __init__(self, stop: StopRequest, act: Callable[[], object]) -> None:
+        self.stop, self.act = stop, act
 
     def run(self, trial: Any, k: int) -> Any:
-        while not self.error:
+        self.act()
+        while True:
             self.stop.check()
             time.sleep(0.01)
-        raise self.error
 
     def saved(self, n: int, k: int) -> int:
         return 7
@@ -84,12 +85,12 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> StopRequest:
     return stop
 
 
-def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> None:
+def train(folder: Path, stop: StopRequest, act: Callable[[], object]) -> None:
     """Train attempt 1 at trial 0."""
-    trials: Any = OneTrial(stop, error)
-    act = partial(worker.train, trials)
-    me = Worker(Attempt(worker="me"), 24, View(Disk(folder)), act)
-    execute(act(me, trial(0, None), 1))
+    trials: Any = OneTrial(stop, act)
+    training = partial(worker.train, trials)
+    me = Worker(Attempt(worker="me"), 24, View(Disk(folder)), training)
+    execute(training(me, trial(0, None), 1))
 
 
 def test_a_worker_first_continues_its_own_attempt(tmp_path: Path) -> None:
@@ -120,11 +121,8 @@ def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -
         wait_for(lambda: read_json(beat).get("count", 0) > 1)
         sweep.path("trials/0", name).mkdir()
 
-    thread = threading.Thread(target=interfere)
-    thread.start()
     with pytest.raises(Interrupted):
-        train(sweep.folder, stop)
-    thread.join()
+        train(sweep.folder, stop, interfere)
     assert read_json(beat)["saved"] == 7
 
 
@@ -133,7 +131,7 @@ def test_beats_end_with_their_attempt(tmp_path: Path, stop: StopRequest) -> None
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     for error in (OSError("no room"), Interrupted("SIGTERM"), RunError("it broke")):
         with pytest.raises(type(error)):
-            train(sweep.folder, stop, error)
+            train(sweep.folder, stop, mock.Mock(side_effect=error))
     sweep.path("trials/0/accepted").mkdir()
     time.sleep(0.1)
     stop.check()

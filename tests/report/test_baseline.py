@@ -32,7 +32,7 @@ from harness.report.baseline import (
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.statistics import Predictions, verdict
 from harness.tracking.run_dir import stamped
-from tests.inference.test_export import ODD, odd_texts
+from tests.data.made_up_texts import write_csv
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
 
@@ -128,8 +128,6 @@ def test_ngrams_occur_in_two_reviews() -> None:
     # The n-grams are 5, 6, 7, then 5 6 and 6 7, then 5 6 7. Only one review contains 9 and 9 9.
     assert features.toarray().tolist() == [[1] * 6, [1] * 6, [0, 0, 1, 0, 0, 0]]
     assert list(map(len, known)) == [3, 2, 1]
-    none, nothing = binary_ngrams(make_split([[5], [6, 7]], [1, 0]))
-    assert (none.shape, list(map(len, nothing))) == ((2, 0), [0, 0, 0])
     # No n-gram spans two reviews or contains an unknown word.
     other = make_split([[5], [6, 7, 2_000_000_000], [5, 8, 6]], [1, 0, 1])
     assert binary_ngrams(other, known)[0].toarray().tolist() == [
@@ -156,35 +154,26 @@ def test_the_ngram_model_equals_scikit_learn() -> None:
     assert len(chosen) > 1  # otherwise the seeds do not test the choice of C
 
 
-VOCAB = [*(f"w{i}" for i in range(1, 31)), *ODD, "à"]
-
-
-def with_words(num_classes: int) -> tuple[NgramModel, Split]:
-    """Return a model that reads texts, and test reviews."""
-    train, test = (make_split(*noisy(300, seed, num_classes)) for seed in (1, 2))
-    model = fit_ngrams(train)
-    words = [VOCAB[rank - 1] for rank in model.ngrams[0].tolist()]
-    return dataclasses.replace(model, words=words), test
-
-
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
     """The stored model equals the original one, also for texts with unknown words."""
-    mine, test = with_words(num_classes)
-    again = NgramModel.from_bytes(mine.to_bytes())
-    assert again.words == mine.words
-    expected = mine.probabilities(test)
-    np.testing.assert_allclose(again.of_texts(as_texts(test)), expected, atol=1e-12)
-    texts = [*odd_texts(VOCAB, 200), "w1 w2 w1 w2 w1 w2", "W1, w2... w1", "nothing known", "w3"]
-    expected = again.of_texts(texts)
+    train, test = (make_split(*noisy(300, seed, num_classes)) for seed in (1, 2))
+    model = fit_ngrams(train)
+    words = [f"w{rank}" for rank in model.ngrams[0].tolist()]
+    again = NgramModel.from_bytes(dataclasses.replace(model, words=words).to_bytes())
+    assert again.words == words
+    texts, expected = as_texts(test), model.probabilities(test)
     assert len(np.unique(expected[:, 0])) > 100
-    for some in (texts[-2:], texts[:1]):
-        np.testing.assert_allclose(again.of_texts(some), expected[[texts.index(t) for t in some]])
+    texts = [f"{text.upper()}, unheard!" for text in texts]
+    np.testing.assert_allclose(again.of_texts(texts), expected, atol=1e-12)
+    unknown, first = again.of_texts(["nothing known", texts[0]])
+    np.testing.assert_allclose(first, expected[0], atol=1e-12)
+    np.testing.assert_allclose(unknown, model.probabilities(make_split([[]], [0]))[0])
 
 
 def test_a_broken_linear_model_is_refused() -> None:
     """The file may be empty, no archive, half an archive, or an archive of other arrays."""
-    model, _ = with_words(2)
+    model = fit_ngrams(make_split(*noisy(50, 1)))
     content, other = model.to_bytes(), to_archive(model.ngrams, words=np.zeros(2))
     for broken in (b"", b"PK\x03\x04", content[: len(content) // 2], other):
         with pytest.raises(ValueError, match="not an archive of n-grams"):
@@ -273,9 +262,8 @@ def test_the_cache_replaces_the_data(
 
 def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
     """The first run's job names the texts."""
-    source = tmp_path / "own.csv"
-    lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
-    source.write_text("\n".join(["words,label", *lines]))
+    rows = [(f"{('bad', 'good')[i % 2]} film {i}", str(i % 2)) for i in range(120)]
+    source = write_csv(tmp_path / "own.csv", rows, ("words", "label"))
     dataset = open_source(source, DataConfig(text_column="words"))
     form = "text_column = 'words'\nsource"
     keys = (f"{form} = '{source}'", f"{form} = '{tmp_path}/gone.csv'")

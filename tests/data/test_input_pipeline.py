@@ -17,6 +17,7 @@ from harness.data.input_pipeline import (
     num_steps,
     permutations_ahead,
 )
+from harness.data.vocabulary import START
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -43,17 +44,28 @@ def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) 
     return [Batch(*(np.asarray(part) for part in batch)) for batch in islice(made, num)]
 
 
-@pytest.mark.parametrize("maxlen", [1, 5, 12])
-def test_padding_is_that_of_keras(maxlen: int) -> None:
-    """As in Keras's pad_sequences, zeros come first and a long review keeps its last words."""
+@pytest.mark.parametrize("bucket", [0, 1])
+@pytest.mark.parametrize("maxlen", [1, 5, 30])
+def test_rows_are_padded_and_batches_filled(maxlen: int, bucket: int) -> None:
+    """As in Keras's pad_sequences, zeros come first and a long review keeps its last words.
+
+    By length, zeros come last and batches are short. Rows of weight 0 with only START fill the last
+    batch, because cuDNN needs a token in every example; `count` is the number of reviews.
+    """
     from keras.utils import pad_sequences
 
     whole = make_reviews()
-    ragged = [whole.tokens[a:b] for a, b in pairwise(whole.offsets)][3:8]
-    made = collect(np.arange(5), whole.between(3, 8), maxlen=maxlen)
-    tokens = np.concatenate([batch.tokens[batch.weights > 0] for batch in made])
-    assert tokens.dtype == np.int32
-    np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
+    rows = [whole.tokens[a:b].tolist() for a, b in pairwise(whole.offsets)][1:10] + [[START]] * 3
+    made = collect(np.arange(9), whole.between(1, 10), maxlen=maxlen, bucket=bucket)
+    lengths = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8] if bucket else [30, 30, 30]}[maxlen]
+    padding = "post" if bucket else "pre"
+    for batch, first, length in zip(made, (0, 4, 8), lengths, strict=True):
+        assert batch.tokens.dtype == np.int32
+        padded = pad_sequences(rows[first : first + 4], maxlen=length, padding=padding)
+        np.testing.assert_array_equal(batch.tokens, padded)
+    assert [batch.weights.tolist() for batch in made] == [[1] * 4, [1] * 4, [1, 0, 0, 0]]
+    assert [float(batch.count) for batch in made] == [4, 4, 1]
+    assert [int(batch.step) for batch in made] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bucket", [False, True])
@@ -78,16 +90,6 @@ def test_a_large_set_is_padded_batch_by_batch(
             np.testing.assert_array_equal(field, wanted)
 
 
-def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """Rows of weight 0 with only START fill the last batch; `count` is the number of reviews."""
-    made = collect(np.arange(len(LENGTHS)))
-    assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
-    assert [float(batch.count) for batch in made] == [4, 4, 3]
-    assert made[-1].weights.tolist() == [1, 1, 1, 0]
-    assert made[-1].tokens[-1].tolist() == [0, 0, 0, 0, 1]
-    assert [int(batch.step) for batch in made] == [0, 1, 2]
-
-
 @pytest.mark.parametrize("bucket", [0, 1])
 def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
     """The dataset may begin at any step of the first epoch."""
@@ -102,21 +104,6 @@ def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
     for a, b in zip(single[2:], together, strict=True):
         for left, right in zip(a, b, strict=True):
             np.testing.assert_array_equal(left, right)
-
-
-@pytest.mark.parametrize("maxlen", [1, 5, 30])
-def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None:
-    """A long review keeps its last words. cuDNN needs a token even in an example of weight 0."""
-    reviews = make_reviews()
-    made = collect(np.arange(len(LENGTHS)), maxlen=maxlen, bucket=1)
-    longest = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8]}[maxlen]
-    assert [batch.tokens.shape for batch in made] == [(4, length) for length in longest]
-    rows = [row for batch in made for row in batch.tokens]
-    for row, first, end in zip(rows, reviews.offsets, reviews.offsets[1:], strict=False):
-        kept = reviews.tokens[max(first, end - maxlen) : end].tolist()
-        assert row.tolist() == kept + [0] * (len(row) - len(kept))
-    assert made[-1].weights.tolist() == [1, 1, 1, 0]
-    assert rows[-1].tolist() == [1] + [0] * (len(rows[-1]) - 1)
 
 
 @pytest.mark.parametrize("bucket", [0, 1])

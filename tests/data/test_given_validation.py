@@ -45,10 +45,13 @@ def test_a_share_leaves_at_least_one_review_on_both_sides(num: int, share: float
 
 
 def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path) -> None:
-    """A column, the name of a table or the name of a folder states the split."""
+    """A column, the name of a table or the name of a folder states the split.
+
+    The order of the reviews does not matter.
+    """
     write_csv(tmp_path / "column.csv", ROWS, COLUMNS)
     for split in ("train", "test", "Dev"):
-        of_split = [row[:2] for row in ROWS if row[2] == split]
+        of_split = [row[:2] for row in reversed(ROWS) if row[2] == split]
         write_csv(tmp_path / f"tables/{split}.csv", of_split)
         write_folder(tmp_path / "folders" / split.lower(), of_split)
     made = [open_source(tmp_path / each) for each in ("column.csv", "tables", "folders")]

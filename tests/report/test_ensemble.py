@@ -210,7 +210,6 @@ def test_bad_members_are_refused(
     mixed = write_finished(runs / "mixed", dataset, 11)
     content = json.loads((mixed / "result.json").read_text())
     (mixed / "result.json").write_text(json.dumps(content | {"classes": ["a", "b", "c"]}))
-    untested = write_finished(runs / "untested", dataset, 9, "data.test=false")
     other_data = small_data(harness.folder / "other", 60)
     other = write_finished(runs / "other", other_data, 10)
     part = made(harness, first, "--with", "ngrams", "--run-id", "part")
@@ -220,7 +219,6 @@ def test_bad_members_are_refused(
         ((first,), "a single run is not an ensemble"),
         ((first, second, first.parent / "." / first.name), "is named twice; name each run once"),
         ((first, unfinished), "unfinished: not begun; give finished runs"),
-        ((first, untested), "data.test = false"),
         ((first, old), "validation_predictions.npz can't be used: No such file"),
         ((first, broken), "validation_predictions.npz can't be used"),
         ((first, other), "has data = "),

@@ -225,15 +225,13 @@ def test_an_earlier_report_is_replaced(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("names", [["comparison.csv", "notes.txt"], ["report.html"]])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, names: list[str]) -> None:
-    """A report never replaces a folder with other files, nor a file."""
+    """A report never replaces a folder with other files."""
     (tmp_path / "out").mkdir()
     check_folder(tmp_path / "out")  # an empty folder is fine
     for name in names:
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(InputError, match=f"--out .*out: contains {names[-1]}"):
         check_folder(tmp_path / "out")
-    with pytest.raises(InputError, match="is a file; specify a folder"):
-        check_folder(tmp_path / "out" / names[0])
 
 
 # The figures
@@ -396,10 +394,8 @@ def test_runs_with_a_setting_in_pairs(many_jobs: DatasetGroup) -> None:
 
 
 def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:
-    """A column is named `table.key`. Every job is compared with the best job, not with all jobs."""
-    part = Part(many_jobs)
-    assert len(part.differences) == NUM_JOBS - 1
-    rows = list(csv.DictReader(to_csv([part]).splitlines()))
+    """A column is named `table.key`."""
+    rows = list(csv.DictReader(to_csv([Part(many_jobs)]).splitlines()))
     assert [name for name in rows[0] if "." in name] == ["model.units", "model.pooling"]
     assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
     assert {(row["val_accuracy"], row["num_seeds"]) for row in rows} == {("0.5", "2")}

@@ -13,7 +13,6 @@ from harness.data.input_pipeline import (
     num_steps,
     padded_lengths,
     permutations_ahead,
-    time_steps,
 )
 
 PLAIN = BatchShape(4, 200)
@@ -70,18 +69,6 @@ def test_by_length_batches_hold_similar_lengths_in_random_order() -> None:
     assert (np.diff(batches[:, 0]) < 0).sum() > 10
 
 
-@pytest.mark.parametrize("bucket", [False, True])
-def test_an_order_does_not_depend_on_where_the_run_was_resumed(bucket: bool) -> None:
-    """A dataset of several epochs has the order of each epoch."""
-    lengths = lengths_of(30)
-    together = permutations_ahead(7, range(2, 5), lengths, shape=BatchShape(4, 200, bucket))
-    for epoch, order in zip((2, 3, 4), together, strict=True):
-        alone = epoch_permutation(7, epoch, 30)
-        if bucket:
-            alone = epoch_by_length(7, epoch, lengths, batch_size=4)
-        np.testing.assert_array_equal(order, alone)
-
-
 @pytest.mark.parametrize("maxlen", [1, 8, 9, 200, 5000])
 def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
     """The greatest length is `maxlen`; each length exceeds the previous one by at most a fifth."""
@@ -91,11 +78,3 @@ def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
     assert (lengths[1:] <= 1.19 * lengths[:-1] + 1).all()
     assert len(lengths) <= 40
     assert lengths[0] >= min(8, maxlen)
-
-
-def test_a_batch_has_room_for_its_longest_review() -> None:
-    """The last batch of an epoch has room, too. No batch spans two epochs."""
-    lengths = np.array([1, 30, 2, 60, 5])
-    orders = np.array([[0, 2, 4, 1, 3], [3, 2, 0, 4, 1]])
-    found = time_steps(orders, lengths, BatchShape(2, 60, bucket=True)).tolist()
-    assert found == [8, 30, 60, 60, 8, 30]

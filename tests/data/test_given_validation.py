@@ -58,6 +58,7 @@ def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path) -> N
     for dataset in made:
         sizes = {part: len(reviews) for part, reviews in dataset.parts().items()}
         assert sizes == {"train": 120, "validation": 40, "test": 40}
+        assert (dataset.parts()["validation"].tokens > len(dataset.vocab)).sum() == 80
     assert len({dataset.checksum for dataset in made}) == 1
 
 

@@ -69,6 +69,18 @@ def test_by_length_batches_hold_similar_lengths_in_random_order() -> None:
     assert (np.diff(batches[:, 0]) < 0).sum() > 10
 
 
+@pytest.mark.parametrize("bucket", [False, True])
+def test_an_order_does_not_depend_on_where_the_run_was_resumed(bucket: bool) -> None:
+    """A dataset of several epochs has the order of each epoch."""
+    lengths = lengths_of(30)
+    together = permutations_ahead(7, range(2, 5), lengths, shape=BatchShape(4, 200, bucket))
+    for epoch, order in zip((2, 3, 4), together, strict=True):
+        alone = epoch_permutation(7, epoch, 30)
+        if bucket:
+            alone = epoch_by_length(7, epoch, lengths, batch_size=4)
+        np.testing.assert_array_equal(order, alone)
+
+
 @pytest.mark.parametrize("maxlen", [1, 8, 9, 200, 5000])
 def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
     """The greatest length is `maxlen`; each length exceeds the previous one by at most a fifth."""

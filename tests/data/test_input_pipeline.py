@@ -1,4 +1,4 @@
-"""Batches hold the padded words of their reviews, and the n-gram ratios of these words."""
+"""Batches depend on seed, epoch and step alone."""
 
 from dataclasses import replace
 from itertools import islice, pairwise
@@ -13,6 +13,7 @@ from harness.data.input_pipeline import (
     BatchShape,
     Reviews,
     batches,
+    epoch_permutation,
     num_steps,
     permutations_ahead,
 )
@@ -31,16 +32,21 @@ def make_reviews() -> Reviews:
     )
 
 
-def collect(reviews: Reviews, *, maxlen: int, bucket: bool) -> list[Batch]:
-    """Return the batches of an epoch in the order of the reviews, as arrays."""
-    order, shape = np.arange(len(reviews))[None], BatchShape(4, maxlen, bucket)
-    made = batches(tf.distribute.get_strategy(), reviews, order, shape=shape)
-    return [Batch(*map(np.asarray, batch)) for batch in islice(made, num_steps(len(reviews), 4))]
+def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
+    """Return all batches of one or more epochs as arrays."""
+    strategy = tf.distribute.get_strategy()
+    first, before = settings.pop("first_step", 0), settings.pop("steps_before", 0)
+    sizes = {"batch_size": 4, "maxlen": 5} | settings
+    shape = BatchShape(sizes["batch_size"], sizes["maxlen"], bool(sizes.get("bucket")))
+    orders, given = np.atleast_2d(order), reviews or make_reviews()
+    made = batches(strategy, given, orders, shape=shape, first_step=first, steps_before=before)
+    num = len(orders) * num_steps(orders.shape[1], shape.batch_size) - first
+    return [Batch(*(np.asarray(part) for part in batch)) for batch in islice(made, num)]
 
 
-@pytest.mark.parametrize("bucket", [False, True])
+@pytest.mark.parametrize("bucket", [0, 1])
 @pytest.mark.parametrize("maxlen", [1, 5, 30])
-def test_rows_are_padded_and_batches_filled(maxlen: int, bucket: bool) -> None:
+def test_rows_are_padded_and_batches_filled(maxlen: int, bucket: int) -> None:
     """As in Keras's pad_sequences, zeros come first and a long review keeps its last words.
 
     By length, zeros come last and batches are short. Rows of weight 0 with only START fill the last
@@ -50,7 +56,7 @@ def test_rows_are_padded_and_batches_filled(maxlen: int, bucket: bool) -> None:
 
     whole = make_reviews()
     rows = [whole.tokens[a:b].tolist() for a, b in pairwise(whole.offsets)][1:10] + [[START]] * 3
-    made = collect(whole.between(1, 10), maxlen=maxlen, bucket=bucket)
+    made = collect(np.arange(9), whole.between(1, 10), maxlen=maxlen, bucket=bucket)
     lengths = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8] if bucket else [30, 30, 30]}[maxlen]
     padding = "post" if bucket else "pre"
     for batch, first, length in zip(made, (0, 4, 8), lengths, strict=True):
@@ -84,13 +90,29 @@ def test_a_large_set_is_padded_batch_by_batch(
             np.testing.assert_array_equal(field, wanted)
 
 
-@pytest.mark.parametrize("bucket", [False, True])
-def test_batches_have_the_ratios_of_their_words(bucket: bool) -> None:
+@pytest.mark.parametrize("bucket", [0, 1])
+def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
+    """The dataset may begin at any step of the first epoch."""
+    permutations = np.stack([epoch_permutation(7, epoch, len(LENGTHS)) for epoch in (2, 3, 4)])
+    single = [
+        batch
+        for index, order in enumerate(permutations)
+        for batch in collect(order, maxlen=30, bucket=bucket, steps_before=6 + 3 * index)
+    ]
+    together = collect(permutations, maxlen=30, bucket=bucket, first_step=2, steps_before=6)
+    assert len(together) == len(single) - 2
+    for a, b in zip(single[2:], together, strict=True):
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("bucket", [0, 1])
+def test_batches_have_the_ratios_of_their_words(bucket: int) -> None:
     """The ratios of padding are zeros."""
     whole = make_reviews()
     ratios = np.stack([whole.tokens, -whole.tokens], axis=1).astype(np.float32)
     reviews = replace(whole, ratios=ratios).between(3, 8)
-    made = collect(reviews, maxlen=6, bucket=bucket)
+    made = collect(np.arange(5), reviews, maxlen=6, bucket=bucket)
     for batch in made:
         tokens = batch.tokens * batch.weights[:, None]
         np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))

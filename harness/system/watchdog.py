@@ -178,20 +178,16 @@ class Watchdog:
             self._finish(line, Interrupted(f"a hang of {where}"))
 
     def _finish(self, line: str, reason: Interrupted) -> None:
-        ends = [(line, reason.exit_code)]
-
         def record() -> None:
             if self.watched and self.watched.record:
-                try:
+                with contextlib.suppress(RunError):  # a full disk, or a newer process of the run
                     self.watched.record(reason)
-                except RunError as refusal:  # for example, a newer process has taken the run over
-                    ends.append((str(refusal), refusal.exit_code))
 
         # Record the end in another thread, because the disk may not answer.
         call_within(RECORD_S, record)
         show_rest_soon()  # TensorFlow's messages may explain the hang
         self.watched = self._request.signal = None
-        self._end(*ends[-1])
+        self._end(line, reason.exit_code)
 
 
 def from_settings(

@@ -10,7 +10,7 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 
 import pytest
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError, Interrupted
 from harness.system import stderr_filter, watchdog
 from harness.system.watchdog import Watchdog, Watched
 
@@ -104,17 +104,6 @@ def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -
     ((line, code),) = ends
     assert line.startswith(f"interrupted by {name}; gpu:0 of n7 did not answer for 60 s, so only")
     assert code == 75
-
-
-def test_a_refusal_of_the_record_is_the_last_line() -> None:
-    """For example, `record` refuses because the run was requeued too often."""
-
-    def refuse(reason: Interrupted) -> None:
-        raise RunError(f"interrupted by {reason}; not requeued after 20 times")
-
-    dog, ends = watch(refuse)
-    dog.count(600)
-    assert ends == [("interrupted by a hang of gpu:0 of n7; not requeued after 20 times", 1)]
 
 
 @pytest.mark.parametrize("is_stuck", [False, True])

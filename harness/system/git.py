@@ -17,7 +17,6 @@ from harness.system.lenient_json import read_json
 SNAPSHOT_RECORD = "snapshot.json"  # describes a snapshot, which is a copy of the code without .git
 MAX_NEW_FILE_BYTES = 1_000_000
 MAX_NEW_BYTES = 10_000_000  # the largest total size of the untracked files in a record
-MAX_NAMES = 1000  # the largest number of names in a record's list of files
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -75,14 +74,13 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
     Returns:
         A dictionary with these keys: `commit`; `uncommitted_diff`, a binary patch against the
-        commit, including new files; `untracked_files`, the names of new files that git does not
-        ignore; `left_out_files`, the names of nested repositories, and of files that are too large
-        for the patch, can't be read or look like secrets; `snapshot`, the path of `project` if the
-        project is a snapshot. Bytes that are not UTF-8 become surrogate escapes. Unknown values are
-        None; if git failed, `git_problem` is git's error.
+        commit, including new files; `left_out_files`, the names of nested repositories, and of
+        files that are too large for the patch, can't be read or look like secrets; `snapshot`, the
+        path of `project` if the project is a snapshot. Bytes that are not UTF-8 become surrogate
+        escapes. Unknown values are None; if git failed, `git_problem` is git's error.
     """
     nothing: dict[str, Any] = dict.fromkeys(
-        ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
+        ("commit", "uncommitted_diff", "left_out_files", "snapshot")
     )
     if not is_checkout(project):
         if not (record := read_json(project / SNAPSHOT_RECORD)):
@@ -124,12 +122,10 @@ def _changes(project: Path, files: Files) -> dict[str, Any]:
     changed = [line.split("\t", 2)[2] for line in counted]
     secret = [name for name in changed if name in files.secrets or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
-    left_out = sorted({*left_out, *files.secrets, *secret})
     diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
-        "untracked_files": _shortened(files.new),
-        "left_out_files": _shortened(left_out),
+        "left_out_files": sorted({*left_out, *files.secrets, *secret}),
     }
 
 
@@ -193,12 +189,6 @@ def _diff_of_new(project: Path, names: list[str]) -> bytes:
         # --remove ignores files that were deleted since git listed them.
         git(project, *at, "update-index", "--add", "--remove", "-z", "--stdin", stdin=listed)
         return git(project, *at, *DIFF, "--cached")
-
-
-def _shortened(names: list[str]) -> list[str]:
-    if len(names) <= MAX_NAMES:
-        return names
-    return [*names[:MAX_NAMES], f"and {len(names) - MAX_NAMES:,} more"]
 
 
 def _names(listing: bytes) -> list[str]:

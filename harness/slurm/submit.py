@@ -291,8 +291,8 @@ def _submit(submission: SbatchJob) -> str:
         RunError: if sbatch prints no id, or does not answer in time. The submission's folder
             remains, because the job may be in the queue.
     """
+    _write(submission)
     try:
-        _write(submission)
         done = client.call(*submission.command)
         if done.returncode != 0:
             kind = RunError if client.NO_CONTROLLER in done.stderr else InputError
@@ -307,8 +307,6 @@ def _submit(submission: SbatchJob) -> str:
             f"{submission.name}: sbatch printed no job id, but the job may be in the queue; check "
             f"with squeue --me, and cancel the job with scancel ({error})"
         ) from None
-    except FileExistsError:  # the folder belongs to another submission, or `logs` is a file
-        raise
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise

@@ -191,18 +191,6 @@ def test_a_refused_submission_leaves_nothing(site: Harness, error: str, code: in
     assert submissions(site) == []
 
 
-def test_two_submissions_never_share_a_folder(
-    site: Harness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If two processes choose the same name, the files of the earlier job are kept."""
-    monkeypatch.setattr("harness.slurm.script._new_folder", lambda runs, _: runs / "2-same")
-    assert site.run_here("submit", LSTM).returncode == 0
-    before = contents(site.runs / "2-same")
-    done = site.run_here("submit", LSTM)
-    assert (done.returncode, "2-same: File exists" in done.stderr) == (1, True), done.stderr
-    assert contents(site.runs / "2-same") == before != {}
-
-
 def test_a_job_without_a_record_is_named(site: Harness) -> None:
     """Without a record the harness can't find the job, so the user might submit a second job."""
     (site.runs / ".submissions/77.json").mkdir(parents=True)  # a file can't replace a folder

@@ -5,7 +5,6 @@ of a broken record.
 """
 
 import json
-import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -70,14 +69,6 @@ def table(content: dict[str, Any], name: str) -> dict[str, Any]:
 def text(value: object) -> str | None:
     """Return the value if it is a non-empty string, else None."""
     return value if isinstance(value, str) and value else None
-
-
-def path(value: object) -> str | None:
-    """Return the value if it is a string that can be a path (encodable, without NUL), else None."""
-    try:
-        return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
-    except UnicodeEncodeError:
-        return None
 
 
 def number(value: object) -> float | None:

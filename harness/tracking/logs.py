@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.system.files import open_plain_file
-from harness.system.lenient_json import path, read_json
+from harness.system.lenient_json import read_json, text
 from harness.tracking.records import RunStatus
 
 POLL_S = 1.0  # seconds between two reads of a log
@@ -27,7 +27,7 @@ def log_of(status: RunStatus) -> Path:
     Raises:
         InputError: if the run has no log.
     """
-    earlier = path(read_json(status.folder / "state.json").get("log"))
+    earlier = text(read_json(status.folder / "state.json").get("log"))
     for log in (status.log, earlier, status.job_log):
         if log and os.path.exists(log):  # noqa: PTH110 - `Path.exists` may raise an error
             return Path(log)
@@ -44,9 +44,9 @@ def _without_log(status: RunStatus) -> InputError:
 
 def clean(line: bytes) -> str:
     """Return the text that a terminal shows for a line of a log, without escape sequences."""
-    text = line.decode(errors="replace").rstrip("\r\n")
-    text = text.rpartition("\r")[2]  # keep only the last state of a progress bar
-    return _ESCAPES.sub("", text)
+    shown = line.decode(errors="replace").rstrip("\r\n")
+    shown = shown.rpartition("\r")[2]  # keep only the last state of a progress bar
+    return _ESCAPES.sub("", shown)
 
 
 class Follower:

@@ -22,7 +22,6 @@ from harness.system.lenient_json import (
     number,
     numbers,
     parse_json,
-    path,
     table,
     text,
     whole,
@@ -104,9 +103,8 @@ STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("seed", "epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("val_accuracy", "test_accuracy"), number),
     **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms"), number),
-    **dict.fromkeys(("job", "architecture", "host", "phase", "signal", "error"), text),
+    **dict.fromkeys(("job", "architecture", "host", "phase", "signal", "error", "log"), text),
     "device": numbers,
-    "log": path,
 }
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
@@ -269,20 +267,16 @@ def _read_submission(file: str) -> list[Submission]:
     if not record or record.owner != os.getuid():
         return []
     sent = parse_json(record.content)
-    columns = [sent.get(name) for name in ("runs", "seeds", "logs")]
-    return [
-        Submission(
-            Path(folder),
-            text(sent.get("job")),
-            whole(seed),
-            path(log),
-            record.modified_s,
-            _job_id(sent.get("job_id")) if sent.get("resumes") is True else None,
-            path(sent.get("job_file")),
-        )
-        for folder, seed, log in zip_longest(*(c if isinstance(c, list) else () for c in columns))
-        if path(folder) is not None
-    ]
+    try:
+        job, job_file = sent["job"], sent["job_file"]
+        resumed_by = sent["job_id"] if sent["resumes"] else None
+        return [
+            Submission(Path(folder), job, seed, log, record.modified_s, resumed_by, job_file)
+            for folder, seed, log in zip_longest(sent["runs"], sent["seeds"], sent["logs"])
+            if folder
+        ]
+    except (KeyError, TypeError):  # not the record of a submission, or a broken one
+        return []
 
 
 # The folder of a run

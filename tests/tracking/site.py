@@ -103,6 +103,8 @@ class Site:
             "seeds": seeds,
             "runs": [str(self.runs / "gru" / name) for name in names],
             "logs": [str(self.folder / f"{name}.out") for name in names],
+            "resumes": False,
+            "job_file": None,
             **more,
         }
         folder = self.runs / ".submissions"

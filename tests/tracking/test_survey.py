@@ -112,7 +112,7 @@ def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"runs": 5}', '{"runs": ["a", 5, null]}'])
 def test_records_may_hold_impossible_values(site: Site, path: str, content: str) -> None:
-    """Submissions and heartbeats may name impossible paths, and a sweep's best score may be NaN.
+    """A heartbeat may name an impossible path, and a sweep's best score may be NaN.
 
     `tests/cli/test_bad_files.py` has all other broken files of a run.
     """
@@ -121,7 +121,7 @@ def test_records_may_hold_impossible_values(site: Site, path: str, content: str)
     sweep.mkdir(parents=True)
     (sweep / "search.toml").touch()
     (sweep / "state.json").write_text('{"phase": "training", "best": {"score": NaN, "x": [1]}}')
-    site.submission("12", [1], runs=[path])
+    (site.runs / ".submissions").mkdir()
     (site.runs / ".submissions/13.json").write_text(content)
     statuses = survey(site.runs, Queue())
     assert {"lstm/a", "tune/s"} <= {each.run for each in statuses}

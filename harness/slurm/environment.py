@@ -130,16 +130,14 @@ class SlurmEnvironment:
         return f"{array}_{task}" if array and task else self.job_id
 
 
-def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
+def array_seed() -> str | None:
     """Return the seed of this array task; None outside of an array.
 
-    The seed comes from the list HARNESS_ARRAY_SEEDS. If HARNESS_ARRAY_SEEDS has no seed for the
-    task, the seed is the task's index.
+    The seed comes from the list HARNESS_ARRAY_SEEDS. Without this list, the seed is the task's
+    index.
     """
-    task = environment.get(OF_ARRAYS[1])
-    listed = dict(enumerate(environment.get(ARRAY_SEEDS, "").split(), 1))
-    # The list may be too short: a user's shell may have exported the list of another array.
-    return listed.get(int(task), task) if task else None
+    task, listed = os.environ.get(OF_ARRAYS[1]), os.environ.get(ARRAY_SEEDS, "").split()
+    return listed[int(task) - 1] if task and listed else task
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
@@ -330,14 +328,14 @@ def unmet_request(allocation: SlurmEnvironment, known: Mapping[str, str]) -> str
     return None
 
 
-def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
+def report_node_fault(reason: str) -> bool:
     """Report that this node is faulty, so that the job continues without this node.
 
     Returns:
         Whether the report was written; False if no job script has set HARNESS_NODE_FAULTS.
     """
-    path = environment.get("HARNESS_NODE_FAULTS")
-    node = environment.get("SLURMD_NODENAME")
+    path = os.environ.get("HARNESS_NODE_FAULTS")
+    node = os.environ.get("SLURMD_NODENAME")
     if not path or not node:
         return False
     with Path(path).open("a") as file:
@@ -348,9 +346,7 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
 # Settings of the site
 
 
-def not_sourced(
-    names: Iterable[str] = (), project: Path = PROJECT, environment: Mapping[str, str] = os.environ
-) -> str:
+def not_sourced(names: Iterable[str] = (), project: Path = PROJECT) -> str:
     """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
 
     Because slurm/site.sh is a bash script, this function reads only the names of the variables from
@@ -366,7 +362,7 @@ def not_sourced(
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     exports = "\n".join(re.findall(r"\bexport (.*)", code))
     names = names or dict.fromkeys(re.findall(r"\b((?:HARNESS|SBATCH)_\w+)=", exports))
-    found = [n for n in names if n not in environment and re.search(rf"\b{n}=", code)]
+    found = [n for n in names if n not in os.environ and re.search(rf"\b{n}=", code)]
     if not found:
         return ""
     path = SITE if Path.cwd() == project else quoted(project / SITE)

@@ -9,7 +9,7 @@ import ctypes
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,9 +246,9 @@ def unknown_names(names: Sequence[str]) -> list[str]:
     ]
 
 
-def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
+def hidden_by() -> str:
     """Return a message if CUDA_VISIBLE_DEVICES hides all GPUs; else an empty string."""
-    text = environment.get("CUDA_VISIBLE_DEVICES")
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
     if text is None or visible_names(text):
         return ""
     return f"CUDA_VISIBLE_DEVICES is {text!r}, which hides all GPUs"

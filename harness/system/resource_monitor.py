@@ -6,7 +6,6 @@ from psutil.
 
 import contextlib
 import logging
-import os
 import socket
 from time import monotonic
 from typing import Any
@@ -38,7 +37,7 @@ class ResourceMonitor:
         Raises:
             InputError: if HARNESS_IDLE_WARNING_MIN is not a number from 0 to 1440.
         """
-        self._idle_s = 60 * read_limit(IDLE, "minutes", IDLE_MIN, os.environ)
+        self._idle_s = 60 * read_limit(IDLE, "minutes", IDLE_MIN)
         self._used_at: dict[int, float] = {}  # when each GPU was last in use, or warned of
         self._num_cpus = num_cpus
         self._read_at = float("-inf")

@@ -11,7 +11,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -190,9 +190,7 @@ class Watchdog:
         self._end(line, reason.exit_code)
 
 
-def from_settings(
-    environment: Mapping[str, str] = os.environ, *, on_nodes: bool = False
-) -> Watchdog:
+def from_settings(*, on_nodes: bool = False) -> Watchdog:
     """Return a watchdog with the limits from the site's settings.
 
     Args:
@@ -202,20 +200,20 @@ def from_settings(
     Raises:
         InputError: if a setting is not a number or out of its range.
     """
-    stall_min = read_limit(STALL, "minutes", STALL_MIN, environment)
+    stall_min = read_limit(STALL, "minutes", STALL_MIN)
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN
-    stepped_min = read_limit(STALL, "minutes", usual_min, environment)
-    stop_s = read_limit(STOP, "seconds", STOP_S, environment)
+    stepped_min = read_limit(STALL, "minutes", usual_min)
+    stop_s = read_limit(STOP, "seconds", STOP_S)
     return Watchdog(60 * stall_min, stop_s, end_at_once, stepped_stall_s=60 * stepped_min)
 
 
-def read_limit(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:
+def read_limit(name: str, unit: str, default: float) -> float:
     """Read a time limit of the site from the environment; 0 means no limit.
 
     Raises:
         InputError: if the value is not a number from 0 to LARGEST.
     """
-    text = environment.get(name, "").strip()
+    text = os.environ.get(name, "").strip()
     if not text:
         return default
     try:

@@ -36,12 +36,13 @@ def test_variables_of_an_allocation() -> None:
     assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
 
 
-def test_seed_of_an_array_task() -> None:
+def test_seed_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """The index is the seed, or the position of the seed in the list HARNESS_ARRAY_SEEDS."""
-    task = {"SLURM_ARRAY_TASK_ID": "2"}
-    assert [array_seed({}), array_seed(task)] == [None, "2"]
-    assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"}) == "1234"
-    assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42"}) == "2"
+    assert array_seed() is None
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert array_seed() == "2"
+    monkeypatch.setenv("HARNESS_ARRAY_SEEDS", "42 1234 2024")
+    assert array_seed() == "1234"
 
 
 def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,16 +131,16 @@ def test_gpus_that_slurm_did_not_give(
     assert (unmet_request(submitted, shown_values(shown)) is not None) == is_unmet
 
 
-def test_report_of_a_faulty_node(tmp_path: Path) -> None:
+def test_report_of_a_faulty_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report is one line. Without a job script, which would read it, no report is written."""
     faults = tmp_path / "faults"
-    environment = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n4"}
-    for missing in environment:
-        others = {name: value for name, value in environment.items() if name != missing}
-        assert not report_node_fault("no driver", others), missing
-    assert not faults.exists()
-    assert report_node_fault("no\n  driver", environment)
+    monkeypatch.setenv("SLURMD_NODENAME", "n4")
+    assert not report_node_fault("no driver")
+    monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
+    assert report_node_fault("no\n  driver")
     assert faults.read_text() == "n4 no driver\n"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    assert not report_node_fault("no driver")
 
 
 def test_command_that_continues_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

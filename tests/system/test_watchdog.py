@@ -78,10 +78,15 @@ def test_time_counts_only_while_watching() -> None:
     ],
 )
 def test_the_limit_depends_on_the_work(
-    setting: str, on_nodes: bool, first_use: float, limits: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    on_nodes: bool,
+    first_use: float,
+    limits: tuple[int, int],
 ) -> None:
     """The end of the first step may lower the limit. The site's setting has priority."""
-    dog = watchdog.from_settings({"HARNESS_STALL_MIN": setting}, on_nodes=on_nodes)
+    monkeypatch.setenv("HARNESS_STALL_MIN", setting)
+    dog = watchdog.from_settings(on_nodes=on_nodes)
     dog.first_use, dog.watched = first_use, Watched("here", "go on")
     before = dog.limit_s
     dog.first_step_done()
@@ -188,8 +193,13 @@ def test_a_main_thread_that_waits_in_c_ends(
 
 
 @pytest.mark.parametrize("value", ["-1", "ten", "nan", "1e99"])
-def test_a_limit_that_is_no_number_in_the_range_is_refused(value: str) -> None:
+def test_a_limit_that_is_no_number_in_the_range_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An empty value means the default, and 0 means no limit."""
+    monkeypatch.setenv("HARNESS_STALL_MIN", value)
     with pytest.raises(InputError, match=rf"HARNESS_STALL_MIN={value}: should be a number of min"):
-        watchdog.from_settings({"HARNESS_STALL_MIN": value})
-    assert watchdog.from_settings({"HARNESS_STALL_MIN": "", "HARNESS_STOP_S": "0"}).stop_s == 0
+        watchdog.from_settings()
+    monkeypatch.setenv("HARNESS_STALL_MIN", "")
+    monkeypatch.setenv("HARNESS_STOP_S", "0")
+    assert watchdog.from_settings().stop_s == 0

@@ -28,7 +28,7 @@ AT_WORK = ("running", "starting", "stale")  # states of a run that has or may ha
 def ask_to_stop(
     status: RunStatus,
     *,
-    stop_search: Callable[[Path], None] | None = None,
+    stop_search: Callable[[Path], None],
     alone: bool = False,
     problem: str | None = None,
 ) -> str | None:
@@ -59,7 +59,7 @@ def ask_to_stop(
             return None
         job = status.slurm_job
         return f"{status.run}: will not start; to stop all seeds of its job: harness cancel {job}"
-    if stop_search and status.trials and status.state in AT_WORK:
+    if status.trials and status.state in AT_WORK:
         stop_search(status.folder)
         # `stop_search` stops the running tasks of an array; scancel removes the waiting tasks.
         if status.slurm_job:
@@ -70,7 +70,7 @@ def ask_to_stop(
     in_slurm = status.reported_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):
-        if stop_search and status.trials:  # all tasks of an array work on the same search
+        if status.trials:  # all tasks of an array work on the same search
             stop_search(status.folder)
             status.slurm_job = str(status.slurm_job).partition("_")[0]
         return _cancel_job(status)
@@ -130,9 +130,7 @@ def _stop_process(status: RunStatus) -> None:
         os.kill(process, signal.SIGTERM)
 
 
-def wait_until_saved(
-    status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
-) -> str:
+def wait_until_saved(status: RunStatus, queue: Queue) -> str:
     """Wait until a run ends after `ask_to_stop`; return a line that says how it ended.
 
     Raises:
@@ -145,7 +143,7 @@ def wait_until_saved(
         if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
             now = refresh(status, queue)  # the run may have saved after the first `refresh`
             return ": ".join(filter(None, (now.run, now.state, now.note)))
-        sleep(POLL_S)
+        time.sleep(POLL_S)
         waited_s += POLL_S
     raise RunError(
         f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status "

@@ -87,11 +87,7 @@ class Follower:
             raise RunError(f"log {self.path}: can't be read: {why}") from None
 
 
-def follow(
-    follower: Follower,
-    look: Callable[[], RunStatus],
-    sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[str]:
+def follow(follower: Follower, look: Callable[[], RunStatus]) -> Iterator[str]:
     """Yield the new lines of a run's log until the run ends; `look` returns the run's status.
 
     Raises:
@@ -107,10 +103,10 @@ def follow(
         if is_over(status):
             break
         yield from follower.new_lines()
-        sleep(POLL_S)
+        time.sleep(POLL_S)
     num_quiet = 0  # the last lines may follow seconds after the result
     while num_quiet < QUIET_POLLS:
-        sleep(POLL_S)
+        time.sleep(POLL_S)
         lines = list(follower.new_lines())
         num_quiet = 0 if lines else num_quiet + 1
         yield from lines

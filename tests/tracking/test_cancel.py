@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from tests.conftest import JOBS, Harness, wait_for
 from tests.tracking.site import ELSEWHERE, Site
 from tests.tracking.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
+
+ask = partial(ask_to_stop, stop_search=stop_search_in)
 
 
 def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +72,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
     status = RunStatus("tune/s", sweep, "running", host=ELSEWHERE, process=1, trials={"best": 1})
     status.slurm_job = job
     for _ in range(2):
-        assert ask_to_stop(status, stop_search=stop_search_in) is None
+        assert ask(status) is None
     assert read_json(sweep / "stop.json")["by"].endswith(f" on {socket.gethostname()}")
     assert noted.exists() == bool(job)
     assert not job or noted.read_text() == "--state=PENDING 12\n" * 2
@@ -85,7 +89,7 @@ def test_all_waiting_tasks_of_a_search_are_cancelled(site: Site) -> None:
     state = {"phase": "interrupted", "signal": "SIGUSR2", "trials": 24, "time_s": 1.0}
     job = {"slurm_job": "23", "slurm_own_id": "12_3", "owns_job": True}
     (sweep / "state.json").write_text(json.dumps(state | job))
-    line = ask_to_stop(site.only(), stop_search=stop_search_in) or ""
+    line = ask(site.only()) or ""
     assert line.startswith("tune/slurm-12: job 12 was removed from the queue; continue with ")
     assert noted.read_text() == "12\n"
     assert (sweep / "stop.json").exists()
@@ -97,12 +101,12 @@ def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) 
     """The command says that it can't see the queue, unless the run was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
     with pytest.raises(RunError, match=r"squeue is not installed here; .* with: scancel 12"):
-        ask_to_stop(site.only())
+        ask(site.only())
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGTERM")
-    assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
+    assert "nothing to cancel" in (ask(site.only()) or "")
     site.slurm()
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
-    assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
+    assert "nothing to cancel" in (ask(site.only()) or "")
 
 
 def test_a_session_is_not_cancelled_for_a_run(site: Site) -> None:
@@ -112,17 +116,17 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site) -> None:
     site.run("20260101-seed1", "training", slurm_job="12", owns_job=False)
     whole_job = r"harness cancel .*, or end the run's whole job: scancel 12$"
     with pytest.raises(RunError, match=whole_job):
-        ask_to_stop(site.only())
+        ask(site.only())
     site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
     with pytest.raises(RunError, match=r"may run other programs.*: scancel 12$"):
-        ask_to_stop(site.only())  # Slurm has requeued the session
+        ask(site.only())  # Slurm has requeued the session
     assert not noted.exists()
     status = site.only()
     status.slurm_job = status.reported_job = "13"  # another job continues the run
-    ask_to_stop(status)
+    ask(status)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     site.run("20260101-seed1", "training", slurm_job="12", owns_job=True)
-    assert ask_to_stop(site.only()) is None
+    assert ask(site.only()) is None
     assert noted.read_text() == "13\n12\n"
 
 
@@ -136,7 +140,7 @@ def test_the_job_in_another_users_record_is_not_cancelled(
     ours = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: ours + 1)
     with pytest.raises(RunError, match="belongs to another user; ask this user to stop"):
-        ask_to_stop(site.only())
+        ask(site.only())
     assert not noted.exists()
 
 
@@ -208,7 +212,9 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
         ("training", "lstm/a: dead: its process is gone; harness resume "),
     ],
 )
-def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) -> None:
+def test_cancel_waits_for_the_end_of_a_run(
+    site: Site, monkeypatch: pytest.MonkeyPatch, phase: str, said: str
+) -> None:
     """The wait ends when the heartbeat records the end or the process is gone."""
     values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
     values["signal"] = "SIGTERM"
@@ -220,17 +226,21 @@ def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) ->
         if len(waits) == 3:
             site.run("a", phase, 0, host=socket.gethostname(), process=2**22 + 1, **values)
 
-    assert wait_until_saved(status, Queue(), sleep).startswith(said)
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert wait_until_saved(status, Queue()).startswith(said)
     assert len(waits) == 3
 
 
 @pytest.mark.parametrize("age_s", [1, 3000])
-def test_cancel_waits_at_most_90_seconds(site: Site, age_s: float) -> None:
+def test_cancel_waits_at_most_90_seconds(
+    site: Site, monkeypatch: pytest.MonkeyPatch, age_s: float
+) -> None:
     """`cancel` waits for a stale run, too. The error names the command that shows the run."""
     run = site.run("a", "training", age_s).folder
     waits = list[float]()
+    monkeypatch.setattr(time, "sleep", waits.append)
     with pytest.raises(RunError, match=rf"did not stop within 90 s; see harness status {run}$"):
-        wait_until_saved(site.only(), Queue(), waits.append)
+        wait_until_saved(site.only(), Queue())
     assert sum(waits) == 90
 
 

@@ -4,6 +4,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,9 @@ def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
     assert list(follower.new_lines(at_end=True)) == ["rest"]
 
 
-def test_the_last_lines_may_come_after_the_end_of_the_run(tmp_path: Path) -> None:
+def test_the_last_lines_may_come_after_the_end_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a busy node, these lines come seconds later and in several parts."""
     log = tmp_path / "log"
     log.write_text("said\n")
@@ -112,8 +115,9 @@ def test_the_last_lines_may_come_after_the_end_of_the_run(tmp_path: Path) -> Non
         with log.open("a") as file:
             file.write(next(times))
 
+    monkeypatch.setattr(time, "sleep", sleep)
     over = RunStatus("a", tmp_path, "finished", log=str(log))
-    found = list(follow(Follower(log), lambda: over, sleep))
+    found = list(follow(Follower(log), lambda: over))
     assert found == ["said", "one", "two", "three"]
 
 

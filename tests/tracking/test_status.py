@@ -20,6 +20,7 @@ from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
 from harness.tracking.status import format_duration, survey, was_out_of_memory
+from harness.tuning.sweep_dir import stop_search_in
 from tests.conftest import JOBS, Harness, run_here
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site
@@ -199,7 +200,8 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
     assert status.seed == 4
     assert (search.run, search.state, search.slurm_job) == ("tune_all/slurm-34", "pending", "34")
     noted = site.scancel()
-    assert "job 34 was removed from the queue" in (ask_to_stop(search) or "")
+    line = ask_to_stop(search, stop_search=stop_search_in) or ""
+    assert "job 34 was removed from the queue" in line
     assert noted.read_text() == "34\n"
 
 

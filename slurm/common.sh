@@ -3,8 +3,6 @@
 # environment, starts Python and forwards signals to it.
 #
 #   bash slurm/common.sh --setup    on a login node: creates the environment, fetches the data
-#
-# This file works with bash 3.2 (macOS), so it uses ${a[@]+"${a[@]}"} if the array may be empty.
 
 set -euo pipefail
 
@@ -36,7 +34,7 @@ if [[ -f $PROJECT/slurm/site.sh ]]; then
 fi
 
 # Runs a command of the Python environment, in the site's container if there is one.
-inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
+inside() { "${HARNESS_CONTAINER[@]}" "$@"; }
 
 harness() { inside "$VENV/bin/harness" "$@"; }
 
@@ -102,8 +100,7 @@ supervise() {
 
 # Runs the environment's program $1 with its arguments, through srun if STEP is not empty.
 inside_venv() {
-    run_child ${STEP[@]+"${STEP[@]}"} ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} \
-        "$VENV/bin/$1" "${@:2}"
+    run_child "${STEP[@]}" "${HARNESS_CONTAINER[@]}" "$VENV/bin/$1" "${@:2}"
 }
 
 # Runs a command, and sets RC to the exit code. The command runs in the background, because during a

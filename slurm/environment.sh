@@ -44,9 +44,7 @@ has_gpus() {
 
 # Prints the stamp of a complete environment: a checksum of its path, lock file and project file.
 stamp_of() {
-    local sum=sha256sum
-    command -v $sum >/dev/null || sum='shasum -a 256'
-    (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
+    (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | sha256sum
 }
 
 # True if the environment's interpreter exists. With a container always true, because the image of
@@ -92,9 +90,9 @@ ensure_venv() {
     with_lock install "$@"
 }
 
-# Runs a command under a lock that is valid on all nodes. If flock is missing (macOS) or the disk
-# does not support locks (some Lustre), the lock is a folder. After half an hour any process may
-# remove this folder.
+# Runs a command under a lock that is valid on all nodes. If flock is missing or the disk does not
+# support locks (some Lustre), the lock is a folder. After half an hour any process may remove this
+# folder.
 with_lock() (
     lock=$PROJECT/.setup.lock
     { exec 9>"$lock"; } 2>/dev/null || {
@@ -176,6 +174,6 @@ install_by_uv() {
 }
 
 install_by_pip() {
-    inside "${pip[@]}" install --progress-bar off ${again[@]+"${again[@]}"} "${locked[@]}" \
+    inside "${pip[@]}" install --progress-bar off "${again[@]}" "${locked[@]}" \
         --no-compile -r "$1" && inside "${pip[@]}" install "${editable[@]}"
 }

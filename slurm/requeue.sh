@@ -102,7 +102,7 @@ change_job() {
 submit_successor() {
     local answer id=''
     if [[ -n $RUN ]] && answer=$(harness job-successor "$RUN" --runs "$HARNESS_RUNS" \
-        -- ${CHANGES[@]+"${CHANGES[@]}"}); then
+        -- "${CHANGES[@]}"); then
         eval "$answer" # sets SUCCESSOR and RECORD
         answer=$("${SUCCESSOR[@]}") || answer=''
         # In sbatch's output, lines of the site may precede the id; a cluster's name may follow it.

@@ -82,8 +82,7 @@ def run_process(
         finally:
             timer.cancel()
         wall_s = time.perf_counter() - began
-        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
-        memory_gb = usage.ru_maxrss * unit / 1e9
+        memory_gb = usage.ru_maxrss * 1024 / 1e9
         cpu_s = usage.ru_utime + usage.ru_stime
         ended = Ended(child.returncode, cpu_s, memory_gb, _text(output), _text(errors))
     if wall_s >= timeout_s:

@@ -157,13 +157,12 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
     The number is the smallest of the number of CPUs in the affinity mask, the job's CPUs per task
     and HARNESS_CPUS.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
-        affinity,
+        len(os.sched_getaffinity(0)),
         allocation.cpus_per_task if allocation else None,
         _whole(os.environ, "HARNESS_CPUS"),
     )
-    return min((limit for limit in limits if limit), default=1)
+    return min(limit for limit in limits if limit)
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:

@@ -112,10 +112,11 @@ with_lock() (
     "$@"
 )
 
-# Installs lock file $1. First removes an incomplete environment, which could look complete to pip.
-# Changes a complete environment in place, so running jobs keep the packages that do not change.
+# Installs lock file $1 for ensure_venv. First removes an incomplete environment, which could look
+# complete to pip. Changes a complete environment in place, so running jobs keep the packages that do
+# not change.
 install() {
-    local lock=$1 log=$VENV/setup.log extra=''
+    local lock=$1 log=$VENV/setup.log
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
     if [[ ! -e $log && -n $(ls -A "$VENV" 2>/dev/null) ]]; then
         complain "$VENV: was not made by this script and has no bin/harness; install harness there" \
@@ -131,9 +132,8 @@ install() {
     say "installing $lock into $VENV: a minute or two (log: $log)"
     if ! install_steps "$lock" >"$log" 2>&1; then
         tail -n 8 "$log" >&2
-        [[ $lock != requirements-gpu.lock ]] || extra='HARNESS_EXTRA=gpu '
-        complain "the installation failed (log: $log); if this node is offline, run" \
-            "\`${extra}bash slurm/common.sh --setup\` on the login node first"
+        complain "the installation failed (log: $log); if this node is offline, run \`$setup\`" \
+            "on the login node first"
         return 1
     fi
     stamp_of "$lock" >"$VENV/stamp.new"

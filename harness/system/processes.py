@@ -168,9 +168,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
         return [ask(item) for item in items]
     pool = ThreadPoolExecutor(len(parts))
     try:
-        # In `Thread.start`, Ctrl-C may cause another error than KeyboardInterrupt.
-        with ctrl_c_waits():
-            answers = pool.map(lambda part: [*map(ask, part)], parts)
+        answers = pool.map(lambda part: [*map(ask, part)], parts)
         return list(itertools.chain(*answers))
     except BaseException:
         kept.append(pool)  # else the command would wait for the threads before it exits
@@ -203,16 +201,13 @@ def end_with_parent() -> None:
 
     Standard input must be a pipe from the parent; the operating system closes the pipe when the
     parent ends. Between the two may be srun, which then closes its pipe to this process when its
-    own pipe from the parent closes. If this process still runs a minute after SIGTERM, it exits
-    with the exit code of an interruption, 75.
+    own pipe from the parent closes.
     """
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 64):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
-        os._exit(Interrupted.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
 

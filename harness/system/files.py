@@ -132,7 +132,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         OSError: if a write fails, or `target` exists and is not an empty folder.
     """
-    temporary = _temporary_folder(target)
+    temporary = _temporary(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -165,7 +165,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
                 f"{target}: is a broken link; remove the link, or choose another folder"
             )
     target = target.resolve()
-    old = _temporary_folder(target)
+    old = _temporary(target)
     try:
         with atomic_directory(target) as temporary:
             yield temporary
@@ -283,11 +283,6 @@ def sync(path: Path) -> None:
 
 def _temporary(target: Path) -> Path:
     return target.with_name(f".{uuid.uuid4().hex}.tmp")
-
-
-def _temporary_folder(target: Path) -> Path:
-    # A kill may leave this folder, so its name contains the target's. A name has at most 255 bytes.
-    return _temporary(target).with_suffix(f".{target.name[:50]}.tmp")
 
 
 # Reading
@@ -441,16 +436,14 @@ def is_of_disk(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """Yield a new private folder in `parent`; remove it after the block.
+def scratch_directory() -> Iterator[Path]:
+    """Yield a new private folder in TMPDIR; remove it after the block.
 
-    By default the folder is in TMPDIR, and the folders that killed processes left there are removed
-    first.
+    The folders that killed processes left there are removed first.
     """
-    if not parent:
-        _remove_abandoned(Path(tempfile.gettempdir()))
+    _remove_abandoned(Path(tempfile.gettempdir()))
     with (
-        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=parent, ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as name,
         contextlib.ExitStack() as stack,
     ):
         # Hold the lock until the end of the block, so that no other process removes the folder.

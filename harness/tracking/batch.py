@@ -1,5 +1,6 @@
 """Trains several jobs and seeds in parallel: `harness train jobs/*.toml --seeds 1-5`."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import Task, allocate_slots, child_args, run_tasks
 from harness.slurm.script import submissions
 from harness.system.console import Console, quoted
-from harness.system.files import atomic_write, scratch_directory
+from harness.system.files import atomic_write
 from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve_id
 
 
@@ -98,11 +99,11 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with (
-            scratch_directory(parent) as jobs,
+            tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as jobs,
             explain_interruption(f"checkpoints saved; {remedy}"),
         ):
             tasks = [
-                _task(request, run, job=job, jobs=jobs)
+                _task(request, run, job=job, jobs=Path(jobs))
                 for run, job in zip(runs, request.jobs, strict=True)
                 if not run.finished()
             ]

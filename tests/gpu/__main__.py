@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from harness.doctor.probe import ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import echo, log, take_any_text
-from harness.system.files import atomic_write, make_folder, scratch_directory
+from harness.system.files import atomic_write, make_folder
 from harness.system.processes import nvidia_driver, processor
 from tests.gpu import full
 from tests.gpu.checks import CHECKS, check_gpus
@@ -116,8 +117,9 @@ def accept(
     has_nodes = allocation and allocation.num_nodes > 1
     if has_nodes:
         make_folder(folder)
-    with scratch_directory(folder.absolute() if has_nodes else None) as scratch:
-        runs = Runs(scratch, kind, num, data, allocation)
+    parent = folder.absolute() if has_nodes else None
+    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as scratch:
+        runs = Runs(Path(scratch), kind, num, data, allocation)
         for name, check in checks.items():
             began = time.perf_counter()
             for finding in examine(name, partial(unless_not_run, name, partial(check, runs))):

@@ -330,18 +330,13 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
 
 
 def free_port(ports: Sequence[int]) -> int:
-    """Return a random port that is free on all addresses; another process may take it later.
+    """Return a random port that no IPv4 listener uses; another process may take it later.
 
     Raises:
         RunError: if none of NUM_TRIES random ports is free.
     """
-    is_dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if is_dual else socket.AF_INET
     for port in random.SystemRandom().sample(ports, NUM_TRIES):
-        with (
-            contextlib.suppress(OSError),
-            socket.create_server(("", port), family=family, dualstack_ipv6=is_dual),
-        ):
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
     raise RunError(f"{socket.gethostname()}: no port is free for TensorFlow's server; try again")
 

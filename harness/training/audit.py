@@ -75,11 +75,6 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change because of rounding
 OTHER_ROWS = 128  # reviews per batch of the evaluation that measures rounding
 POLL_S = 0.1
-# The keys of `result.json` whose values don't depend on rounding.
-UNROUNDED = {
-    *("job", "architecture", "seed", "parameters", "recurrent_parameters"),
-    *("dataset_checksum", "classes", "limit", "num_training", "num_validation", "num_test"),
-}
 OMITTED = "not compared"  # the outcome of a comparison that is impossible where rounding differs
 
 
@@ -600,9 +595,8 @@ class Auditor:
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
                 yield compared(name, self._file, name, mine, theirs, limits)
-        if result:
+        if result and is_strict:
             names = {*result} & {*self.subject.result} - {"run", "data", "devices"}
-            names = names if is_strict else names & UNROUNDED
             found = {name: value for name, value in untimed(result).items() if name in names}
             yield compared(RESULT, self._in_result, found)
 

@@ -19,7 +19,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +34,7 @@ from harness.compute.strategy import MAX_DEVICES, Devices, parse_devices
 from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.errors import InputError, Interrupted, RunError
-from harness.job.keys import SCORES, Job, TrainConfig
+from harness.job.keys import Job
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
@@ -315,19 +315,6 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
 
 
-def last_epoch(history: Sequence[Mapping[str, float]], train: TrainConfig) -> int:
-    """Return the epoch after which training ends, by the rule of Keras's EarlyStopping."""
-    if not train.early_stopping_patience:
-        return train.epochs
-    sign = 1 if SCORES[train.monitor] == "min" else -1
-    scores = [sign * line[train.monitor] for line in history]
-    for number in range(1, len(scores) + 1):
-        best = scores.index(min(scores[:number])) + 1
-        if number - best >= train.early_stopping_patience:
-            return number
-    return train.epochs
-
-
 def kind_of(where: str) -> str:
     """Return the first part of a value's name: a metric or a file (see `Auditor._values`)."""
     return where.partition(", ")[0]
@@ -441,8 +428,6 @@ class Auditor:
             yield compared(what, self._unsaved, validation) if is_strict else omitted
         yield compared("job", self._job)
         yield compared("exported epoch", self._exported)
-        if not job.train.callbacks:  # a callback may end the training
-            yield compared("last epoch", self._last)
 
     def _files(self) -> Sides:
         result, files = self.subject.result, self.subject.files
@@ -531,11 +516,6 @@ class Auditor:
         found = {"num_epochs": len(history), "kept_epoch": exported["epoch"]}
         scores = {name: exported.get(name) for name in ("val_loss", "val_accuracy")}
         return self._in_result(found | scores)
-
-    def _last(self) -> Sides:
-        """Return the last epoch by EarlyStopping's rule, and the last epoch in the run's files."""
-        history, what = lines_of(self.subject.files), "the last epoch"
-        return Sides({what: last_epoch(history, self.subject.job.train)}, {what: len(history)})
 
     def _in_result(self, found: Values, allowed: float = 0.0) -> Sides:
         """Return the computed values, and the values with the same names in `result.json`."""

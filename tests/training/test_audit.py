@@ -40,7 +40,6 @@ from harness.training.audit import (
     Subject,
     compared,
     gap,
-    last_epoch,
     read_subject,
 )
 from harness.training.metrics import test_scores as scores_of
@@ -275,25 +274,6 @@ def test_other_trainings_may_be_shorter(
     audit = Audit(Path("run"), "", "", "6 epochs", tuple(checks[:1]), (), "", 0, 0)
     assert audit.outcome == ("within rounding" if patience else "differs")
     assert "with xla on cpu:2 instead of keras on cpu:1: loss 0.0001" in auditor.tolerance
-
-
-@pytest.mark.parametrize(
-    ("scores", "patience", "last"),
-    [
-        ([0.5, 0.4], 1, 6),
-        ([0.5, 0.5], 1, 2),
-        ([0.5, 0.6, 0.4, 0.6, 0.4], 2, 5),
-        ([0.5, 0.6, 0.4, 0.6, 0.3], 2, 6),
-        ([0.5, 0.5, 0.5], 0, 6),
-    ],
-)
-def test_the_scores_of_a_run_decide_when_it_stops(
-    scores: list[float], patience: int, last: int
-) -> None:
-    """With other rounding a run may stop at another epoch, but only by the rule of its job."""
-    settings = [f"train.early_stopping_patience={patience}", "train.epochs=6"]
-    train = load_job(JOBS / "lstm.toml", [*settings, "train.monitor=val_loss"]).train
-    assert last_epoch([{"val_loss": score} for score in scores], train) == last
 
 
 def test_equal_files_need_no_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

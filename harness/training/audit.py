@@ -207,6 +207,11 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
             f"run {folder}: its metrics.jsonl is missing; train its job again, and audit the new "
             "run"
         )
+    if not job.data.test and VALIDATION_PREDICTIONS not in files:
+        raise InputError(
+            f"run {folder}: is a trial of a search, which saves no predictions; audit a run of "
+            "harness sweep retrain"
+        )
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
         raise InputError(
@@ -397,7 +402,7 @@ class Auditor:
         from harness.compute.strategy import describe_devices, one_device
         from harness.data.input_pipeline import test_reviews, training_reviews
 
-        job, files = self.subject.job, self.subject.files
+        job = self.subject.job
         # One device computes the probabilities. Several devices would compute bitwise equal ones,
         # except with `data.bucket`, which pads the larger batches of several devices to other
         # lengths.
@@ -405,10 +410,7 @@ class Auditor:
         self.machine = this_machine(own * count if self.devices.kind == "cpu" else own)
         is_strict = not self.others(self.machine) and (count == 1 or not job.data.bucket)
         training, validation, ratios = training_reviews(job, self.dataset)
-        is_validated = len(validation.labels) > 0
-        # Only trials, which are not tested, have validation reviews, but no file for them.
-        is_saved = VALIDATION_PREDICTIONS in files or (is_validated and job.data.test)
-        reviews = {VALIDATION_PREDICTIONS: validation} if is_saved else {}
+        reviews = {VALIDATION_PREDICTIONS: validation} if len(validation.labels) else {}
         self.num_scored = len(validation.labels) or len(training.labels)
         sizes = np.unique(validation.labels, return_counts=True)[1]
         self.lacks_class = len(sizes) < len(self.dataset.classes)
@@ -421,11 +423,6 @@ class Auditor:
         for name, each in reviews.items():
             yield compared(f"scores of {name}", self._scores, name, each, is_strict)
             yield compared(f"model on {name}", self._model, name, each, is_strict)
-        if is_validated and not is_saved:
-            what = "model on validation reviews"
-            why = f"because the run has no {VALIDATION_PREDICTIONS}"
-            omitted = Check(what, OMITTED, why)
-            yield compared(what, self._unsaved, validation) if is_strict else omitted
         yield compared("job", self._job)
         yield compared("exported epoch", self._exported)
 
@@ -501,15 +498,6 @@ class Auditor:
             allowed[what] = SPREAD * max(gap(mine, other), EPSILON)
         return Sides({what: mine}, {what: theirs}, allowed)
 
-    def _unsaved(self, validation: "Reviews") -> Sides:
-        """Return the validation scores of the model, and the scores in `result.json`."""
-        from harness.training.metrics import loss_and_accuracy
-
-        job = self.subject.job
-        probabilities = probabilities_of(self.model, job, self.plan, validation)
-        scores = loss_and_accuracy(validation.labels, probabilities)
-        return self._in_result(dict(zip(("val_loss", "val_accuracy"), scores, strict=True)))
-
     def _exported(self) -> Sides:
         history = lines_of(self.subject.files)
         exported = exported_epoch(history, self.subject.job.train)
@@ -554,8 +542,7 @@ class Auditor:
         self.machine = last_start(run.certain_json(RECORD))
         is_strict = not self.others(self.machine)
         mine, theirs = self._decided(run, epochs), decided(self.subject.files, epochs)
-        is_same = mine | theirs == mine  # a trial's run lacks a file, see below
-        limits = {} if is_strict or is_same else self._tolerance(mine, epochs)
+        limits = {} if is_strict or mine == theirs else self._tolerance(mine, epochs)
         result = run.result() if epochs is None else {}
         if limits:  # training that rounds differently may end at, or export, another epoch
             train, nums = self.subject.job.train, [len(lines_of(files)) for files in (mine, theirs)]
@@ -573,8 +560,7 @@ class Auditor:
                 )
                 yield Check("model.keras", OMITTED, why)
         for name in mine:
-            if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
-                yield compared(name, self._file, name, mine, theirs, limits)
+            yield compared(name, self._file, name, mine, theirs, limits)
         if result and is_strict:
             names = {*result} & {*self.subject.result} - {"run", "data", "devices"}
             found = {name: value for name, value in untimed(result).items() if name in names}

@@ -413,7 +413,6 @@ class Auditor:
         reviews = {VALIDATION_PREDICTIONS: validation} if len(validation.labels) else {}
         self.num_scored = len(validation.labels) or len(training.labels)
         sizes = np.unique(validation.labels, return_counts=True)[1]
-        self.lacks_class = len(sizes) < len(self.dataset.classes)
         self.smallest_class = int(sizes.min(initial=self.num_scored))
         if job.data.test:
             reviews[PREDICTIONS] = test_reviews(job, self.dataset, ratios)
@@ -678,12 +677,6 @@ class Auditor:
             return 0.0
         if kind.endswith(("loss", "rate", ".keras", ".npz")):
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
-        if kind == "val_precision":  # of a class that is predicted once, one review decides it
-            return 1.0
-        # A mean over all classes that occur in the labels or the predictions: if a class does not
-        # occur in the labels, one prediction of this class decides whether the class counts.
-        if self.lacks_class and kind in ("val_f1", "val_f1_macro", "val_recall"):
-            return 1.0
         # A score such as the accuracy. If the predicted class of one of n reviews of a class
         # changes, the F1 score of this class changes by up to 2 / n.
         is_accuracy = kind in ("accuracy", "val_accuracy")

@@ -449,11 +449,8 @@ class Auditor:
             dataset.train, dataset.test, dataset.vocab, num_validation=dataset.num_validation
         )
         found = describe_data(self.context, training, validation) | {"dataset_checksum": content}
-        recorded = self.subject.result.get("data")
-        if dataset.is_own and dataset.folder and isinstance(recorded, str):
-            counts = dataset.title.removeprefix(dataset.folder.name)  # such as ` (9 + 5 reviews)`
-            if recorded.endswith(counts):  # the texts may have another name on this machine
-                found["data"] = recorded
+        if dataset.is_own:  # the texts may have another name on this machine
+            del found["data"]
         return self._in_result(found)
 
     def _inputs(self, ratios: NgramRatios | None) -> Sides:

@@ -517,27 +517,6 @@ def test_a_forged_result_is_found(
     assert done.stderr.count("\n") == 1
 
 
-def test_own_texts_may_have_another_name_but_no_title_of_imdb(tmp_path: Path) -> None:
-    """The texts may have moved, but their title always ends in the numbers of reviews."""
-    path = tmp_path / "texts.csv"
-    lines = [f"film {number},{('no', 'yes')[number % 2]}\n" for number in range(200)]
-    path.write_text("".join(["text,label\n", *lines]))
-    auditor, none = elsewhere(tmp_path, 0, 1), np.zeros(0, np.int32)
-    auditor.dataset = dataset = open_source(path, auditor.subject.job.data)
-    auditor.context = SimpleNamespace(dataset=dataset, job=auditor.subject.job)
-    reviews = Reviews(none, none, none)
-    counts = dataset.title.removeprefix("texts.csv")
-    for title, outcome in (
-        (dataset.title, "equal"),
-        (f"moved.csv{counts}", "equal"),
-        ("IMDB", "differs"),
-    ):
-        described = describe_data(auditor.context, reviews, reviews)
-        auditor.subject.result.update(described | {"data": title})
-        check = compared("data", auditor._data, reviews, reviews)
-        assert check.outcome == outcome, check
-
-
 def flip(harness: Harness, place: str, number: int) -> tuple[Path, str]:
     """Make a run with one flipped bit; return the run and the place of the bit."""
     chance = random.Random(f"{place} {number}")  # noqa: S311 - not a secret

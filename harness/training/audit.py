@@ -262,8 +262,11 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
         RunError, MemoryError: if this machine failed, which says nothing about the run's file.
         Interrupted: after a signal.
     """
+    from harness.compute.device_errors import explained_device_errors
+
     try:
-        mine, theirs, allowed = read(*args)
+        with explained_device_errors():
+            mine, theirs, allowed = read(*args)
     except (RunError, Interrupted, MemoryError):
         raise
     except Exception as error:  # a broken file raises errors of many types
@@ -332,13 +335,10 @@ def probabilities_of(
     model: Any, job: Job, plan: ExecutionPlan, reviews: "Reviews", num_rows: int = 0
 ) -> np.ndarray:
     """Return the probabilities that a model computes for reviews on one device."""
-    from harness.compute.device_errors import explained_device_errors
     from harness.compute.evaluator import Evaluator
     from harness.compute.strategy import one_device
 
-    evaluator = Evaluator(model, one_device(), job, plan, num_rows=num_rows)
-    with explained_device_errors():
-        return evaluator.probabilities(reviews)
+    return Evaluator(model, one_device(), job, plan, num_rows=num_rows).probabilities(reviews)
 
 
 class Auditor:
@@ -510,13 +510,11 @@ class Auditor:
 
     def _model_in(self, content: bytes) -> Any:
         """Build the job's network, and load the weights from a `.keras` file with this content."""
-        from harness.compute.device_errors import explained_device_errors
         from harness.compute.network import load_network
 
         path = self.scratch / "model.keras"
         atomic_write(path, content, remedy="free up space, or set TMPDIR to another folder")
-        with explained_device_errors():
-            return load_network(self.subject.job, path, self.dataset.num_outputs)
+        return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training
 
@@ -704,8 +702,8 @@ def audit(
             auditor = Auditor(subject, scratch, data=data, devices=devices)
             with computing(subject.job, auditor.plan.threads, str(auditor.devices)):
                 checks = [*auditor.quick()]
-            if epochs != 0:
-                checks += auditor.trained(epochs)
+                if epochs != 0:
+                    checks += auditor.trained(epochs)
     except (RunError, OSError, MemoryError) as error:  # this machine failed; the run may be fine
         why = str(error) or "out of memory"
         raise InputError(f"run {folder}: can't be audited here: {why}") from None

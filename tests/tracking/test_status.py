@@ -206,12 +206,16 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
 
 
 def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
-    """Neither the job's last seconds nor a requeue adds a second row."""
+    """Neither the job's last seconds nor a requeue adds a second row.
+
+    A user may remove the result to train the end of the run again.
+    """
     (site.folder / "jobs").symlink_to(JOBS)
     site.slurm(f"12|12|RUNNING|1:00|None|{site.folder}/slurm/lstm.sh --seed 1")
     run = site.run("slurm-12", "finished", slurm_job="12")
     assert site.only().state == "finished"
     run.path("result.json").unlink()
+    assert site.only().state == "running"
     run.path("state.json").unlink()
     assert site.only().state == "starting"
 

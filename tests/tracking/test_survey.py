@@ -85,12 +85,6 @@ def test_a_finished_run_costs_one_read_and_one_stat(
     assert sorted(calls) == ["open"] * NUM + ["stat"] * NUM
 
 
-def test_a_run_that_has_lost_its_result_has_not_finished(site: Site) -> None:
-    """A user may remove the result to train the end of the run again."""
-    site.run("a", "finished", 1000).path("result.json").unlink()
-    assert site.only().state == "stale"
-
-
 @as_root
 def test_a_heartbeat_belongs_to_its_owner(site: Site) -> None:
     """`harness status` distinguishes other users' runs from this user's runs."""

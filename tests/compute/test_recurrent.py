@@ -19,6 +19,7 @@ from harness.compute.recurrent import (
     replace_loops,
     turns_of_two,
     use_cudnn_rnn,
+    why_slow,
 )
 from harness.job.job_file import load_job
 from tests.conftest import JOBS
@@ -169,6 +170,13 @@ def test_a_plain_rnn_with_a_setting_that_cudnn_lacks_keeps_its_loop(
     use_cudnn_rnn(layer)
     np.testing.assert_allclose(layer(words), expected, atol=1e-5)
     assert cudnn.num_calls == 0
+
+
+def test_layers_without_cudnn_cause_a_warning() -> None:
+    """The warning names them."""
+    assert why_slow({"lstm": "cudnn"}) == ""
+    line = why_slow({"lstm": "cudnn", "gru": "loop", "rnn": "xla"})
+    assert line.startswith("gru, rnn: slow on a GPU")
 
 
 def test_recurrent_layers_compute_in_float32_instead_of_bfloat16() -> None:

@@ -39,7 +39,6 @@ def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
     assert "HARNESS_CHECK_DEVICES=0: the results of the GPUs are not checked" in done.stderr
-    assert "slow on a GPU" not in done.stderr
     assert "(9.0): TensorFlow has no machine code for it, so the driver compiles" in done.stdout
     record = json.loads((rig.folder / "runs/lstm/rig/provenance.json").read_text())
     assert record["kernels"] == {"lstm": "cudnn"}

@@ -30,11 +30,7 @@ class Rig:
     folder: Path  # the folder of a test
 
     def run(
-        self,
-        args: Sequence[str | Path],
-        gpus: int = 1,
-        env: Mapping[str, str] = {},
-        timeout_s: float = TIMEOUT_S,
+        self, args: Sequence[str | Path], gpus: int = 1, env: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
         """Run the rig's Python in the test's folder, for example with `-m harness train …`.
 
@@ -47,7 +43,7 @@ class Rig:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout_s,
+            timeout=TIMEOUT_S,
         )
 
     def train(

@@ -40,6 +40,7 @@ LOSSES = [
     ("def f(labels): return labels", "should be a function of (labels, probabilities): too many"),
     ("def f(labels, p):\n    return nowhere", "mine.py, line 6: NameError: name 'nowhere'"),
     ("def f(labels, p): return p", "returns float32 of shape (8, 1), should return a float"),
+    ("def f(labels, p): return ops.mean(p)", "returns float32 of shape (), should return a float"),
     ("def f(labels, p): return ops.cast(p[:, 0], 'int32')", "returns int32 of shape (8,), should"),
     ("def f(labels, p): return labels * 2.0", "does not depend on the probabilities"),
     ("def f(labels, p): return p[1:, 0]", "returns float32 of shape (7,), should return a float"),

@@ -100,8 +100,10 @@ def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None
     accept(command.sweep, trial(2, None, error="no room for 3.5 GB"))
     accept(command.sweep, trial(3, None, error="no room for 4 GB"))
     assert command._turn() is None
-    assert not command.view.stop
+    assert not command.sweep.path("stop.json").exists()
     add_trial(command.sweep, trial(4, None, error="no room for 5 GB"))
+    assert command._turn() is None
+    assert command.sweep.path("stop.json").exists()
     same = r"the same error: no room for 3\.5 GB; continue with: harness resume"
     for _ in range(2):
         with pytest.raises(RunError, match=same):

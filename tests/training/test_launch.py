@@ -53,6 +53,14 @@ def test_several_gpus_with_few_reviews_are_reported(
     assert said == (num_gpus == 2 and batch_size < 128)
 
 
+def test_a_batch_has_a_review_for_each_replica(tmp_path: Path) -> None:
+    """The error names the key, both numbers and the remedy."""
+    job = load_job(JOBS / "lstm.toml", ["train.batch_size=2"])
+    context = RunContext(RunDirectory(tmp_path), job, open_sample())
+    with pytest.raises(InputError, match=r"train\.batch_size = 2: .* at least 3, .* fewer devices"):
+        announce(context, 3, Console())
+
+
 @pytest.mark.parametrize("key", ["monitor", "keep"])
 def test_a_score_that_needs_many_classes_is_refused(tmp_path: Path, key: str) -> None:
     """IMDB has two classes, so a label is always among the five most probable classes."""

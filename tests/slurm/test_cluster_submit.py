@@ -140,6 +140,7 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     assert results(first) == results(undisturbed)
     assert (second / "result.json").exists() is (third / "job.toml").exists() is False
     assert states() == ["finished", "interrupted", "cancelled"]
+    assert project.cluster.show(record["job_id"])["Restarts"] == "0"
 
 
 def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:

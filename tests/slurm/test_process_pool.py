@@ -1,5 +1,6 @@
 """Parallel runs: slots, signals, failures, and several jobs and seeds in one command."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -260,6 +261,29 @@ def test_wrong_options_of_several_runs_are_refused(
     assert done.returncode == 2
     assert said in done.stderr
     assert not harness.runs.exists()
+
+
+@pytest.mark.usefixtures("handlers_kept")
+def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
+    """A cancelled task saves, or does not begin if it was waiting; the other tasks end normally."""
+    script = (
+        "import sys, time, pathlib, signal\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / f'{sys.argv[1]}.begun').touch()\n"
+        "while sys.argv[1] == 'b' or not (folder / 'b.over').exists():\n"
+        "    (folder / 'b.cancel').touch()\n"
+        "    time.sleep(0.05)\n"
+    )
+    (tmp_path / "c.cancel").touch()
+    (tmp_path / "b.over").touch()
+    tasks = [
+        dataclasses.replace(task, cancel_file=tmp_path / f"{task.name}.cancel")
+        for task in tasks_of(tmp_path, script)
+    ]
+    assert [task.name for task in tasks] == ["a", "b", "c"]
+    run_tasks(tasks, TWO, allocation=None, console=Console())
+    assert [(tmp_path / f"{name}.begun").exists() for name in "abc"] == [True, True, False]
 
 
 class Signalled(ManagedProcess):

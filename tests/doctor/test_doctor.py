@@ -232,9 +232,12 @@ def test_the_printed_command_requests_what_was_checked(
     """
     header = [*read_header(PROJECT, "lstm"), "-p", "gpu"]
     monkeypatch.setattr(doctor, "read_header", lambda *_: header)
+    monkeypatch.setattr(doctor, "has_client", lambda _: True)
+    monkeypatch.setattr(doctor, "ask", lambda *_, **__: "slurm 24.11")
     monkeypatch.setattr(doctor, "would_start", lambda *_, **__: "now")
     monkeypatch.setenv("HARNESS_SBATCH_ALWAYS", always)
-    assert line.format(always) in doctor.check_script().found
+    found = {each.name: each.found for each in doctor.check_slurm(None)}["sbatch"]
+    assert line.format(always) in found
 
 
 def test_the_remedy_for_settings_that_the_shell_lacks(
@@ -258,6 +261,7 @@ def test_the_remedy_for_settings_that_the_shell_lacks(
         ("H100", (9, 0), {}, "yellow", "only PTX code (compute_90) for this GPU; the driver"),
         ("H100", (9, 0), {"driver_cuda": "13.0"}, "yellow", "only PTX code"),
         ("H100", (9, 0), {"driver_cuda": "12.4"}, "red", "only PTX code up to CUDA 12.4"),
+        ("B200", (10, 0), {}, "yellow", "XLA may abort on it"),
         ("K80", (3, 7), {}, "red", "TensorFlow has no code for it"),
         ("P100", (6, 0), {"cudnn": "9.11.0"}, "red", "cuDNN 9.11.0 has no code for it"),
         ("V100", (7, 0), {"cudnn": "9.10.2"}, "green", "machine code sm_70"),

@@ -4,7 +4,6 @@ Opening a folder computes the checksum again, because a user or a disk error may
 reviews. Computing the checksum of IMDB (46 MB) takes 0.03 s.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,9 +15,6 @@ import numpy as np
 
 from harness.data.dataset import (
     ARRAYS,
-    CLASSES,
-    OFFICIAL,
-    SAMPLE_CHECKSUM,
     SPLITS,
     Dataset,
     Split,
@@ -96,7 +92,6 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
         # the sample, and a later command may have another reason.
         "note": dataset.note if dataset.is_own else "",
         "classes": dataset.classes,
-        "classes_checksum": _classes_checksum(dataset.classes),
         "num_validation": dataset.num_validation,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -131,22 +126,15 @@ def open_folder(folder: Path) -> Dataset:
         checksum = content_checksum(train, test, vocab, num_validation=num_validation)
         if checksum != record["checksum"]:
             raise ValueError(f"its checksum differs from the checksum in {RECORD}")
-        classes, is_sample = tuple(record["classes"]), record["is_sample"]
-        is_known = checksum in (OFFICIAL, SAMPLE_CHECKSUM)
-        if is_known and (classes, is_sample) != (CLASSES, checksum == SAMPLE_CHECKSUM):
-            raise ValueError(f"classes or is_sample in {RECORD} do not fit the reviews")
-        of_classes = _classes_checksum(classes)
-        if record.get("classes_checksum", of_classes) != of_classes:  # older folders have none
-            raise ValueError(f"classes in {RECORD} differ from their checksum")
         return Dataset(
             train,
             test,
             vocab,
             checksum=checksum,
-            is_sample=is_sample,
+            is_sample=record["is_sample"],
             folder=folder,
             note=record["note"],
-            classes=classes,
+            classes=tuple(record["classes"]),
             num_validation=num_validation,
         )
     except InputError:
@@ -157,10 +145,6 @@ def open_folder(folder: Path) -> Dataset:
         raise RunError(
             f"dataset {folder}: is broken ({error}); remove it and run harness data fetch"
         ) from None
-
-
-def _classes_checksum(classes: tuple[str, ...]) -> str:
-    return hashlib.sha256(json.dumps(classes).encode()).hexdigest()
 
 
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:

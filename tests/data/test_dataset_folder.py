@@ -2,15 +2,13 @@
 
 import contextlib
 import errno
-import json
 from pathlib import Path
 
 import pytest
 
-from harness.data.dataset import Dataset
 from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder, save_folder
 from harness.data.locations import fetched_folder
-from harness.data.sources import fetch, make_dataset, open_sample
+from harness.data.sources import fetch, make_dataset
 from harness.errors import DiskError, RunError
 from tests.data.small_imdb import WORDS, small
 
@@ -77,25 +75,3 @@ def test_a_broken_copy_is_fetched_anew(monkeypatch: pytest.MonkeyPatch, end: byt
     assert fetch().checksum == small().checksum
     assert folder.stat().st_ino == inode
     assert not list(folder.parent.glob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "changed"),
-    [
-        (open_sample(), {"classes": ["positive", "negative"]}),
-        (open_sample(), {"is_sample": False}),
-        (small(), {"classes": ["positive", "negative"]}),
-    ],
-)
-def test_other_names_of_classes_are_refused(
-    tmp_path: Path, dataset: Dataset, changed: dict[str, object]
-) -> None:
-    """Reversed names would invert all predictions. Only older folders lack the names' checksum."""
-    save_folder(dataset, tmp_path)
-    record = json.loads((tmp_path / "dataset.json").read_text())
-    (tmp_path / "dataset.json").write_text(json.dumps(record | changed))
-    with pytest.raises(RunError, match=r"is broken \(classes .*; remove it and run harness data"):
-        open_folder(tmp_path)
-    del record["classes_checksum"]
-    (tmp_path / "dataset.json").write_text(json.dumps(record))
-    assert open_folder(tmp_path).classes == dataset.classes

@@ -121,7 +121,7 @@ def launch(
             # TensorFlow may have replaced the signal handlers, so install them again.
             stop.listen()
             plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)
-            plan = common_plan(checked_plan(plan, job), worker_group)
+            plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
         devices_used = describe_devices(strategy, worker_group)
         title = title_of_devices(devices_used, plan.threads)
@@ -245,18 +245,6 @@ def agreed(value: Any, worker_group: WorkerGroup | None, wait_s: float = math.in
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
     return json.loads(worker_group.share(content, wait_s))
-
-
-def common_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
-    """Return the chief's plan; leave out cuDNN on all nodes if any node's plan leaves it out.
-
-    A node's plan does not use cuDNN if cuDNN computes a wrong result for a plain RNN there.
-    """
-    if worker_group is None:
-        return plan
-    plans = [ExecutionPlan(**each) for each in worker_group.gather(asdict(plan))]
-    leaves_out = any(each.way == "keras" for each in plans)
-    return replace(plans[0], way="keras") if leaves_out else plans[0]
 
 
 def check_own_parts(

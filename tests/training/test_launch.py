@@ -1,20 +1,17 @@
 """Before a run starts: the choice of its devices, and errors of its record."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from harness.compute.execution_plan import ExecutionPlan, Way
 from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
-from harness.training.launch import announce, common_plan, dataset_of, devices_to_use
+from harness.training.launch import announce, dataset_of, devices_to_use
 from tests.conftest import JOBS
 
 
@@ -68,13 +65,3 @@ def test_a_score_that_needs_many_classes_is_refused(tmp_path: Path, key: str) ->
     context = RunContext(RunDirectory(tmp_path), job, open_sample())
     with pytest.raises(InputError, match=r"more than 10 classes, .* have 2; use val_accuracy"):
         announce(context, 1, Console())
-
-
-@pytest.mark.parametrize("ways", [("cudnn", "keras"), ("keras", "cudnn"), ("cudnn", "cudnn")])
-def test_nodes_leave_out_cudnn_together(tmp_path: Path, ways: tuple[Way, Way]) -> None:
-    """If cuDNN computes wrong results on any node, no node uses it."""
-    (tmp_path / "0.json").touch()
-    with ThreadPoolExecutor(2) as pool:
-        groups = [WorkerGroup(tmp_path, ["n1", "n2"], rank) for rank in (0, 1)]
-        found = [*pool.map(common_plan, (ExecutionPlan(way, 3) for way in ways), groups)]
-    assert found == 2 * [ExecutionPlan("keras" if "keras" in ways else "cudnn", 3)]

@@ -118,8 +118,7 @@ def class_weights(
         labels: the labels of the training reviews, `[num_reviews]`.
 
     Raises:
-        InputError: for an unknown class, if a class has no training reviews, or if no weight is
-            above 0.
+        InputError: for an unknown class.
     """
     if isinstance(train.class_weights, dict):
         for name in train.class_weights:
@@ -128,16 +127,8 @@ def class_weights(
                     f"train.class_weights.{name}: the data have no such class; the classes are "
                     f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
                 )
-        weights = tuple(train.class_weights.get(name, 1.0) for name in classes)
-        if not any(weights):
-            raise InputError("train.class_weights: no weight is above 0; raise one")
-        return weights
+        return tuple(train.class_weights.get(name, 1.0) for name in classes)
     if not train.class_weights:
         return ()
     counts = np.bincount(labels, minlength=len(classes))
-    if not counts.all():
-        raise InputError(
-            f"train.class_weights = 'balanced': class {classes[int(counts.argmin())]!r} has no "
-            "training reviews; raise data.limit, or set each class's weight"
-        )
     return tuple((len(labels) / (len(classes) * counts)).tolist())

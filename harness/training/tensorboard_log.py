@@ -28,7 +28,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         mark: Mapping[str, int] | None = None,
         *,
         num_steps: int = 0,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Open the log, and remove all events that were written after the checkpoint.
 
@@ -83,10 +82,8 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
                 a size in `mark` is removed.
             num_steps: the largest number of steps that the run can have. If this number is at most
                 500, the losses of all steps are logged.
-            clock: a function that returns the time in seconds since 1970.
         """
         self._folder = folder
-        self._clock = clock
         self._started: set[str] = set()
         self._every = max(1, math.ceil(num_steps / STEP_POINTS))
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
@@ -96,7 +93,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
             # an earlier file. So the new file's name must come last, even if the host that wrote
             # the last file had a clock that is ahead of this host's clock.
             later_s = [int(path.name.split(".")[3]) + 1 for path in _event_files(folder)]
-            start_s = max([clock(), *later_s])
+            start_s = max([time.time(), *later_s])
             _cut_back(folder, mark or {})
             name = f"events.out.tfevents.{start_s:017.6f}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
@@ -201,7 +198,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
         if row.objective:
             score = hp.Metric(f"search/{row.objective}", display_name=row.objective)
             metrics = [score, *metrics[:2]]
-        now_s = self._clock()
+        now_s = time.time()
         experiment = hparams_summary.experiment_pb(
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
@@ -228,7 +225,7 @@ class TensorBoardLog(contextlib.AbstractContextManager["TensorBoardLog"]):
     def _write(self, key: str, *events: Any) -> None:
         with _one_line(self._paths[key]):
             for event in events:
-                event.wall_time = self._clock()
+                event.wall_time = time.time()
                 self._writers[key].write(event.SerializeToString())
             self._writers[key].flush()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,15 @@ def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
         assert shown == list(range(1, last + 1))
 
 
-def test_a_file_of_a_host_whose_clock_is_behind_sorts_last(tmp_path: Path) -> None:
+def test_a_file_of_a_host_whose_clock_is_behind_sorts_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorBoard never returns to an earlier file."""
-    with TensorBoardLog(tmp_path, clock=lambda: 1_700_000_000.5) as log:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    with TensorBoardLog(tmp_path) as log:
         mark = log.mark()
-    with TensorBoardLog(tmp_path, mark, clock=lambda: 1_699_996_400):
+    monkeypatch.setattr(time, "time", lambda: 1_699_996_400)
+    with TensorBoardLog(tmp_path, mark):
         names = [path.rpartition("/")[2] for path in mark]
         (new,) = {path.name for path in tmp_path.rglob("*tfevents*")} - {*names}
     assert max(names) < new

@@ -115,8 +115,7 @@ def close_folder(folder: Path, code: Mapping[str, str]) -> None:
     folder keeps its permissions.
     """
     if code and not is_trusting():
-        with contextlib.suppress(OSError):  # the folder may belong to another user
-            folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+        folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
 
 def is_trusting() -> bool:
@@ -364,14 +363,6 @@ def _place(error: BaseException) -> str:
     return place
 
 
-class MissingOptionError(KeyError, InputError):
-    """Raised if a user's function reads an option that the job does not set."""
-
-    def __str__(self) -> str:
-        """Return the message without the quotes that a KeyError puts around it."""
-        return str(self.args[0])
-
-
 class OptionReader(UserDict[str, Any]):
     """The options for a user's function; this mapping records which options the function reads."""
 
@@ -386,7 +377,7 @@ class OptionReader(UserDict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         self.read.add(name)
         if name not in self.data:
-            raise MissingOptionError(f"{self.table}.{name} is missing; set it in [{self.table}]")
+            raise KeyError(f"{self.table}.{name} is missing; set it in [{self.table}]")
         return self.data[name]
 
     def __contains__(self, name: object) -> bool:

@@ -444,14 +444,13 @@ class Job(ConfigSection):
         value is the default, so that the JSON stays the same if a later version of the harness adds
         a key.
         """
-        deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
+        deciding = {key: self.value(key) for key in DECIDING}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
-    def first_change(self, other: "Job") -> str | None:
-        """Return the first key that affects results and has another value in the job `other`."""
-        keys = (key for key in FACTS if FACTS[key].changes != "nothing")
-        return next((key for key in keys if self.value(key) != other.value(key)), None)
+    def changes(self, other: "Job") -> list[str]:
+        """Return the keys that affect results and have another value in the job `other`."""
+        return [key for key in DECIDING if self.value(key) != other.value(key)]
 
     def settings(self) -> dict[str, Any]:
         """Return the value of every key, including keys such as `model.options.filters`."""
@@ -500,5 +499,6 @@ TABLES: dict[str, type[ConfigSection]] = {
 }
 KEYS = keys_of(TABLES)
 FACTS: dict[str, Facts] = {key: facts_of(info) for key, info in KEYS.items()}
+DECIDING = tuple(key for key, facts in FACTS.items() if facts.changes != "nothing")
 # The keys of `[data]` that describe the format of texts.
 FORMAT_KEYS = tuple(key.removeprefix("data.") for key, each in FACTS.items() if each == FORMAT)

@@ -302,7 +302,8 @@ class RunDirectory(LeasedDirectory):
         run = cls(runs / job.name / run_id)
         if run.exists() and (old := run.job()).identity() != job.identity():
             what = "other [code]"
-            if key := old.first_change(job):
+            if changes := old.changes(job):
+                key = changes[0]
                 what = f"{key} = {shown(old.value(key))}, not {shown(job.value(key))}"
             raise InputError(
                 f"run {run.folder}: contains another job ({what}); choose another --run-id, or "

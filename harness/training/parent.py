@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
-from harness.job.keys import DECAYS, FACTS, Job
+from harness.job.keys import DECAYS, Job
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
@@ -100,10 +100,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     learning-rate schedule or custom callbacks depend on it.
     """
     job, vectors = context.job, context.vectors
-    changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
-    for key in changing:
-        if key != "train.epochs" and job.value(key) != other.value(key):
-            yield key
+    yield from (key for key in job.changes(other) if key != "train.epochs")
     for path in dict.fromkeys([*job.code, *other.code]):
         if job.code.get(path) != other.code.get(path):
             yield f"code.{path}"

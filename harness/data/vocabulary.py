@@ -165,7 +165,7 @@ def _from_text(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[i
             # words of the vocabulary never contain spaces. `pop` also skips later
             # vectors of the same word.
             if len(fields) == width + 1 and (number := numbers.pop(fields[0], None)) is not None:
-                yield number, np.array(fields[1:], np.float32)
+                yield number, _finite(fields[1:], f"line {line_number}")
 
 
 def _from_array(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -180,4 +180,16 @@ def _from_array(path: Path, words: Sequence[str], width: int) -> Iterator[tuple[
         )
     for row, word in enumerate(listed):
         if (number := numbers.pop(word, None)) is not None:
-            yield number, np.array(array[row], np.float32)
+            yield number, _finite(array[row], f"row {row} (the first is row 0)")
+
+
+def _finite(numbers: Sequence[bytes] | np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # float32 has no 1e39, which becomes infinity
+        vector = np.array(numbers, np.float32)
+    if not np.isfinite(vector).all():
+        value = float(numbers[int(np.isfinite(vector).argmin())])
+        raise InputError(
+            f"{where} has the number {value}, which is not finite in float32; correct this vector, "
+            "or choose another file"
+        )
+    return vector

@@ -46,6 +46,8 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
         (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers"),
         (b"the 1 2 x\n", "can't be read .*'x'"),
         (b"other 1 2 3\n", "contains none of the 4 words"),
+        (b"the 1 2 3\nfilm 1 nan 3\n", "line 2 has the number nan, which is not finite in float32"),
+        (b"the 1e39 2 3\n", r"line 1 has the number 1e\+39, .*; correct this vector, or choose"),
     ],
 )
 def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
@@ -72,6 +74,19 @@ def test_a_bad_array_is_refused(tmp_path: Path) -> None:
         np.save(path, array, allow_pickle=True)
         with pytest.raises(InputError, match=said):
             open_vectors(path, WORDS, 3)
+    np.save(path, np.array([[0, 0, 0], [0, -np.inf, 0]]))
+    with pytest.raises(InputError, match=r"row 1 \(the first is row 0\) has the number -inf"):
+        open_vectors(path, WORDS, 3)
+
+
+def test_numbers_of_unused_words_need_not_be_finite(tmp_path: Path) -> None:
+    """Words outside the vocabulary and second vectors of a word are skipped."""
+    path = tmp_path / "vectors.txt"
+    path.write_text("other nan 2 3\nthe 1 2 3\nthe inf 2 3\n")
+    assert open_vectors(path, WORDS, 3).vectors.tolist() == [[1, 2, 3]]
+    path.write_text("other\nthe\nthe\n")
+    np.save(path.with_suffix(".npy"), np.array([[np.nan, 2, 3], [1, 2, 3], [np.inf, 2, 3]]))
+    assert open_vectors(path.with_suffix(".npy"), WORDS, 3).vectors.tolist() == [[1, 2, 3]]
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,16 @@ def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
         RunDirectory(folder).job()
 
 
+def test_runs_of_the_same_second_get_different_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number distinguishes their names."""
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    job = load_job(JOBS / "lstm.toml")
+    runs = [RunDirectory.new(tmp_path, job, None) for _ in range(3)]
+    assert [run.folder.name for run in runs] == ["now-seed1", "now-2-seed1", "now-3-seed1"]
+
+
 def test_an_id_names_a_folder_below_runs(tmp_path: Path) -> None:
     """An id with a path in it is refused."""
     job = load_job(JOBS / "lstm.toml")

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from harness.config import SURROGATE
 from harness.errors import InputError
 from harness.job.own_code import TRUST
 from harness.slurm.client import has_client, read_settings
@@ -28,8 +27,12 @@ def _runs(ctx: typer.Context, runs: Path) -> Path:
 
     Warns if the folder of runs is the default, although site.sh exports HARNESS_RUNS.
     """
-    if SURROGATE.search(str(runs.absolute())):
-        raise InputError(f"--runs {quoted(runs.absolute())}: should be UTF-8; use another folder")
+    try:
+        os.fsencode(runs.absolute()).decode()
+    except UnicodeDecodeError:
+        raise InputError(
+            f"--runs {quoted(runs.absolute())}: should be UTF-8; use another folder"
+        ) from None
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
     own = SlurmEnvironment.from_environment()

@@ -142,8 +142,11 @@ def test_a_project_that_can_not_be_written(project: Project) -> None:
 def test_a_failed_installation_is_repeated(project: Project) -> None:
     """The job ends with exit code 1 and the remedy; later, one of two jobs installs and both train.
 
-    If the site configures pip, or if uv fails, pip installs the lock file.
+    If the site configures pip, or if uv fails, pip installs the lock file. `.venv` is a link to
+    another disk.
     """
+    (project.outside / "disk").mkdir()
+    (project.path / ".venv").symlink_to(project.outside / "disk")
     calls, wheels, with_uv = (project.outside / name for name in ("calls", "wheels", "uv"))
     lock = locked_wheel(wheels, "part", {"part.py": ""})
     (project.path / "requirements.lock").write_text(lock)

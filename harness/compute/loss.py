@@ -118,7 +118,7 @@ def class_weights(
         labels: the labels of the training reviews, `[num_reviews]`.
 
     Raises:
-        InputError: for an unknown class.
+        InputError: for an unknown class, or if a class has no training reviews.
     """
     if isinstance(train.class_weights, dict):
         for name in train.class_weights:
@@ -131,4 +131,9 @@ def class_weights(
     if not train.class_weights:
         return ()
     counts = np.bincount(labels, minlength=len(classes))
+    if not counts.all():
+        raise InputError(
+            f"train.class_weights = 'balanced': class {classes[int(counts.argmin())]!r} has no "
+            "training reviews; raise data.limit, or set each class's weight"
+        )
     return tuple((len(labels) / (len(classes) * counts)).tolist())

@@ -30,10 +30,12 @@ def test_weights_by_name_follow_the_labels() -> None:
     assert class_weights(TrainConfig(), CLASSES, LABELS) == ()
 
 
-def test_the_weight_of_an_unknown_class_is_refused() -> None:
-    """The line names the classes."""
+def test_impossible_class_weights_are_refused() -> None:
+    """The weights name an unknown class, or a class without training reviews."""
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*the classes are a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
+    with pytest.raises(InputError, match="class 'c' has no training reviews"):
+        class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -66,7 +66,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("data.limit = [10, 20]", "must have the same reviews"),
         ("model.dropout = { values = [0.1], when = { model.units = [8] } }", "[8]}}: should name"),
         (
-            "model.units = [8]\nmodel.dropout = { values = [0.1], when = { model.units = [8, 9] } }",
+            "model.units = [8]\nmodel.dropout = { values = [0], when = { model.units = [8, 9] } }",
             "{'units': [8, 9]}}: should name one key and some of its values",
         ),
         ("model.dropout = { values = [0.1], when = 3 }", "dropout.when = 3: should name one key"),

@@ -68,13 +68,12 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: `result` if the key changes the result of a run, else `nothing`. For example,
-            `changes` is `nothing` for a file's path, because the run's record identifies the file
-            by its checksum.
+        changes: `result` if the key changes the result of a run, else `nothing`. A file's path
+            changes `nothing`: the run's record identifies the file by its checksum.
         not_searched: the reason why a search may not vary the key.
-        only_with: other keys, each with a tuple of values. This key has an effect only if at least
-            one of the other keys has one of the values in its tuple. An empty tuple stands for all
-            values except the default.
+        only_with: the condition under which the key has an effect, as `{other key: values}`. One
+            of the other keys must have one of the values that belong to it. An empty tuple of
+            values stands for all values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

@@ -90,7 +90,7 @@ class Shown:
 
     @property
     def finished(self) -> bool:
-        """Whether there are runs and all have finished; a trial finishes with its search."""
+        """Whether there are runs and all have finished; a trial counts when its search is done."""
         ends = {run.parents[3] if attempt_of(run) else run for run in self.found}
         results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
         return bool(results) and all(results)

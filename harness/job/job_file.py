@@ -59,8 +59,8 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     if seed is not None:
         if chosen := origins.get("train.seed"):
             raise InputError(
-                f"{chosen}: can't be combined with seed {seed} of --seed, --seeds or --array; use "
-                "only one of these options"
+                f"{chosen}: can't be combined with seed {seed} from --seed, --seeds or --array; "
+                "give the seed only once"
             )
         origins |= put_overrides(content, [f"train.seed={seed}"])
     return complete(check_job(content, path, origins), path, origins)

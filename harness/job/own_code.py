@@ -4,7 +4,7 @@ A job refers to a function as `file.py:function` or `package.module:function`. T
 `[code]` contains the source of the function's module, and the sources of all modules that this
 module imports, directly or indirectly, from its own folder or package. The job's identity depends
 on all sources in `[code]`. Commands that use an existing run execute the code from `[code]`, and do
-not read the user's files. Only modules in `[code]` can import modules in `[code]`.
+not read the user's files. Code outside of `[code]` can't import the modules in `[code]`.
 """
 
 import ast

@@ -154,7 +154,7 @@ def doubts(request: Request) -> Iterator[str]:
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in jobs for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
-        fate = "train on the SAMPLE in the package; to get the dataset, run: harness data fetch"
+        fate = "use the packaged SAMPLE instead; to get the dataset, run: harness data fetch"
         if named_folder():
             fate = "end with an error; put the dataset into this folder, or unset HARNESS_DATA"
         yield (

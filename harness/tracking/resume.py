@@ -137,7 +137,10 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     if (status.alive or status.job_lives) and not is_own:
         remedy = "first stop the run with harness cancel"
         if not (status.alive or status.shares_job):
-            remedy = f"first end its Slurm job, which may continue it: scancel {status.slurm_job}"
+            remedy = (
+                f"first end Slurm job {status.slurm_job}, which may continue the run: scancel "
+                f"{status.slurm_job}"
+            )
         if is_sweep(folder):
             remedy = f"add workers with: sbatch slurm/tune.sh --join {quoted(folder)}"
         raise InputError(f"--resume {status.run}: is {status.state}; {remedy}")

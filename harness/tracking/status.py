@@ -96,7 +96,7 @@ def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
 
 
 def _is_newer(status: RunStatus, queue: Queue) -> bool:
-    """Whether the run's job may have been submitted after squeue answered; clocks may differ."""
+    """Whether the run's job may be newer than squeue's answer, if clocks differ a little."""
     if not status.submission or not (status.phase is None or status.is_resubmitted):
         return False
     return status.submission.time_s > queue.asked_at - 2 * HEARTBEAT_S

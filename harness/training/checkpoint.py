@@ -118,7 +118,7 @@ def adopt(
     target: RunDirectory,
     identity: str,
     *,
-    of: str,
+    source_identity: str,
     max_epochs: int | None = None,
 ) -> bool:
     """Copy the newest suitable checkpoint of another run to a new run.
@@ -132,14 +132,14 @@ def adopt(
         source: the run whose checkpoint is copied.
         target: the new run; this process must hold the new run's lease.
         identity: the checksum of the new run's job and data.
-        of: the checksum of the source's job and data; a checkpoint with another checksum is not
-            suitable.
+        source_identity: the checksum of the source's job and data; a checkpoint with another
+            checksum is not suitable.
         max_epochs: the largest number of trained epochs that the checkpoint may contain; None for
             no limit.
 
     Returns:
         Whether a checkpoint was copied; false if every checkpoint is broken, or violates the
-        conditions of the arguments `of` and `max_epochs`.
+        conditions of the arguments `source_identity` and `max_epochs`.
 
     Raises:
         DiskError: if the disk can't be read; the checkpoints may be intact.
@@ -156,7 +156,7 @@ def adopt(
                 raise_unless_missing(refusal, path)
             continue
         fits = max_epochs is None or (meta["epoch"], meta["step"]) <= (max_epochs, 0)
-        if fits and meta.get("identity") == of:
+        if fits and meta.get("identity") == source_identity:
             meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
             arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
             _write(target, path.name, arrays)

@@ -139,8 +139,14 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     if parent.continues:
         # If a user edited the parent's job.toml after its training, `adopt` finds no checkpoint
         # with this identity.
-        of = replace(context, run=parent.run, job=parent.run.job()).identity
-        if checkpoint.adopt(parent.run, context.run, context.identity, of=of, max_epochs=epochs):
+        theirs = replace(context, run=parent.run, job=parent.run.job()).identity
+        if checkpoint.adopt(
+            parent.run,
+            context.run,
+            context.identity,
+            source_identity=theirs,
+            max_epochs=epochs,
+        ):
             return []
         raise InputError(
             f"--from {parent.run.folder}: no checkpoint of this run can be used: the checkpoints "
@@ -178,7 +184,10 @@ def _take_weights(
         shapes = [tuple(each.shape) for each in layer.weights]
         others = [each.shape for each in weights]
         if layer is pretrained:
-            yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
+            yield (
+                f"{name}: starts with the vectors of model.embeddings, because run "
+                f"{parent.folder} used others or none"
+            )
         elif shapes != others:
             theirs_are = f"run {parent.folder} has no such layer"
             if others:

@@ -148,9 +148,9 @@ class Trials:
             earlier.append((parent, parent.attempt))
         for each, attempt in earlier:
             job = self.search.job_of(each.values, seed=seed, epochs=each.limit)
-            of = replace(context, job=job).identity
+            theirs = replace(context, job=job).identity
             source = self.sweep.trial_run(each.n, attempt, seed)
-            if checkpoint.adopt(source, context.run, context.identity, of=of):
+            if checkpoint.adopt(source, context.run, context.identity, source_identity=theirs):
                 return
         if continues:
             self.console.warning(

@@ -40,8 +40,8 @@ def test_half_precision_is_restored_to_the_bit(tmp_path: Path, dtype: str) -> No
     checkpoint.save(run, of_step, Progress("mine", best_weights=best), total_steps=1)
     child = RunDirectory(tmp_path / "child")
     child.take_lease()
-    assert not checkpoint.adopt(run, child, "mine", of="other")
-    assert checkpoint.adopt(run, child, "mine", of="mine")
+    assert not checkpoint.adopt(run, child, "mine", source_identity="other")
+    assert checkpoint.adopt(run, child, "mine", source_identity="mine")
     for each in (run, child):
         step.model.set_weights([np.array([[7]])])
         progress, skipped = checkpoint.restore(each, of_step, "mine")
@@ -76,7 +76,7 @@ def test_a_disk_error_is_no_broken_checkpoint(
         with pytest.raises(DiskError, match=f"can't be read: {os.strerror(error)}; "):
             checkpoint.restore(run, step, "mine")
         with pytest.raises(DiskError, match=f"can't be read: {os.strerror(error)}; "):
-            checkpoint.adopt(run, RunDirectory(tmp_path / "new"), "new", of="mine")
+            checkpoint.adopt(run, RunDirectory(tmp_path / "new"), "new", source_identity="mine")
     began, skipped = checkpoint.restore(run, step, "mine")
     assert (began.step, skipped) == (500, [])
 

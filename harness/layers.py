@@ -154,7 +154,7 @@ def look_up_by_gather(model: keras.Model) -> None:
 
     Keras's `Embedding` supports negative indices: before the lookup it adds the table's number of
     rows to each negative index. TensorFlow computes this addition on the host, so each step on a
-    GPU copies its word indices to the host. `tf.gather` needs no addition.
+    GPU copies its word indices to the host. `tf.gather` looks up without such an addition.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):

@@ -144,8 +144,9 @@ def _changed_s(run: Path) -> float:
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """Return the resolved paths of the runs at or below `roots`, including runs of sweeps.
 
-    Of a trial's attempts, only the latest is included: TensorBoard would count a seed of several
-    attempts several times. If a path can't be searched, add the path and the reason to `refused`.
+    Of a trial's attempts, only the latest is included, because TensorBoard would show each attempt
+    as another run of the same seed. If a path can't be searched, add the path and the reason to
+    `refused`.
     """
     found = find_runs(
         (root.resolve() for root in roots), ("trials", "winner"), refused, foreign_links=False
@@ -261,9 +262,9 @@ class Watch:
         return f"ends{done} after {IDLE_MIN} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """End TensorBoard at the first signal by raising `Signalled`.
+        """End TensorBoard at the first signal, by an exception that also ends a search for runs.
 
-        `Signalled` also ends a slow search for runs. Under nohup, SIGHUP stays ignored.
+        Under nohup, SIGHUP stays ignored.
         """
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -1,4 +1,4 @@
 """The command line: each command parses its arguments, calls one function, and prints the result.
 
-A command imports modules that load slowly inside its function, so that `--help` answers at once.
+Modules that load slowly are imported inside the functions, so that `--help` answers at once.
 """

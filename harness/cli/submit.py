@@ -299,7 +299,7 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Print what the job script does next: `stop`, or `requeue` with changes to the Slurm job.
+    """Print what the job script must do next: `stop`, or `requeue` (and nodes to avoid).
 
     Args:
         code: the exit code of the job's command.

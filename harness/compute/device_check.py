@@ -150,9 +150,9 @@ def _find_reason(
         promised: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm promised.
         given: the number of GPUs that Slurm allocated; None outside of Slurm, or if Slurm's
             variables do not contain the number.
-        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES has
-            other names, the user has chosen these names, and the function checks whether the driver
-            knows them.
+        listed: the indices of the job's GPUs, as Slurm lists them. If the names in
+            CUDA_VISIBLE_DEVICES differ from `listed`, the user has chosen them, and the function
+            checks whether the driver knows them.
 
     Returns:
         A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if

@@ -1,8 +1,8 @@
 """Explains GPU errors from TensorFlow's messages: the cause, a remedy, and who is at fault.
 
 If the training process dies, its parent process (the guard) explains the death with this module.
-The guard must not import TensorFlow. So only `explained_device_errors`, which the guard does not
-call, imports TensorFlow.
+The guard must not import TensorFlow, so this module imports TensorFlow only inside
+`explained_device_errors`, which the guard does not call.
 """
 
 import contextlib

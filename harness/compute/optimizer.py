@@ -26,9 +26,9 @@ JOB_KEYS = {
 class RampedAverage:
     """Lets the momentum of an optimizer's moving average rise to `train.ema_momentum`.
 
-    The momentum is min(m, (1 + n) / (10 + n)), where m is `train.ema_momentum` and n is the
-    optimizer's number of steps. All replicas have the same number of steps, and every checkpoint
-    contains this number. Keras's average has the momentum `train.ema_momentum` at all steps, so
+    The momentum is min(m, (1 + n) / (10 + n)), where m is `train.ema_momentum` and n is the number
+    of steps that the optimizer has taken. n is the same on all replicas, and every checkpoint
+    contains n. Keras's average has the momentum `train.ema_momentum` at all steps, so
     after a short run Keras's average would still contain much of the initial weights.
 
     The formula for the momentum is that of `tf.train.ExponentialMovingAverage` with `num_updates`.
@@ -56,12 +56,12 @@ class RampedAverage:
 
 
 class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
-    """Loss scaling for float16, whose `variables` include all variables of the inner optimizer.
+    """Keras's loss scaling for float16; `variables` includes all variables of the inner optimizer.
 
-    Keras's decorator of `build` turns tracking off: while `build` runs, an optimizer does not track
-    the variables that become its attributes. The inner optimizer is built then too, so with the
-    decorator, checkpoints do not contain Nadam's `_u_product`, and a resumed run gives another
-    result.
+    Keras decorates `build` so that, while it runs, optimizers do not track the variables that
+    become their attributes. `build` also builds the inner optimizer, whose attributes, such as
+    Nadam's `_u_product`, would then be missing in checkpoints, and a resumed run would give another
+    result. This class has `build` without the decorator.
     """
 
     build = keras.optimizers.LossScaleOptimizer.build.__wrapped__

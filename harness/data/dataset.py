@@ -149,9 +149,9 @@ class Dataset:
         """Return a job's training and validation reviews, and the number of training reviews.
 
         In the returned split, the training reviews come first. If the dataset has its own
-        validation reviews (`num_validation`), these are used; otherwise the last reviews of the
-        training split are used; `share` is the fraction. If `share` is 0, there are no validation
-        reviews, and all reviews are for training.
+        validation reviews (`num_validation`), these are used; otherwise the last `share` of the
+        training split, a fraction, is used. If `share` is 0, there are no validation reviews, and
+        all reviews are for training.
 
         Args:
             limit: the value of `data.limit`, the number of reviews to use from the start of each

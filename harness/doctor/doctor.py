@@ -334,7 +334,7 @@ def describe_partitions(text: str) -> Finding:
         return Finding(
             "green",
             "gpus",
-            "no partition in state up has GPUs, and SBATCH_GRES=none requests no GPU",
+            "no partition in state up has GPUs; SBATCH_GRES is none, so jobs request no GPU",
         )
     if not having:
         remedy = "export SBATCH_GRES=none before sbatch, because the job scripts request a GPU"

@@ -263,8 +263,8 @@ def explain(
 ) -> str:
     """Describe one of pydantic's errors in one line, and add the number of other errors.
 
-    If one of the errors is an unknown key, the line describes this error, because a misspelled
-    table may be the reason why another key is missing.
+    If one of the errors is an unknown key or table, the line describes this error, because a
+    misspelled name may be the reason why another key is missing.
     """
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])

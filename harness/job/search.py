@@ -215,9 +215,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="lower limit for the epochs of the shortest trials, which are `epochs` divided "
-        "by `factor` and rounded up, again and again, until one more division would give less than "
-        "`min_epochs`",
+        description="lower limit for the epochs of a trial; the shortest trials train for "
+        "`epochs`, divided by `factor` (rounded up) as often as the limit allows",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
@@ -443,7 +442,7 @@ def _without_fixed(
 
     The condition `when` of a dependent key names a parent key and some of its values. If `--set`
     gives the parent key one of these values, the condition is met in all trials, and is removed. If
-    `--set` gives it another value, the dependent key is removed.
+    `--set` gives the parent key another value, the dependent key is removed.
     """
     space = {each.key: each for each in read_space(raw, path)}
     options = {key: origins.get(key) or origins.get(key.rpartition(".")[0]) for key in space}
@@ -471,10 +470,10 @@ def _stored(
 ) -> dict[Value, Value]:
     """Map values of a key to the values that the job stores; add functions' sources to `code`.
 
-    `kept` contains the sources in the job file.
+    `kept` contains the sources that the job file already has.
 
     Raises:
-        InputError: if a source is refused.
+        InputError: if the source of a function is refused.
     """
     if not FACTS.get(key, Facts()).is_function:
         return {each: each for each in values}

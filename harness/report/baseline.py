@@ -273,9 +273,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    The model's C, the inverse of the regularization strength, is chosen on the last fifth of the
-    runs' training reviews. If the dataset has a validation split and `share` is 0, the runs
-    trained on the validation split too, and C is chosen on it.
+    Part of the runs' training reviews chooses the model's C, the inverse of the regularization
+    strength; then the model is fit to all of them. This part is the last fifth; but if the runs
+    trained on the validation split of the dataset too (`share` is 0), it is the validation split.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -9,8 +9,8 @@ With more than 12 jobs, each job is compared only with the best job. The spread 
 pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's
 correction counts all pairs of jobs: the scores decided which job is the best, so any pair could
 have been compared. Dunnett's intervals are not used, because they need a best job that is known
-beforehand. In a simulation with fourteen equally good jobs, Dunnett's intervals called some job
-worse than the job with the best score in 27 % of the experiments.
+beforehand. A simulation compared fourteen equally good jobs with the one of the best score: in 27 %
+of the experiments Dunnett's intervals wrongly showed that some job is worse.
 """
 
 import itertools
@@ -56,9 +56,9 @@ def differences(group: DatasetGroup, *, in_pairs: bool = False) -> "pandas.DataF
         A table with a row per comparison. The rows with `is_shown` come before the other rows. Each
         of these two parts is sorted by `mean`, the largest first. The columns `first` and `second`
         are the names of two jobs, of which `first` has the higher mean accuracy over the compared
-        seeds. The column `num_seeds` is the number of seeds that both jobs have. If the jobs are
-        compared with the best job only, `num_seeds` is the number of seeds of the job with fewer
-        seeds. The column `mean` is the accuracy of the first job minus that of the second. The
+        seeds. The column `num_seeds` is the number of seeds that both jobs have; if each job is
+        compared with the best job only, `num_seeds` is the smaller number of seeds of the two jobs.
+        The column `mean` is the accuracy of the first job minus that of the second. The
         columns `low` and `high` are the simultaneous 95 % interval of `mean`, NaN if no useful
         interval exists. The column `is_shown` is true if the data show that the first job is
         better. The column `sentence` is the comparison in words.
@@ -298,8 +298,8 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced. All are above the lowest accuracy of the runs' first epochs.
-    The highest accuracy is one that all seeds of at least one job reached.
+    The accuracies are evenly spaced. They lie above the lowest accuracy that any run had after its
+    first epoch. They end at the highest accuracy that all seeds of some job reached.
 
     Args:
         epochs: the result of `epochs_of` for each job.

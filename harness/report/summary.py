@@ -349,7 +349,7 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 
 def first_lines(lines: Sequence[str], num: int) -> list[str]:
-    """Return the first `num` lines; if there are more, add a line with the number left out."""
+    """Return the first `num` lines; if there are more, a last line says how many are left out."""
     num_more = len(lines) - num
     more = [f"and {num_more:,} more (--out writes all)"] if num_more > 0 else []
     return [*lines[:num], *more]

@@ -348,10 +348,7 @@ def _out_of_memory(ending: Ending) -> str:
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
-    """Return the path of a run's counters; later jobs of the same run use the same file.
-
-    Each run has a separate file, because the counters contain the steps that a run has reached.
-    """
+    """Return the path of a run's counters, which all jobs that continue the run share."""
     named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
     return submissions(runs) / f"{named}.json"
 

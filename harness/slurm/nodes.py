@@ -141,8 +141,8 @@ class WorkerGroup:
         Workers other than the chief pass no `content`, and wait for the chief's content.
 
         Args:
-            wait_s: the seconds to wait. Set a limit before TensorFlow has connected the workers:
-                until then, only this limit detects that the chief died.
+            wait_s: the seconds to wait. A call before TensorFlow has connected the workers needs a
+                limit, because until then nothing else detects the death of the chief.
 
         Raises:
             Interrupted: if the chief has ended without an error.

@@ -337,8 +337,8 @@ def run_tasks(
 ) -> None:
     """Run all tasks; each slot runs one task after another.
 
-    If a task fails, the other tasks continue; but if a task was interrupted or refused its input,
-    all tasks end.
+    If a task fails, the other tasks continue. If a task is interrupted, or refuses its input, all
+    tasks end.
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.

@@ -1,10 +1,10 @@
 """The resources that a job requests: sbatch options from three sources.
 
 The sources, from the lowest to the highest priority, are the script's header, the site's variables
-and the user's options. With sbatch alone, an option replaces only the same option of a source with
-lower priority: if a script sets `--gres=gpu:1` and the user adds `--gpus-per-node=2`, the job gets
-one GPU, without a warning. With `harness submit`, an option of one source replaces all options for
-the same resource in the sources of lower priority.
+and the user's options. sbatch replaces an option only by the same option of a higher source. If a
+script sets `--gres=gpu:1` and the user adds `--gpus-per-node=2`, sbatch keeps both options, and the
+job gets one GPU, without a warning. With `harness submit`, an option of one source replaces all
+options for the same resource in the sources of lower priority.
 """
 
 import os

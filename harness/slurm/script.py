@@ -166,8 +166,8 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: a checked request. The script exports variables with the request's folders.
-        variables: environment variables to export, besides the folders.
+        request: a checked request. The script exports its folders as environment variables.
+        variables: further environment variables to export.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.
     """

@@ -45,7 +45,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
     Raises:
         InputError: if git can't list the files, if the files that git doesn't track exceed
-            MAX_NEW_FILES or MAX_NEW_BYTES, or as for `check_owner`.
+            MAX_NEW_FILES or MAX_NEW_BYTES, or if `check_owner` refuses `runs`.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):

@@ -199,9 +199,8 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent; the operating system closes the pipe when the
-    parent ends. Between the two may be srun, which then closes its pipe to this process when its
-    own pipe from the parent closes.
+    Standard input must be a pipe from the parent, which closes when the parent ends. If the parent
+    started this process by srun, srun closes the pipe when its own standard input closes.
     """
 
     def watch() -> None:

@@ -63,8 +63,8 @@ def resume_request(
         )
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
-            f"--all-interrupted: {runs} has no interrupted, lost or dead run to continue; "
-            "runs that SIGTERM or Ctrl-C ended don't count: use harness submit --resume RUN"
+            f"--all-interrupted: {runs} has no run that is lost, dead or interrupted by Slurm; to "
+            "continue a run after SIGTERM or Ctrl-C, use harness submit --resume RUN"
         )
     over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
     if len(over) < len(chosen):

@@ -662,7 +662,7 @@ class Auditor:
         return replace(devices, count=count), replace(self.plan, way=way)
 
     def _least(self, kind: str, value: Any) -> float:
-        """Return the lower limit of the tolerance for a value of a metric or file."""
+        """Return the smallest tolerance for a value, which belongs to the metric or file `kind`."""
         if kind == "epoch" or not isinstance(value, int | float | np.ndarray):
             return 0.0
         if kind.endswith(("loss", "rate", ".keras", ".npz")):

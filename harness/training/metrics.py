@@ -226,11 +226,11 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def events(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return for each review whether an event occurred, and the event's probability, `[n]`.
+    """Return what a calibration curve compares: outcomes and their predicted probabilities, `[n]`.
 
-    With two classes, the event is that the review has label 1. With more than two classes, the
-    event is that the review belongs to the predicted class. A calibration curve shows how often the
-    event occurred against the event's probability. The arguments are the results of `checked`.
+    With two classes, the outcome is whether a review has label 1. With more than two classes, the
+    outcome is whether a review belongs to the predicted class. The arguments are the results of
+    `checked`.
     """
     hits, of_event = truth == 1, found[:, 1]
     if found.shape[1] > 2:

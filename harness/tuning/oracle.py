@@ -11,9 +11,9 @@ from the oracles of KerasTuner 1.4.8 in six ways:
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
   search space has too few untried settings left to fill the first round, the Hyperband of this
   module makes the first round smaller.
-- KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
-  0.5. This module turns a range with a step into a list of the range's values, which contains the
-  maximum if the maximum is a whole number of steps above the minimum.
+- In KerasTuner a range from 0.1 to 0.6 in steps of 0.1 ends at 0.5, because the floor division
+  `(0.6 - 0.1) // 0.1` gives 4. This module turns a range with a step into a list of the range's
+  values, which contains the maximum if it is a whole number of steps above the minimum.
 - KerasTuner's `Choice` turns booleans into integers. This module turns a list of two booleans
   into a `Boolean`, and a list of one boolean into a `Fixed`.
 - KerasTuner's Bayesian search fits its Gaussian process to all n finished trials for each
@@ -170,10 +170,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the next trial is known to be a promotion, for which the oracle must wait.
+        """Whether the oracle must wait until it can promote a trial.
 
-        The sweep's folder may already contain the next trial. If this trial is a promotion, the
-        oracle must not propose a random setting, but waits until it can propose the promotion.
+        The sweep's folder may already contain the next trial. If the next trial continues an
+        earlier trial, the oracle must propose the same promotion and no random setting.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

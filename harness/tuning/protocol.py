@@ -416,6 +416,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write the record `stop` only if it changes whether the search is stopped."""
+    """Stop the search, or lift its stop, as `stop` says; write nothing if this is already so."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

@@ -9,9 +9,8 @@ checkpoint. The new trial then trains the epochs up to this checkpoint again, wi
 results. In finished runs that are not trials, `harness prune` removes only the checkpoints.
 
 If the user trains a run's `job.toml` again, the new model and checkpoints are bitwise identical to
-the removed ones. This module removes no file of another user and follows no symbolic link. A run
-remains valid even if only some of its removable files are gone, so it does no harm to kill a
-process that removes files.
+the removed ones. This module removes no file of another user and follows no symbolic link. A kill
+during the removal does no harm: a run is valid with all, some or none of its removable files.
 """
 
 import contextlib
@@ -87,7 +86,7 @@ class KeptTrials:
     """Decides which files of trials a sweep keeps, and removes all other files of trials."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
-        """Set the sweep whose files are removed; `pruned` removes and counts these files."""
+        """Choose the files of `sweep`; the object `pruned` removes and counts them."""
         self.sweep, self.search, self.pruned = sweep, search, pruned
         self._done: set[tuple[int, bool, bool]] = set()
 
@@ -121,7 +120,7 @@ class KeptTrials:
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
-    """Remove checkpoints of finished runs, and the files that finished searches do not keep.
+    """Remove checkpoints of finished runs, and all files that finished searches no longer need.
 
     This function changes no unfinished search, no unfinished run (except trials of finished
     searches), no symbolic link and no folder of another user.

@@ -172,7 +172,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path) -> 
         (["--resume"], "give runs (folders or ids) or --all-interrupted"),
         (
             ["--all-interrupted"],
-            "runs that SIGTERM or Ctrl-C ended don't count: use harness submit --resume RUN",
+            "to continue a run after SIGTERM or Ctrl-C, use harness submit --resume RUN",
         ),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs with unchanged"),

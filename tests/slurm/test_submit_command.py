@@ -80,7 +80,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     words = ["submit", LSTM, "--dry-run"]
     harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
     done = harness.run_here(*words)
-    assert "SAMPLE in the package; to get the dataset, run: harness data fetch" in done.stderr
+    assert "packaged SAMPLE instead; to get the dataset, run: harness data fetch" in done.stderr
     assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
     site = project / "slurm/site.sh"
     site.write_text("HARNESS_CONTAINER=(env)\n")  # the environment may be in the image

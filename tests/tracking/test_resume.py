@@ -285,7 +285,7 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site, had_
         assert "is pending; first stop" in harness.refuse("submit", "--resume", run, *words)
     if had_jobs:
         said = harness.refuse("submit", "--all-interrupted", "--runs", home)
-        assert "has no interrupted, lost or dead run" in said
+        assert "has no run that is lost, dead or interrupted" in said
 
 
 def test_a_session_that_lives_is_ended_by_scancel(harness: Harness, site: Site) -> None:

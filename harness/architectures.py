@@ -171,8 +171,8 @@ def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
     The reductions in `Padding` keep the time axis (`keepdims=True`). Without `keepdims`,
-    TensorFlow would compute the gradient's shape on the GPU, because batches differ in length, and
-    each training step would wait for this shape.
+    TensorFlow would compute the gradient's shape on the GPU, and each training step would wait for
+    this shape.
     """
     from keras import ops
 

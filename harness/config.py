@@ -60,7 +60,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    By default a key changes the result of every job, and a search may vary the key.
+    The defaults describe a key that changes the result of every job and that a search may vary.
 
     Attributes:
         choices: the allowed values of the key.
@@ -68,12 +68,13 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: `result` if the key changes the result of a run, else `nothing`. A file's path
-            changes `nothing`: the run's record identifies the file by its checksum.
+        changes: `result` if the key changes the result of a run, else `nothing`. The key of a
+            file's path has `nothing`, because a file at another path gives the same result.
         not_searched: the reason why a search may not vary the key.
-        only_with: the condition under which the key has an effect, as `{other key: values}`. One
-            of the other keys must have one of the values that belong to it. An empty tuple of
-            values stands for all values except the default.
+        only_with: the condition under which the key has an effect. For example, a key with
+            `{"train.schedule": ("cosine", "linear")}` has an effect only with these two schedules.
+            If several keys are listed, one of them suffices. An empty tuple of values stands for
+            all values except the default.
         check: a function of the job; it describes how the key conflicts with other keys, or returns
             "" if there is no conflict. In the table of keys in jobs/README.md, the key's row shows
             the docstring of `check`.

@@ -262,7 +262,7 @@ class Watch:
         return f"ends{done} after {IDLE_MIN} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """End TensorBoard at the first signal, by an exception that also ends a search for runs.
+        """End TensorBoard at the first signal, even while it still searches for runs.
 
         Under nohup, SIGHUP stays ignored.
         """

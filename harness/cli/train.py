@@ -224,7 +224,7 @@ def predict(
         bool,
         typer.Option(
             "--jsonl",
-            help='each line is JSON, "…" or {"text": "…"}; default for .jsonl and .ndjson files',
+            help='each line is JSON: either "…" or {"text": "…"}; default for .jsonl and .ndjson',
         ),
     ] = False,
     as_json: AsJson = False,

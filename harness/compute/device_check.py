@@ -201,7 +201,7 @@ def _find_reason(
         request = f"request {available}: --devices gpu:{available}"
         return why, request if available else "request GPUs", False
     if names and num_seen >= len(names):
-        why = f"CUDA_VISIBLE_DEVICES={','.join(names)} names only {len(names)}"
+        why = f"CUDA_VISIBLE_DEVICES={','.join(names)} allows only {len(names)}"
         return why, f"request {num_seen}: --devices gpu:{num_seen}, or unset the variable", False
     return f"the driver shows {num_seen} of {promised} GPUs", ASK, True
 
@@ -272,9 +272,8 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a loop.
-    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If the process's
-    first request is for at most 2,304 bytes, the rounded size stays the same, so the loop never
-    ends.
+    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If a first request
+    is for 2,304 bytes or less, rounding up cancels the reduction, and this loop never ends.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

@@ -35,7 +35,7 @@ class RampedAverage:
     After n steps, the average covers about the last n / 9 steps, but at most
     1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used: with this
     correction, the average would weigh the first 1 / (1 - `train.ema_momentum`) steps almost
-    equally.
+    equally, although the weights of early steps are worse.
     """
 
     # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The
@@ -58,10 +58,10 @@ class RampedAverage:
 class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
     """Keras's loss scaling for float16; `variables` includes all variables of the inner optimizer.
 
-    Keras decorates `build` so that, while it runs, optimizers do not track the variables that
-    become their attributes. `build` also builds the inner optimizer, whose attributes, such as
-    Nadam's `_u_product`, would then be missing in checkpoints, and a resumed run would give another
-    result. This class has `build` without the decorator.
+    Keras's `build` has a decorator that turns the tracking of variables off. Keras's `build` calls
+    the `build` of the inner optimizer, so Nadam's variable `_u_product` is not tracked. Checkpoints
+    would not contain `_u_product`, and a resumed run would give another result. So this class
+    removes the decorator.
     """
 
     build = keras.optimizers.LossScaleOptimizer.build.__wrapped__

@@ -148,10 +148,10 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        In the returned split, the training reviews come first. If the dataset has its own
-        validation reviews (`num_validation`), these are used; otherwise the last `share` of the
-        training split, a fraction, is used. If `share` is 0, there are no validation reviews, and
-        all reviews are for training.
+        In the returned split, the validation reviews follow the training reviews. If the dataset
+        has its own validation reviews (`num_validation`), these are used. Otherwise the fraction
+        `share` at the end of the training split is used. If `share` is 0, there are no validation
+        reviews, and all reviews are for training.
 
         Args:
             limit: the value of `data.limit`, the number of reviews to use from the start of each

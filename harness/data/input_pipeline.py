@@ -291,7 +291,7 @@ class BatchSource:
         An empty review contains the token START, because cuDNN does not accept an empty row, and a
         network's mean over the words of an empty row is not finite. After the tokens of all
         reviews, the tensor `tokens` contains a padding token and START. The review with the
-        index `num_reviews` is the empty review; START is its only token.
+        index `num_reviews` is the empty review, whose only token is START.
         """
         self.shape, self.num_reviews = shape, len(reviews)
         self.num_tokens = int(reviews.offsets[-1])

@@ -153,12 +153,12 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     """Return the name of each table in a folder, with the split that occurs in this name.
 
-    If no table's name contains the name of a split, the result depends on the folder: if the folder
-    has subfolders, the result is empty; otherwise the split of each table is "".
+    If no table's name contains the name of a split, the split of each table is "". But if the
+    folder also has subfolders, the tables are ignored, and the result is empty.
 
     Raises:
-        InputError: if one table's name contains exactly one split's name, but another table's name
-            contains none or several. A .json file without exactly one split's name is ignored.
+        InputError: if some tables have the name of one split in their names, and another table has
+            none or several. A .json file of the second kind is ignored.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

@@ -80,7 +80,7 @@ def read_lines(
 ) -> Iterator[list[Line]]:
     """Read a UTF-8 file, and yield its lines in lists; skip lines without words.
 
-    Each read of a part of the file yields a list of the lines that this part completes.
+    The file is read in parts; after each part, the complete lines so far are yielded as a list.
 
     Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
     that occur inside reviews, such as \\x85.
@@ -143,7 +143,7 @@ def read_kept(run: RunDirectory, name: str) -> bytes:
         name: the file's name, a key of `CHECKSUMS`.
 
     Raises:
-        InputError: if the file is missing, or its checksum differs.
+        InputError: if the file is missing, or does not have the checksum in `result.json`.
         DiskError: if reading the disk fails.
     """
     try:

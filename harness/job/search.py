@@ -215,8 +215,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="lower limit for the epochs of a trial; the shortest trials train for "
-        "`epochs`, divided by `factor` (rounded up) as often as the limit allows",
+        description="lower limit for the number of epochs of a trial; `epochs = 9`, `factor = 3` "
+        "and a limit of 1 give trials of 1, 3 and 9 epochs",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
@@ -309,7 +309,7 @@ class SearchSpec:
         return dump_toml(self.content)
 
     def used(self, values: Values) -> dict[str, Value]:
-        """Return a trial's values in the order of `space`; round each value from a range."""
+        """Return a trial's values in the order of `space`; round the values of ranges."""
         return {
             each.key: values[each.key] if each.choices else rounded(values[each.key])
             for each in self.space

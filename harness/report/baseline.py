@@ -273,9 +273,10 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    Part of the runs' training reviews chooses the model's C, the inverse of the regularization
-    strength; then the model is fit to all of them. This part is the last fifth; but if the runs
-    trained on the validation split of the dataset too (`share` is 0), it is the validation split.
+    C, the inverse of the regularization strength, is chosen first: models with several C are fit to
+    a part of the runs' training reviews and compared on the others. The others are the last fifth.
+    If the dataset has a validation split, and the runs trained on it too (`share` is 0), the others
+    are the validation split. Then a model with the chosen C is fit to all reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -6,11 +6,12 @@ all of them hold at once. The report says that a job is better than another job 
 of their difference lies above 0, so the report's sentences never contradict its intervals.
 
 With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
-pooled over all jobs, because the few seeds of one pair would give useless intervals. Bonferroni's
-correction counts all pairs of jobs: the scores decided which job is the best, so any pair could
-have been compared. Dunnett's intervals are not used, because they need a best job that is known
-beforehand. A simulation compared fourteen equally good jobs with the one of the best score: in 27 %
-of the experiments Dunnett's intervals wrongly showed that some job is worse.
+pooled over all jobs, because the few seeds of two jobs alone would give useless intervals.
+Bonferroni's correction counts all pairs of jobs, not only the pairs that are compared, because the
+scores themselves decide which job is the best. Dunnett's intervals are not used, because they need
+a best job that is known beforehand. In a simulation with fourteen equally good jobs, Dunnett's
+intervals compared the job with the best score with the others. In 27 % of the experiments they
+wrongly showed a worse job.
 """
 
 import itertools
@@ -298,8 +299,9 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced. They lie above the lowest accuracy that any run had after its
-    first epoch. They end at the highest accuracy that all seeds of some job reached.
+    The accuracies are evenly spaced between two limits. The lower limit is the lowest accuracy
+    after a first epoch, over all runs. The upper limit is the highest accuracy that a job reached
+    with all its seeds.
 
     Args:
         epochs: the result of `epochs_of` for each job.

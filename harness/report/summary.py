@@ -81,8 +81,8 @@ class Part:
     def table(self) -> "pandas.DataFrame":
         """The table `DatasetGroup.jobs`, followed by a row for each baseline.
 
-        If there are more than `MAX_DRAWN` jobs, the best job is first. In the row of a baseline,
-        the columns that describe only jobs are NaN.
+        If there are more than `MAX_DRAWN` jobs, they are sorted, the best first. In the row of a
+        baseline, the columns that describe only jobs are NaN.
         """
         import pandas
 

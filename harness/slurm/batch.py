@@ -313,7 +313,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Return a job's counters after a start; repeated calls count the same start once."""
+    """Return the counters after a start of the job; a start is counted only once."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:

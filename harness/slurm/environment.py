@@ -277,7 +277,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 def resume_command(folder: Path | str) -> str:
     """Return the command that continues a run or sweep.
 
-    In a batch job, the command submits a new job.
+    If this process belongs to a batch job, the returned command submits a new job.
     """
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.is_batch

@@ -449,7 +449,10 @@ def run_printed(*args: str) -> None:
 
 
 def _print_lines(process: "subprocess.Popen[bytes]") -> str:
-    """Print a process's lines, except for an error in the last line; return the last line."""
+    """Print a process's lines, and return the last line.
+
+    If the process fails, and its last line is an error, this line is not printed.
+    """
     last, held = "", ""
     for content in process.stdout or ():
         line = content.decode(errors="replace")

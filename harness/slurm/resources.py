@@ -3,8 +3,8 @@
 The sources, from the lowest to the highest priority, are the script's header, the site's variables
 and the user's options. sbatch replaces an option only by the same option of a higher source. If a
 script sets `--gres=gpu:1` and the user adds `--gpus-per-node=2`, sbatch keeps both options, and the
-job gets one GPU, without a warning. With `harness submit`, an option of one source replaces all
-options for the same resource in the sources of lower priority.
+job gets one GPU, without a warning. `harness submit` removes `--gres` in this example: an option
+removes all options for the same resource that come from a source of lower priority.
 """
 
 import os
@@ -157,7 +157,7 @@ def override(options: Iterable[str], by: Sequence[str]) -> list[str]:
     """Return `options` without those that `by` replaces, followed by the options in `by`.
 
     An option in `by` replaces all options for the same resource in `options`. For example,
-    `--gpus-per-node` replaces `--gres`, because Slurm would obey both.
+    `--gpus-per-node` replaces `--gres`. Otherwise Slurm would obey both options.
     """
     names = names_of(by)
     replaced = {each for group in (GPUS, MEMORY) if names & {*group} for each in group}

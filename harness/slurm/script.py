@@ -166,7 +166,8 @@ def render_script(
     """Return the text of a job script.
 
     Args:
-        request: a checked request. The script exports its folders as environment variables.
+        request: a checked request. The script exports the request's folders as environment
+            variables.
         variables: further environment variables to export.
         call: `supervise` and its arguments. `supervise` is a function in slurm/common.sh that runs
             and requeues the job.
@@ -185,7 +186,7 @@ def render_script(
         "export HARNESS_SNAPSHOT=1",
         'source "$HARNESS_HOME/slurm/common.sh"',
         "# These exports override the values from slurm/site.sh.",
-        "# In a container, an absolute HARNESS_VENV keeps its value from slurm/site.sh.",
+        "# Except in a container, where an absolute HARNESS_VENV from slurm/site.sh is kept.",
         f"[[ ${{HARNESS_VENV:-}} == /* ]] || HARNESS_VENV={inside}",
         f"[[ ${{#HARNESS_CONTAINER[@]}} != 0 ]] || HARNESS_VENV={environment}",
         "export HARNESS_VENV",

@@ -246,9 +246,9 @@ def submit(request: Request) -> Iterator[tuple[str, SbatchJob]]:
 def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
-    This function may run in the site's container, which may lack sbatch and git. So the script of
-    the current job calls sbatch, outside of the container. The new job uses the snapshot of the
-    current job, because making a snapshot needs git.
+    This function may run in the site's container, which may lack sbatch and git. So this function
+    does not call sbatch; the script of the current job calls sbatch outside of the container. And
+    this function makes no new snapshot; the new job uses the snapshot of the current job.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of

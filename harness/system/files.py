@@ -327,7 +327,7 @@ class Record(NamedTuple):
 
 
 def read_record(path: str) -> Record | None:
-    """Return a file's `Record`; None if the file is missing, unreadable, too large or not plain."""
+    """Return a file's `Record`; None if it is missing, unreadable, too large or no regular file."""
     try:
         with open_plain_file(path, os.O_NOFOLLOW) as file:
             status = os.fstat(file.fileno())

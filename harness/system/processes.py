@@ -199,8 +199,8 @@ def age_s() -> float:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input must be a pipe from the parent, which closes when the parent ends. If the parent
-    started this process by srun, srun closes the pipe when its own standard input closes.
+    Standard input must be a pipe that closes when the parent ends. If the parent has started this
+    process by srun, the pipe comes from srun, which closes the pipe when the parent ends.
     """
 
     def watch() -> None:
@@ -262,9 +262,9 @@ def has_died(process: int, space: str) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """Read a control file in this process's cgroup (v2) and in all cgroups above that cgroup.
+    """Return the sizes in a control file of this process's cgroup (v2) and of all cgroups above it.
 
-    Return the sizes in GB, but leave out the value `max`.
+    The sizes are in GB. A file that contains `max`, which means no limit, is left out.
     """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()

@@ -85,7 +85,7 @@ captured: Capture | None = None
 def capture(file: int) -> None:
     """Redirect file descriptor 2 to a file.
 
-    `sys.stderr` still writes to the terminal or log to which descriptor 2 led before.
+    `sys.stderr` still writes to the earlier target of descriptor 2, the terminal or the log.
     """
     global captured
     sys.stderr.flush()
@@ -100,7 +100,7 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    By default, TensorFlow then logs only errors; if this process has called `capture`, also
+    The default is that TensorFlow logs only errors. After a call of `capture`, TensorFlow also logs
     warnings.
     """
     if captured:

@@ -193,7 +193,7 @@ class RunStatus:
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether `ask_to_cancel` has asked the run to stop or not to begin."""
+        """Whether the user has cancelled the run, before it began or while it ran."""
         return self.is_there(CANCEL)
 
     @property
@@ -215,8 +215,8 @@ class RunStatus:
     def was_cancelled(self) -> bool:
         """Whether SIGTERM (for example from scancel or harness cancel) or Ctrl-C ended the run.
 
-        The result is also true if SIGTERM came from the shutdown of the machine, or from Slurm
-        at a time limit that no other signal had announced.
+        The result is also true if SIGTERM came from a shutdown of the machine, or from Slurm at the
+        time limit of a job without a warning signal.
         """
         return self.signal in CANCELLING or self.asked_to_cancel
 

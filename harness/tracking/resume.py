@@ -162,8 +162,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     """Return the resources that the user requests; the run's last job supplies the defaults.
 
     Raises:
-        InputError: if another user could have written the run's record, because sbatch's options in
-            the record can run code.
+        InputError: if another user could have written the run's record. The record contains options
+            of sbatch, which can run code.
     """
     record = folder / RECORD
     if os.path.lexists(record) and (reason := distrust(record)):

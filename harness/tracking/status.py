@@ -62,7 +62,7 @@ def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
     if stopped and status.shares_job and status.asked_to_cancel:
         status.queued = None  # the queued job will train other seeds, but not the seed of this run
         if status.phase is None:
-            return "cancelled", "the job will train its seeds except this one"
+            return "cancelled", "the job will train its other seeds, but not this one"
     queued = status.queued
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
@@ -96,7 +96,11 @@ def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
 
 
 def _is_newer(status: RunStatus, queue: Queue) -> bool:
-    """Whether the run's job may be newer than squeue's answer, if clocks differ a little."""
+    """Whether the run's job may have been submitted after squeue's answer.
+
+    The submission time and the time of the answer may come from two clocks, so the comparison
+    tolerates a difference of two heartbeats.
+    """
     if not status.submission or not (status.phase is None or status.is_resubmitted):
         return False
     return status.submission.time_s > queue.asked_at - 2 * HEARTBEAT_S

@@ -209,8 +209,8 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         )
     if not job.data.test and VALIDATION_PREDICTIONS not in files:
         raise InputError(
-            f"run {folder}: is a trial of a search, which saves no predictions; audit a run of "
-            "harness sweep retrain"
+            f"run {folder}: is a trial of a search, and trials save no predictions; audit a run "
+            "that harness sweep retrain has trained"
         )
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
@@ -324,7 +324,7 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def kind_of(where: str) -> str:
-    """Return the first part of a value's name: a metric or a file (see `Auditor._values`)."""
+    """Return the metric or the file in the name of a value, such as `loss` in `loss, epoch 2`."""
     return where.partition(", ")[0]
 
 
@@ -662,7 +662,12 @@ class Auditor:
         return replace(devices, count=count), replace(self.plan, way=way)
 
     def _least(self, kind: str, value: Any) -> float:
-        """Return the smallest tolerance for a value, which belongs to the metric or file `kind`."""
+        """Return the tolerance below which no difference of a value counts.
+
+        Args:
+            kind: the metric or the file that contains the value.
+            value: the value.
+        """
         if kind == "epoch" or not isinstance(value, int | float | np.ndarray):
             return 0.0
         if kind.endswith(("loss", "rate", ".keras", ".npz")):

@@ -298,8 +298,8 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     Returns:
         A table. A key that is searched over a list has a row for each value. A key that is searched
         over a range has a row for each third of its values, or for each value if there are at most
-        three. The columns `key` and `value` name the value of a row. Three columns describe the
-        scores of the trials with this value: `n` is the number of scores, `mean` their mean and
+        three. The columns `key` and `value` contain the row's key and value. Three columns describe
+        the scores of the trials with this value: `n` is the number of scores, `mean` their mean and
         `best` the best score. `explains` is eta squared of the key: the between-group sum of
         squares divided by the total sum of squares (Fisher, 1925), or 0 if all scores are equal.
         `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
@@ -380,8 +380,8 @@ def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Seri
     Also returns the axis's ticks. Each axis belongs to a key. If the search tries a list of values
     for the key, the axis has a tick at each value, and trials with the same value get slightly
     different heights, so that their lines stay visible. If the search tries a range, the axis has
-    ticks at its two ends and its middle. Below the axis are the lines of trials that do not use the
-    axis's key; their heights differ slightly, too.
+    ticks at its two ends and its middle. The lines of trials that do not use
+    the key lie below the axis, at slightly different heights.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

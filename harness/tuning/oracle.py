@@ -172,8 +172,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
     def _is_known_to_wait(self) -> bool:
         """Whether the oracle must wait until it can promote a trial.
 
-        The sweep's folder may already contain the next trial. If the next trial continues an
-        earlier trial, the oracle must propose the same promotion and no random setting.
+        The sweep's folder may already contain the next trial, and this trial may continue an
+        earlier trial. Then the oracle must wait until it proposes this trial again.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -416,6 +416,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Stop the search, or lift its stop, as `stop` says; write nothing if this is already so."""
+    """Write the record `stop`, unless the search is already stopped or not stopped as it says."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

@@ -43,8 +43,8 @@ class Schedule:
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
                 list.
             results: the trials that have results; the keys are the trials' numbers. The caller adds
-                each new result; the oracle receives a result when the result's trial ends on the
-                virtual clock.
+                each new result. The oracle receives a trial's result later, when the trial ends on
+                the virtual clock.
         """
         self.oracle, self.num_trials, self.width = oracle, num_trials, width
         self.known, self.results = known, results
@@ -116,8 +116,8 @@ class Schedule:
     def _give_result(self) -> bool:
         """Give the oracle the result of the trial that ends next on the virtual clock.
 
-        Return False if no trial runs on the virtual clock, or if no worker has reported the result
-        of this trial yet.
+        Return False if no trial runs on the virtual clock. Also return False if the trial that ends
+        next on the virtual clock is still being trained in reality.
         """
         if not self._running or self._running[0][1] not in self.results:
             return False

@@ -139,7 +139,7 @@ def test_a_lost_gpu_is_the_nodes_fault(
 @pytest.mark.parametrize(
     ("visible", "said"),
     [
-        ("0", "sees 1: CUDA_VISIBLE_DEVICES=0 names only 1; request 1: --devices gpu:1, or unset"),
+        ("0", "sees 1: CUDA_VISIBLE_DEVICES=0 allows only 1; request 1: --devices gpu:1, or unset"),
         ("0,0", "CUDA_VISIBLE_DEVICES names a GPU twice; name each GPU once"),
     ],
 )

@@ -126,7 +126,7 @@ def as_trial(run: Path) -> None:
         (lambda run: (run / "model.keras").unlink(), "its model was removed"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
-        (as_trial, "/runs/bilstm/copy: is a trial of a search, which saves no predictions"),
+        (as_trial, "/runs/bilstm/copy: is a trial of a search, and trials save no predictions"),
         (changed("result.json", num_replicas="2"), "its record is broken (num_replicas)"),
         (
             changed("provenance.json", dataset={"is_sample": True, "checksum": "0"}),

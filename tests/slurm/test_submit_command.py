@@ -113,6 +113,8 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
             "--set train.seed=7: can't be combined",
         ),
         ([LSTM, "--pack"], "--pack"),
+        ([LSTM, "--seeds", "1-5%0"], "the part after % should be"),
+        ([LSTM, "--seeds", "1-5%2", "--pack"], "with --pack, leave this part out"),
         ([LSTM, "--gpu", "2"], "--gpus"),
         ([LSTM, "--partition", "x"], "--partition; sbatch options go after"),
         ([LSTM, JOBS / "gru.toml"], "--all"),

@@ -55,6 +55,7 @@ def train_in(
     job: Job,
     *,
     strategy: tf.distribute.Strategy | None = None,
+    plan: ExecutionPlan | None = None,
     stop: StopRequest | None = None,
 ) -> RunDirectory:
     """Begin or resume a run on the made-up reviews."""
@@ -67,7 +68,7 @@ def train_in(
         RunContext(run, job, dataset),
         Compute(
             strategy or tf.distribute.get_strategy(),
-            ExecutionPlan("keras", 1),
+            plan or ExecutionPlan("keras", 1),
             console,
             ResourceMonitor(0, 1),
             stop or StopRequest(),

@@ -68,8 +68,8 @@ class Facts:
             function's source.
         is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: `result` if the key changes the result of a run, else `nothing`. The key of a
-            file's path has `nothing`, because a file at another path gives the same result.
+        changes: `result` if the key changes the result of a run, else `nothing`. For example, only
+            the content of a file changes the result, not the file's path.
         not_searched: the reason why a search may not vary the key.
         only_with: the condition under which the key has an effect. For example, a key with
             `{"train.schedule": ("cosine", "linear")}` has an effect only with these two schedules.

@@ -90,7 +90,10 @@ class Shown:
 
     @property
     def finished(self) -> bool:
-        """Whether there are runs and all have finished; a trial counts when its search is done."""
+        """Whether all runs have finished, and at least one exists.
+
+        A trial of a search has finished when the search has.
+        """
         ends = {run.parents[3] if attempt_of(run) else run for run in self.found}
         results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
         return bool(results) and all(results)

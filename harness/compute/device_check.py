@@ -271,9 +271,10 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a loop.
-    Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. If a first request
-    is for 2,304 bytes or less, rounding up cancels the reduction, and this loop never ends.
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a process's first request
+    in a loop, each time for 10 % less memory, rounded up to a multiple of 256 bytes. For 2,304
+    bytes or less, rounding up would give the same size for ever. So this function makes a large
+    first request.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

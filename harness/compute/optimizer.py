@@ -33,9 +33,8 @@ class RampedAverage:
 
     The formula for the momentum is that of `tf.train.ExponentialMovingAverage` with `num_updates`.
     After n steps, the average covers about the last n / 9 steps, but at most
-    1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used: with this
-    correction, the average would weigh the first 1 / (1 - `train.ema_momentum`) steps almost
-    equally, although the weights of early steps are worse.
+    1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used:
+    it would give the first steps almost the same share of the average as later steps.
     """
 
     # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The

@@ -157,8 +157,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     folder also has subfolders, the tables are ignored, and the result is empty.
 
     Raises:
-        InputError: if some tables have the name of one split in their names, and another table has
-            none or several. A .json file of the second kind is ignored.
+        InputError: if some tables' names contain a split, but the name of another table contains
+            none or several. Such another table is ignored if it is a .json file.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

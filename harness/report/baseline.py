@@ -273,10 +273,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C, the inverse of the regularization strength, is chosen first: models with several C are fit to
-    a part of the runs' training reviews and compared on the others. The others are the last fifth.
-    If the dataset has a validation split, and the runs trained on it too (`share` is 0), the others
-    are the validation split. Then a model with the chosen C is fit to all reviews.
+    C, the inverse of the regularization strength, is chosen on held-out reviews. These are the
+    validation split of the dataset if the runs trained on it (`share` is 0), otherwise the last
+    fifth of the runs' training reviews. Then a model with this C is fit to all training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -9,9 +9,8 @@ With more than 12 jobs, each job is compared only with the best job. The spread 
 pooled over all jobs, because the few seeds of two jobs alone would give useless intervals.
 Bonferroni's correction counts all pairs of jobs, not only the pairs that are compared, because the
 scores themselves decide which job is the best. Dunnett's intervals are not used, because they need
-a best job that is known beforehand. In a simulation with fourteen equally good jobs, Dunnett's
-intervals compared the job with the best score with the others. In 27 % of the experiments they
-wrongly showed a worse job.
+a best job that is known beforehand. A simulation compared fourteen equally good jobs many times: in
+27 % of the simulated reports, Dunnett's intervals wrongly called a job worse than the best job.
 """
 
 import itertools

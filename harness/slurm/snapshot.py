@@ -89,7 +89,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
 
 def check_owner(runs: Path) -> None:
-    """Refuse a folder of runs of another user, or with another user's folder for submissions.
+    """Refuse a folder of runs if another user owns it, or owns its folder `.submissions`.
 
     The owner of a folder may rename everything in the folder, in spite of the sticky bit.
 

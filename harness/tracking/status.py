@@ -186,7 +186,8 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     Args:
         runs: the folder of all runs.
         queue: the user's jobs in Slurm; if None, Slurm is not asked.
-        folders: runs outside of `runs`, or folders of such runs; they need not exist yet.
+        folders: paths outside of `runs`. Each is a run or a folder that contains runs; it need not
+            exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     # The record of a run's submission is in the folder of runs that contains the run. A folder in

@@ -662,7 +662,7 @@ class Auditor:
         return replace(devices, count=count), replace(self.plan, way=way)
 
     def _least(self, kind: str, value: Any) -> float:
-        """Return the tolerance below which no difference of a value counts.
+        """Return the difference that an audit always accepts for a value.
 
         Args:
             kind: the metric or the file that contains the value.

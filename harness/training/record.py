@@ -137,8 +137,8 @@ def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
 
     A trial writes no predictions, to save time and space. The training loop has computed validation
     loss and validation accuracy. If the search has one of these two as its objective, or the run is
-    no trial, the result is empty. Otherwise the result contains the remaining scores that can be an
-    objective; `val_roc_auc` is None if all reviews are of one class.
+    no trial, the result is empty. Otherwise the result contains all scores of `OBJECTIVES`
+    except these two; `val_roc_auc` is None if all reviews are of one class.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:

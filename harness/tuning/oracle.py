@@ -170,10 +170,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the oracle must wait until it can promote a trial.
+        """Whether the next trial is known to be a promotion, so that no random setting may follow.
 
-        The sweep's folder may already contain the next trial, and this trial may continue an
-        earlier trial. Then the oracle must wait until it proposes this trial again.
+        The sweep's folder may already contain the next trial. If the next trial is a promotion, the
+        oracle can propose it only after it has received more results.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

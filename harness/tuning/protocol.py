@@ -416,6 +416,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write the record `stop`, unless the search is already stopped or not stopped as it says."""
+    """Write the record `stop` if it stops a running search or resumes a stopped search."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

@@ -287,7 +287,7 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _ended(self) -> set[str]:
-        """Return the uuids of workers, also of other commands, that have certainly ended."""
+        """Return the uuids of all workers that have certainly ended, whoever started them."""
         attempts = running(self.view).values()
         dead = {each.worker for each in attempts if has_died(each.process, each.space)}
         return dead | self.pool.ended

@@ -43,7 +43,7 @@ class Handler(WSGIRequestHandler):
 
 
 class Server(ThreadedWSGIServer):
-    """Serves TensorBoard on a socket that already listens, only to requests with the secret."""
+    """Serves TensorBoard on a listening socket; answers only requests that contain the secret."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
 Adversarial training changes the word vectors before the network receives them. If XLA compiles the
-steps on a GPU, a look-up outside of the network is faster than inside. So on a GPU, all training
-steps look up the words outside of the network, even without adversarial training (see
-`OuterLookupStep`).
+steps on a GPU, a look-up outside of the network is faster than inside. So on a GPU the look-up is
+always outside of the network, even without adversarial training (see `OuterLookupStep`).
 """
 
 import functools

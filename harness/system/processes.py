@@ -33,8 +33,8 @@ class StopRequest:
     Between two steps, the training loop checks whether a signal is stored. All workers of a run
     must stop after the same step; otherwise some workers would wait for ever in a collective
     operation. Each worker has a vote, 1 to stop and 0 to continue, and every step adds up the votes
-    of all workers. All workers read the sum of the votes after the same steps, and stop if this sum
-    is not 0.
+    of all workers. Whenever the workers read the sum of a step, all of them read it for the same
+    step, and stop if the sum is not 0.
     """
 
     def __init__(self, *, alone: bool = True) -> None:

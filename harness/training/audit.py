@@ -119,7 +119,7 @@ class Audit:
         how = "to the byte" if self.outcome == EQUAL else "within rounding"
         found = "computed the same numbers as the run"
         if self.depth == "quick":
-            found = "did not train; the run's files, scores and model agree with each other"
+            found = "trained nothing; the run's files, scores and model agree with each other"
         elif self.depth != "full":
             found += f" in the first {self.depth.removeprefix('1 ')}"
         omitted = [each for each in self.checks if each.outcome == OMITTED]

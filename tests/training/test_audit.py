@@ -430,7 +430,7 @@ def test_from_python_a_difference_is_an_answer(
         monkeypatch.setenv(name, value)
     audit = package.audit(run, quick=True, runs=tmp_path)
     assert (audit.outcome, audit.depth) == ("equal", "quick")
-    found = "did not train; the run's files, scores and model agree with each other, to the byte"
+    found = "trained nothing; the run's files, scores and model agree with each other, to the byte"
     assert found in audit.sentence
     copy = shutil.copytree(run, tmp_path / "copy")
     assert mark_of(tmp_path, copy) == "quick"

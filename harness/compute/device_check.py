@@ -257,8 +257,7 @@ def check_devices(warn: Callable[[str], object]) -> None:
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
     """Return the plan; leave out cuDNN if its results for a plain RNN differ from the CPU's.
 
-    Wrong results of cuDNN for a plain RNN raise no error, because a loop of TensorFlow operations
-    can compute the plain RNN instead.
+    A difference is no error: without cuDNN, a loop of TensorFlow operations computes the plain RNN.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():

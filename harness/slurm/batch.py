@@ -402,7 +402,8 @@ def ending_of(
 def _states(run: str) -> list[dict[str, Any]]:
     """Return the heartbeats of a run, or of a sweep and its newest trials.
 
-    If the folder `run` does not exist, return the heartbeats of the job's runs, one per seed.
+    In a job with several seeds the folder `run` does not exist: each seed has a run beside it. Then
+    return the heartbeats of these runs.
     """
     if not run:
         return []

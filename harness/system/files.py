@@ -439,7 +439,7 @@ def is_of_disk(error: Exception) -> bool:
 def scratch_directory() -> Iterator[Path]:
     """Yield a new private folder in TMPDIR; remove it after the block.
 
-    The folders that killed processes left there are removed first.
+    Before that, remove the folders of earlier processes that were killed.
     """
     _remove_abandoned(Path(tempfile.gettempdir()))
     with (

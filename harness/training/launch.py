@@ -373,7 +373,7 @@ def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
     None.
 
     Raises:
-        InputError: if the run has another format, or its job file is broken.
+        InputError: if another version of harness wrote the run, or its job file is broken.
     """
     job = run.job()
     if not data or not job.data.source:

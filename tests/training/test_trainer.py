@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ def train_in(
     *,
     strategy: tf.distribute.Strategy | None = None,
     plan: ExecutionPlan | None = None,
+    test: Split | None = None,
     stop: StopRequest | None = None,
 ) -> RunDirectory:
     """Begin or resume a run on the made-up reviews."""
@@ -63,7 +65,7 @@ def train_in(
     console = Console()
     console.silent = True
     run = RunDirectory(folder)
-    dataset = Dataset(TRAIN, TEST, [f"word{i}" for i in range(40)], checksum="made up")
+    dataset = Dataset(TRAIN, test or TEST, [f"word{i}" for i in range(40)], checksum="made up")
     train(
         RunContext(run, job, dataset),
         Compute(
@@ -253,3 +255,12 @@ def test_of_equal_epochs_the_earliest_is_best(keep: str, epoch: int) -> None:
     ]
     train = TrainConfig(keep=keep, monitor="val_accuracy")
     assert exported_epoch(history, train)["epoch"] == epoch
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.UndefinedMetricWarning")
+def test_test_reviews_of_one_class_have_no_roc_curve(tmp_path: Path) -> None:
+    """The area is unknown, and the run finishes without a warning."""
+    of_one_class = replace(TEST, labels=np.ones_like(TEST.labels))
+    job = load_job(JOBS / "lstm.toml", [*SETTINGS, "train.epochs=1"])
+    result = train_in(tmp_path / "run", job, test=of_one_class).result()
+    assert (result["roc_auc"], result["num_test"]) == (None, NUM_TEST)

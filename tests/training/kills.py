@@ -44,7 +44,8 @@ def trained_with_kills(harness: Harness, job: str, steps: Iterable[int], *words:
         kill_at(harness, job, step, *words)
     run = harness.runs / Path(job).name / "killed"
     assert not (run / "result.json").exists()
-    sorted(run.glob("checkpoints/step-*.npz"))[-1].unlink()
+    for newest in sorted(run.glob("checkpoints/step-*.npz"))[-1:]:
+        newest.unlink()
     return harness.trained(job, "killed", *words)
 
 

@@ -57,7 +57,7 @@ def test_the_import_is_cheap() -> None:
         ({"train.epochs": None}, {}, "train.epochs"),
         ({"model.units": [1, 2]}, {}, "--set model.units=[1, 2]: should be an integer"),
         ({}, {"seeds": "1-2"}, "seeds = '1-2': is not an argument; pass settings as a dictionary"),
-        ({"train.seed": 7}, {"seed": 2}, "--set train.seed=7: can't be combined with seed 2 of"),
+        ({"train.seed": 7}, {"seed": 2}, "--set train.seed=7: can't be combined with seed 2 from"),
         ({}, {"colour": "red"}, "No such option: --colour"),
     ],
 )

@@ -71,6 +71,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) 
 
 
 @pytest.mark.full
+def test_strict_refuses_a_run_of_another_machine(harness: Harness) -> None:
+    """`tests/tracking/test_provenance.py` tests the other changes."""
+    run = killed_run(harness)
+    record = json.loads((run / "provenance.json").read_text())
+    record["starts"][0]["processor"] = "Intel 8086"
+    (run / "provenance.json").write_text(json.dumps(record))
+    done = harness.run("resume", run, "--strict")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the processor was Intel 8086 and is now" in done.stderr
+
+
+@pytest.mark.full
 def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
     """No file is half-written, and the exit code is 1."""
     words = harness.command(*harness.train_words("lstm", "full"))

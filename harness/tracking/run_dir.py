@@ -468,7 +468,8 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
 
     Args:
         runs: the folder of all runs.
-        wanted: for each run, the name of its job and the end of the run's name.
+        wanted: for each run, the name of its job and the text that follows the id in the run's
+            name, such as `-seed1`.
 
     Raises:
         InputError: if the folder of the runs can't be written.

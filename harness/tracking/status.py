@@ -306,8 +306,8 @@ def pick(
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if the name selects no run; or if it selects several runs, `many` is false, and
-            the name is not the id of a Slurm job or array.
+        InputError: if the name selects no run. Also if the name selects several runs although
+            `many` is false, except if the name is the id of a Slurm job or array.
     """
     if not name.strip():
         raise InputError("run '': specify a folder, a run id or the id of a Slurm job")

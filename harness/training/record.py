@@ -135,10 +135,10 @@ def score_test(trainer: Trainer, test: Reviews) -> dict[str, Any]:
 def score_validation(trainer: Trainer, validation: Reviews) -> dict[str, Any]:
     """Write the validation predictions, from which an ensemble chooses its weights.
 
-    A trial writes no predictions, to save time and space. The training loop has computed validation
-    loss and validation accuracy. If the search has one of these two as its objective, or the run is
-    no trial, the result is empty. Otherwise the result contains all scores of `OBJECTIVES`
-    except these two; `val_roc_auc` is None if all reviews are of one class.
+    A trial writes no predictions, to save time and space. For a trial, the function returns scores:
+    all scores of `OBJECTIVES` except those of `OF_EACH_EPOCH`, which the training loop has computed
+    already. `val_roc_auc` is None if all reviews are of one class. If the objective of the search
+    is in `OF_EACH_EPOCH`, or the run is no trial, the result is empty.
     """
     trial = trainer.compute.trial
     if trial and trial.objective in OF_EACH_EPOCH:

@@ -20,7 +20,7 @@ def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=7200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,6 +53,17 @@ def test_padding_at_the_end_changes_nothing(name: str, pooling: str, tmp_path: P
     assert count_parameters(model) == count_parameters(plain)
 
 
+@pytest.mark.parametrize("pooling", ["last", "max"])
+def test_a_network_reads_the_ratios_beside_the_words(pooling: str) -> None:
+    """Each word of a review has a ratio per length of n-gram."""
+    job = load_job(JOBS / "gru.toml", ["model.ngram_ratios=2", f"model.pooling={pooling}"])
+    inputs = sentiment(50, job.model).inputs
+    assert [(each.name, each.shape) for each in inputs] == [
+        ("tokens", (None, None)),
+        ("ngram_ratios", (None, None, 2)),
+    ]
+
+
 def dropped(positions: list[int], step: int, seed: int = 3, over: str = "") -> np.ndarray:
     kind = {f"over_{over}": True} if over else {}
     layer = GlobalBatchDropout(0.5, seed=seed, batch_size=8, **kind)

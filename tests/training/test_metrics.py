@@ -171,3 +171,10 @@ def test_roc_picture(num_classes: int) -> None:
     png = roc_picture(labels, probabilities)
     assert png_size(png) == (640, 480)
     assert png == roc_picture(labels, probabilities) != roc_picture(labels, probabilities[::-1])
+
+
+def test_the_event_of_several_classes_is_a_correct_prediction() -> None:
+    """A calibration curve compares it with the probability of the predicted class."""
+    labels, probabilities = np.array([0, 1, 2]), np.array([[7, 2, 1], [6, 3, 1], [1, 1, 8]]) / 10
+    hits, found = scores.events(labels, probabilities)
+    assert (hits.tolist(), found.tolist()) == ([True, False, True], [0.7, 0.6, 0.8])

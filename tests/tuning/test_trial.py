@@ -114,8 +114,13 @@ def rungs(tmp_path_factory: pytest.TempPathFactory) -> Trials:
 
 @pytest.mark.full
 def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> None:
-    """The trial passes three rungs, with dropout and a reduced learning rate."""
+    """The trial passes three rungs, with dropout and a reduced learning rate.
+
+    The training loop computes the objective, so no other score is computed.
+    """
     assert model(rungs, 2) == model(rungs, 9)
+    scores = {key for key in rungs.sweep.trial_run(2, 1, 1).result() if key.startswith("val_")}
+    assert scores == {"val_loss", "val_accuracy"}
     metrics = lines(rungs, 9, timed=False)
     assert lines(rungs, 2, timed=False) == metrics
     assert len({line["learning_rate"] for line in metrics}) > 1

@@ -101,10 +101,10 @@ def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
 def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProject) -> None:
     """`logs -f` shows both starts and the result, and ends with exit code 0."""
     job = project.sbatch("lstm")
-    job.wait_for_step(20)
     following = watched.start("logs", "-f", job.job_id)
     assert following.stdout
     first = following.stdout.readline()  # `logs` has started, also on a busy machine
+    job.wait_for_step(20)
     job.cluster.run("scontrol", "requeue", job.job_id)
     waits: list[dict[str, Any]] = []
 

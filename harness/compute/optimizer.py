@@ -28,13 +28,13 @@ class RampedAverage:
 
     The momentum is min(m, (1 + n) / (10 + n)), where m is `train.ema_momentum` and n is the number
     of steps that the optimizer has taken. n is the same on all replicas, and every checkpoint
-    contains n. Keras's average has the momentum `train.ema_momentum` at all steps, so
-    after a short run Keras's average would still contain much of the initial weights.
+    contains n. Keras's average has the momentum `train.ema_momentum` at all steps, so after a short
+    run Keras's average would still contain much of the initial weights.
 
     The formula for the momentum is that of `tf.train.ExponentialMovingAverage` with `num_updates`.
     After n steps, the average covers about the last n / 9 steps, but at most
-    1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used:
-    it would give the first steps almost the same share of the average as later steps.
+    1 / (1 - `train.ema_momentum`) steps. A bias correction like Adam's is not used: it would give
+    the first steps almost the same share of the average as later steps.
     """
 
     # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The

@@ -30,7 +30,7 @@ from harness.system.processes import memory_peak_gb
 SAVED = Interrupted.exit_code
 KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs out
 ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process that USR1, USR2 or TERM ended
-MEMORY_FACTOR = 1.5  # more memory that a message advises after a lack of memory
+MEMORY_FACTOR = 1.5  # a job that ran out of memory is advised to request this multiple
 NUM_OPEN = 64  # `_reached` adds up the steps of a sweep's newest NUM_OPEN trials
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 

@@ -482,9 +482,9 @@ class Auditor:
         if not is_strict and gap(mine, theirs):
             model = self._model_in(self.subject.files["model.keras"])
             turn_cudnn_off(model)
-            # XLA can't compile every custom network.
-            compiles = self.plan.compiles_evaluation == job.model.is_own
-            plan = replace(self.plan, way="keras", compiles_evaluation=compiles)
+            plan = replace(self.plan, way="keras")
+            if not job.model.is_own:  # XLA can't compile every custom network
+                plan = replace(plan, compiles_evaluation=not plan.compiles_evaluation)
             other = probabilities_of(model, job, plan, reviews, OTHER_ROWS)
             allowed[what] = SPREAD * max(gap(mine, other), EPSILON)
         return Sides({what: mine}, {what: theirs}, allowed)

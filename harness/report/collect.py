@@ -17,7 +17,7 @@ import numpy as np
 from harness.config import flat, is_free
 from harness.data.dataset import OFFICIAL
 from harness.errors import DiskError, InputError, did_you_mean
-from harness.job.keys import FACTS, KEYS
+from harness.job.keys import DECIDING, KEYS
 from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
 from harness.system.console import printable
@@ -49,7 +49,7 @@ BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked
 NO_SPREAD = 1e-11  # smaller standard errors of accuracies are only rounding errors
 
 # Runs of one job may differ in these settings: the seed, and settings that don't change the result.
-WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
+WITHOUT_RESULT = {"train.seed", *KEYS.keys() - {*DECIDING}}
 DEFAULTS = {
     key: info.default
     for key, info in KEYS.items()

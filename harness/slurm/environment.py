@@ -133,11 +133,13 @@ class SlurmEnvironment:
 def array_seed() -> str | None:
     """Return the seed of this array task; None outside of an array.
 
-    The seed comes from the list HARNESS_ARRAY_SEEDS. Without this list, the seed is the task's
-    index.
+    The seed comes from the list HARNESS_ARRAY_SEEDS. If HARNESS_ARRAY_SEEDS has no seed for the
+    task, the seed is the task's index.
     """
-    task, listed = os.environ.get(OF_ARRAYS[1]), os.environ.get(ARRAY_SEEDS, "").split()
-    return listed[int(task) - 1] if task and listed else task
+    task = os.environ.get(OF_ARRAYS[1])
+    listed = dict(enumerate(os.environ.get(ARRAY_SEEDS, "").split(), 1))
+    # The list may be too short: a user's shell may have exported the list of another array.
+    return listed.get(int(task), task) if task else None
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:

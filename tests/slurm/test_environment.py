@@ -43,6 +43,8 @@ def test_seed_of_an_array_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert array_seed() == "2"
     monkeypatch.setenv("HARNESS_ARRAY_SEEDS", "42 1234 2024")
     assert array_seed() == "1234"
+    monkeypatch.setenv("HARNESS_ARRAY_SEEDS", "42")
+    assert array_seed() == "2"
 
 
 def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

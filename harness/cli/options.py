@@ -25,7 +25,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 def _runs(ctx: typer.Context, runs: Path) -> Path:
     """Refuse a folder whose path is not UTF-8, which records and TensorBoard can't store.
 
-    Also warns if site.sh exports HARNESS_RUNS, but this shell lacks it, so the default is used.
+    Also warns if this shell uses the default, because it lacks the HARNESS_RUNS of site.sh.
     """
     try:
         os.fsencode(runs.absolute()).decode()

@@ -131,7 +131,7 @@ def check_gpus(
     if not promised:
         warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
         return
-    text = f"{promised_by}, but {reason}, or train on the CPU with --devices cpu"
+    text = f"{promised_by}, but {reason}; or train on the CPU with --devices cpu"
     if is_node_fault:
         raise NodeFault(text, will_requeue=report_node_fault(text))
     raise InputError(text)

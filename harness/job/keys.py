@@ -399,9 +399,8 @@ class TrainConfig(ConfigSection):
     )
     xla: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="whether XLA compiles training and, on a CPU, evaluation; auto = only if "
-        "XLA is the fastest way on the device; off = never; off also forbids BlockLSTM, "
-        "TensorFlow's fused LSTM kernel, which auto may choose on a CPU",
+        description="on = compile training with XLA; off = use only Keras's layers; auto = the "
+        "fastest of XLA, BlockLSTM, cuDNN and Keras's layers for the device and the network",
     )
     steps_per_execution: int = Field(
         1,

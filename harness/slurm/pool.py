@@ -83,8 +83,9 @@ def gpu_name(index: int) -> str:
     listed = gpu.visible_names(visible)
     if listed and index >= len(listed):
         raise InputError(
-            f"{GPU_INDEX}={index}: CUDA_VISIBLE_DEVICES={visible} shows only {len(listed)} on "
-            f"{socket.gethostname()}; start fewer workers, or unset CUDA_VISIBLE_DEVICES"
+            f"{GPU_INDEX}={index}: should be below {len(listed)}, the number of GPUs in "
+            f"CUDA_VISIBLE_DEVICES={visible} on {socket.gethostname()}; "
+            "start fewer workers, or unset CUDA_VISIBLE_DEVICES"
         )
     return listed[index] if listed else str(index)
 

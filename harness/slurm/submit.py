@@ -127,7 +127,7 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """Load a job or search with overrides; check the largest seed and the user's own texts."""
+    """Load a job or search with overrides; refuse invalid seeds and unreadable texts."""
     job: Job | SearchSpec
     if is_search(path):
         if seeds:

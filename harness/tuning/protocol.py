@@ -15,10 +15,11 @@ A folder marked `once` is created by exactly one process, together with its firs
 Three kinds of processes take part in a search: workers train trials, proposers choose the trials'
 values, and commands such as `harness tune` start workers and proposers. Workers, proposers and
 commands run the coroutines of this module. The coroutines reach the sweep's folder only through the
-methods of a `Disk`, and use no clock or random number. Outside of the tests, the methods of `Disk`
-block and never suspend a coroutine, so one call of `execute` runs a coroutine from start to end.
-The tests execute the coroutines in a simulation. The simulation suspends a coroutine at each
-operation of the simulated disk, kills processes, lets nodes fail, and shows new files late.
+methods of a `Disk`, and use no clock or random number. Outside of the tests, no method of a `Disk`
+suspends a coroutine: each method blocks until its operation has ended. So one call of `execute`
+runs a coroutine from start to end. The tests execute the coroutines in a simulation. The simulation
+suspends a coroutine at each operation of the simulated disk, kills processes, lets nodes fail, and
+shows new files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a

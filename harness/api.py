@@ -421,8 +421,8 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
 def _dotted(settings: Settings, table: str = "") -> Iterator[tuple[str, object]]:
     """Yield each setting with its dotted key; flatten tables such as `{"train": {"epochs": 2}}`.
 
-    Tables of options, such as `{"model": {"options": {"filters": 8}}}`, are flattened too, so that
-    they replace only the given options of the job.
+    Tables of options, such as `{"model": {"options": {"filters": 8}}}`, are flattened too. An
+    option in such a table replaces the job's option of this name; the job's other options remain.
     """
     for name, value in settings.items():
         key = f"{table}.{name}" if table else name

@@ -86,12 +86,12 @@ def check_gpus(
     allocation: SlurmEnvironment | None,
     warn: Callable[[str], object],
 ) -> None:
-    """Raise an error with a remedy if TensorFlow sees fewer GPUs than the run was promised.
+    """Raise an error with a remedy if TensorFlow sees fewer GPUs than expected.
 
-    The number of promised GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
-    Slurm. If CUDA_VISIBLE_DEVICES hides all GPUs although Slurm promised GPUs, an error is raised.
+    The expected number of GPUs comes from `requested`, else from CUDA_VISIBLE_DEVICES, else from
+    Slurm. If CUDA_VISIBLE_DEVICES hides all GPUs although Slurm gave GPUs, an error is raised.
     An error is also raised if CUDA_VISIBLE_DEVICES is unset and TensorFlow sees more GPUs than
-    Slurm gave. If no GPU is promised and TensorFlow sees no GPU, the run trains on the CPU. A
+    Slurm gave. If no GPU is expected and TensorFlow sees no GPU, the run trains on the CPU. A
     warning before training on the CPU says why TensorFlow sees no GPU. There is no warning if the
     CPU was requested, if CUDA_VISIBLE_DEVICES hides all GPUs, or if the node lacks NVIDIA's driver.
 
@@ -110,28 +110,31 @@ def check_gpus(
     given = given_gpus(allocation) if allocation else None
     listed = listed_gpus(allocation) if allocation else ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    promised = given or 0
-    promised_by = f"Slurm gave {promised} GPU{'s' if promised > 1 else ''}"
+    expected = given or 0
+    source = f"Slurm gave {expected} GPU{'s' if expected > 1 else ''}"
     if requested:
-        promised, promised_by = requested.count, f"requested devices {requested}"
+        expected, source = requested.count, f"requested devices {requested}"
     elif names := gpu.visible_names(visible):
-        promised, promised_by = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
+        expected, source = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
     num_seen = len(tf.config.list_physical_devices("GPU"))
     if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in os.environ:
         raise InputError(
             f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs that this "
             "process sees, and other jobs may use the rest; don't unset the variable that Slurm set"
         )
-    if num_seen >= max(1, promised):
+    if num_seen >= max(1, expected):
         return
-    if not promised and (gpu.hidden_by() or not gpu.has_driver()):
+    if not expected and (gpu.hidden_by() or not gpu.has_driver()):
         return  # no GPU is expected, so the run trains on the CPU
-    why, remedy, is_node_fault = _find_reason(num_seen, promised, given, listed)
+    why, remedy, is_node_fault = _find_reason(num_seen, expected, given, listed)
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
-    if not promised:
-        warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
+    if not expected:
+        warn(
+            f"training on the CPU, although a GPU driver exists: {reason}; or, to train on the CPU "
+            "without this warning, use --devices cpu"
+        )
         return
-    text = f"{promised_by}, but {reason}; or train on the CPU with --devices cpu"
+    text = f"{source}, but {reason}; or train on the CPU with --devices cpu"
     if is_node_fault:
         raise NodeFault(text, will_requeue=report_node_fault(text))
     raise InputError(text)
@@ -139,15 +142,15 @@ def check_gpus(
 
 def _find_reason(
     num_seen: int,
-    promised: int,
+    expected: int,
     given: int | None,
     listed: Sequence[str],
 ) -> tuple[str, str, bool]:
-    """Find the reason why TensorFlow sees fewer than `promised` GPUs.
+    """Find the reason why TensorFlow sees fewer than `expected` GPUs.
 
     Args:
         num_seen: the number of GPUs that TensorFlow sees.
-        promised: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm promised.
+        expected: the number of GPUs that the command, CUDA_VISIBLE_DEVICES or Slurm names.
         given: the number of GPUs that Slurm allocated; None outside of Slurm, or if Slurm's
             variables do not contain the number.
         listed: the indices of the job's GPUs, as Slurm lists them. If the names in
@@ -203,7 +206,7 @@ def _find_reason(
     if names and num_seen >= len(names):
         why = f"CUDA_VISIBLE_DEVICES={','.join(names)} allows only {len(names)}"
         return why, f"request {num_seen}: --devices gpu:{num_seen}, or unset the variable", False
-    return f"the driver shows {num_seen} of {promised} GPUs", ASK, True
+    return f"the driver shows {num_seen} of {expected} GPUs", ASK, True
 
 
 def first_use(card: Card) -> str:

@@ -387,8 +387,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
     """Group runs by job and settings.
 
-    A job has one group of runs for each combination of settings. The largest group has the job's
-    usual settings. A group's name consists of the job's name and the group's unusual settings.
+    A job has one group of runs for each combination of settings. A group's name consists of the
+    job's name and the settings in which the group differs from the job's largest group.
     """
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:

@@ -225,8 +225,8 @@ class Resources:
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
-                f"{stray[0]}: is not an sbatch option; submit one job file at a time, or all "
-                "five networks with --all"
+                f"{stray[0]}: should be an sbatch option, because submit takes only one job file; "
+                "submit each job file by itself, or all five networks with --all"
             )
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:

@@ -640,8 +640,8 @@ class Auditor:
                 limits[kind] = max(limits.get(kind, 0.0), measured)
         shown = ", ".join(f"{kind} {limit:.2g}" for kind, limit in limits.items() if limit)
         self.tolerance = (
-            f"{SPREAD} times the difference caused by training with {plan.way} on {devices} "
-            f"instead of {self.plan.way} on {self.devices}: {shown}"
+            f"{SPREAD} times the difference between two trainings, with {self.plan.way} on "
+            f"{self.devices} and with {plan.way} on {devices}: {shown}"
         )
         return limits
 

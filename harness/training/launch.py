@@ -388,8 +388,8 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
 
     Args:
         threads: the number of threads per operation; by default one per CPU of this process.
-        devices: the value of `--devices`, by default HARNESS_DEVICES; TensorFlow can't use other
-            GPUs.
+        devices: the value of `--devices`, by default HARNESS_DEVICES; other GPUs are hidden
+            from TensorFlow.
 
     Raises:
         SystemExit: in the parent process, with the exit code of the child. If GPUs can be used, the

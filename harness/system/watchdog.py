@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.system.processes import STOPPING, StopRequest, call_within, end_at_once
 from harness.system.stderr_filter import show_rest_soon
 
@@ -178,16 +178,22 @@ class Watchdog:
             self._finish(line, Interrupted(f"a hang of {where}"))
 
     def _finish(self, line: str, reason: Interrupted) -> None:
+        ends = [(line, reason.exit_code)]
+
         def record() -> None:
             if self.watched and self.watched.record:
-                with contextlib.suppress(RunError):  # a full disk, or a newer process of the run
+                try:
                     self.watched.record(reason)
+                except TakenOver as taken:  # a requeue would take the run back
+                    ends.append((str(taken), taken.exit_code))
+                except RunError:  # for example, the disk is full
+                    pass
 
         # Record the end in another thread, because the disk may not answer.
         call_within(RECORD_S, record)
         show_rest_soon()  # TensorFlow's messages may explain the hang
         self.watched = self._request.signal = None
-        self._end(line, reason.exit_code)
+        self._end(*ends[-1])
 
 
 def from_settings(*, on_nodes: bool = False) -> Watchdog:

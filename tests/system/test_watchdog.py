@@ -10,7 +10,7 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 
 import pytest
 
-from harness.errors import InputError, Interrupted
+from harness.errors import DiskError, InputError, Interrupted, RunError, TakenOver
 from harness.system import stderr_filter, watchdog
 from harness.system.watchdog import Watchdog, Watched
 
@@ -109,6 +109,19 @@ def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -
     ((line, code),) = ends
     assert line.startswith(f"interrupted by {name}; gpu:0 of n7 did not answer for 60 s, so only")
     assert code == 75
+
+
+@pytest.mark.parametrize(("error", "code"), [(TakenOver("by n9"), 1), (DiskError("full"), 75)])
+def test_a_run_that_another_process_took_over_is_not_requeued(error: RunError, code: int) -> None:
+    """Code 75 would requeue the job, whose next start would take the run back."""
+
+    def refuse(reason: Interrupted) -> None:
+        raise error
+
+    dog, ends = watch(refuse)
+    dog.count(600)
+    ((line, ended),) = ends
+    assert (ended, "by n9" in line) == (code, code == 1)
 
 
 @pytest.mark.parametrize("is_stuck", [False, True])

@@ -149,8 +149,10 @@ install_steps() {
     # Build with the installed setuptools, which the lock file contains.
     local -a editable=(--no-index --no-deps --no-build-isolation -e "$PROJECT")
     export PIP_USER=0
+    local folder=$VENV
     # venv refuses a link, such as a link from .venv to a large disk.
-    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$(readlink -f "$VENV")"; } &&
+    [[ ! -L $VENV ]] || folder=$(readlink -f "$VENV")
+    { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$folder"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&
         # Compile here, because uv and pip would also compile the packages' tests, and pip would
         # compile one file at a time.

@@ -247,7 +247,8 @@ def reproduce(
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")
     if names := record.get("left_out_files"):
-        warnings.append(f"these files are not in the record, so they are not restored: {names}")
+        first = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
+        warnings.append(f"{len(names)} files are not in the record, so not restored: {first}")
     try:
         with atomic_directory(folder) as temporary:
             # Other users get no access, because the changes may contain secrets, and because the

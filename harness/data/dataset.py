@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
-# The `content_checksum` of Keras's imdb.npz, and of the packaged sample.
+# The `content_checksum` of Keras's imdb.npz.
 OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
-SAMPLE_CHECKSUM = "cf59c5efcb199837cd1473242e3192c909fe1309720351122a3e7104985b2ba8"
 
 CLASSES = ("negative", "positive")  # the classes of IMDB, with the labels 0 and 1
 MAX_CLASSES = 1000

@@ -1,10 +1,10 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
 `train`, `tune` and `audit` run their command in a separate process, print the command's output, and
-raise the command's error if the command fails. The process runs the same code as the
-command line, so the results are bitwise equal. The process does not change the caller's signal
-handlers and TensorFlow settings, so `train`, `tune` and `audit` can be called in a thread,
-and in a notebook that already uses TensorFlow.
+raise the command's error if the command fails. The separate process runs the same code as the
+command line, so the results are bitwise equal. The caller's process keeps its signal handlers and
+TensorFlow settings, so `train`, `tune` and `audit` can be called in a thread, and in a notebook
+that already uses TensorFlow.
 
 The functions return accuracies from 0 to 1; the printed tables of `compare` show percentages.
 """

@@ -60,7 +60,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    The defaults describe a key that changes the result of every job and that a search may vary.
+    `Facts()` describes a key that changes the result of every job and that a search may vary.
 
     Attributes:
         choices: the allowed values of the key.

@@ -92,7 +92,7 @@ class Shown:
     def finished(self) -> bool:
         """Whether all runs have finished, and at least one exists.
 
-        A trial of a search has finished when the search has.
+        A trial counts as finished only when its whole search has finished.
         """
         ends = {run.parents[3] if attempt_of(run) else run for run in self.found}
         results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
@@ -299,9 +299,9 @@ class Watch:
 def open_browser(address: str, folder: Path) -> bool:
     """Show the address in this desktop's browser; return whether there is a browser.
 
-    All users of this machine can see a browser's command line, but only TensorBoard's user may know
-    the address. So the function writes the address into a private file in `folder`, and passes only
-    the file's path to the browser.
+    All users of this machine can see a browser's command line, but the address must stay secret. So
+    the function writes the address into a private file in `folder`, and passes only the file's path
+    to the browser.
     """
     known = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
     if sys.platform == "linux" and not known:

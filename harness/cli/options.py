@@ -23,9 +23,9 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 
 
 def _runs(ctx: typer.Context, runs: Path) -> Path:
-    """Refuse a folder whose path is not UTF-8, which records and TensorBoard can't store.
+    """Refuse a folder whose path is not UTF-8: neither records nor TensorBoard can store the path.
 
-    Also warns if this shell uses the default, because it lacks the HARNESS_RUNS of site.sh.
+    Also warns if site.sh sets HARNESS_RUNS but this shell does not, so that the default is used.
     """
     try:
         os.fsencode(runs.absolute()).decode()

@@ -130,7 +130,7 @@ def check_gpus(
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
     if not expected:
         warn(
-            f"training on the CPU, although a GPU driver exists: {reason}; or, to train on the CPU "
+            f"training on the CPU, although a GPU driver exists: {reason}. To train on the CPU "
             "without this warning, use --devices cpu"
         )
         return
@@ -274,9 +274,9 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a process's first request
-    in a loop, each time for 10 % less memory, rounded up to a multiple of 256 bytes. For 2,304
-    bytes or less, rounding up would give the same size for ever. So this function makes a large
-    first request.
+    in a loop, each time for 10 % less memory, rounded up to a multiple of 256 bytes. From 2,304
+    bytes on, the rounded size would not shrink any more, and the loop would not end. So this
+    function makes a large first request.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

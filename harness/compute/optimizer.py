@@ -57,10 +57,10 @@ class RampedAverage:
 class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
     """Keras's loss scaling for float16; `variables` includes all variables of the inner optimizer.
 
-    Keras's `build` has a decorator that turns the tracking of variables off. Keras's `build` calls
-    the `build` of the inner optimizer, so Nadam's variable `_u_product` is not tracked. Checkpoints
-    would not contain `_u_product`, and a resumed run would give another result. So this class
-    removes the decorator.
+    A decorator of Keras's `build` turns the tracking of variables off during the whole call. During
+    this call, an inner optimizer such as Nadam creates variables that the decorator would leave
+    untracked, such as `_u_product`. Checkpoints would not contain these variables, and a resumed
+    run would give another result. So this class removes the decorator.
     """
 
     build = keras.optimizers.LossScaleOptimizer.build.__wrapped__
@@ -217,8 +217,8 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
     Keras's optimizers are checked only if `train.optimizer_options` is set.
 
     Raises:
-        InputError: if the optimizer can't be built, the step fails, or the state of the optimizer
-            can't be saved.
+        InputError: if the optimizer can't be built, if the computed step fails, or if the state of
+            the optimizer can't be saved.
     """
     if train.optimizer in OPTIMIZERS:
         if train.optimizer_options:

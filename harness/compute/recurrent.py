@@ -221,8 +221,8 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
 
     A node of the graph is named `model/scope/…`. The scope is the name of the node's layer, but
     TensorFlow appends a number to a scope whose name is already used. So layers and scopes are
-    matched by their names without numbers, such as `lstm`, and by their order: the second layer
-    of this name has the second scope of this name.
+    matched by their names without numbers and by their order: the second `lstm` layer belongs to
+    the second `lstm` scope.
     """
     layers = recurrent_layers(model)
     kernels = dict.fromkeys((layer.name for layer in layers), "xla" if way == "xla" else "loop")

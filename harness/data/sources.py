@@ -63,7 +63,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     Args:
         data: the folder to open instead of the folder that HARNESS_DATA names. If `data` or
             HARNESS_DATA is set, no other folder is searched.
-        full: whether to raise an error instead of opening the packaged sample.
+        full: whether to raise an error, instead of opening the packaged sample, if IMDB is missing.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
     Raises:
@@ -98,8 +98,8 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless the folder HARNESS_DATA or the cache already contains it.
 
     Raises:
-        InputError: if the source contains no reviews, or an imdb.npz other than Keras's; if an
-            untrusted user could have changed the dataset; or if the folder for IMDB in the cache
+        InputError: if the source contains no reviews; if the source's imdb.npz is not Keras's; if
+            an untrusted user could have changed the dataset; or if the folder for IMDB in the cache
             contains files, but no dataset.
         RunError: if the download fails, or the cache can't be written.
     """
@@ -151,7 +151,7 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz, which contains ranks of words, and get the words from the sample.
+    """Read Keras's imdb.npz, which contains ranks of words; the packaged sample has the words.
 
     Args:
         content: the content of the file.
@@ -363,6 +363,6 @@ def _check_classes(job: Job, dataset: Dataset) -> None:
     if missing := {*range(len(dataset.classes))} - {*labels.tolist()}:
         raise InputError(
             f"data.source {dataset.folder}: none of the {len(labels)} training reviews has the "
-            f"label {dataset.classes[min(missing)]!r}; change data.limit = {limit} or "
-            f"data.validation_split = {share}, or add reviews"
+            f"label {dataset.classes[min(missing)]!r}; use another "
+            f"data.limit than {limit}, another data.validation_split than {share}, or add reviews"
         )

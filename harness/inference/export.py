@@ -152,8 +152,8 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def export(run: RunDirectory, folder: Path) -> Path:
     """Write the model of a finished run as a SavedModel for raw text; replace an earlier export.
 
-    The model's signature `serving_default` takes `text`, `[n]` UTF-8 strings, and returns
-    `probabilities`, `[n, num_classes] float32`, and `class`, `[n]` strings.
+    The model's signature `serving_default` maps `text` (`[n]` UTF-8 strings) to `probabilities`
+    (`[n, num_classes] float32`) and `class` (`[n]` strings).
 
     Args:
         run: the run.
@@ -164,8 +164,8 @@ def export(run: RunDirectory, folder: Path) -> Path:
         The path of the SavedModel's folder, `folder/VERSION`.
 
     Raises:
-        InputError: if the run is unfinished, one of its files is broken, or the folder contains
-            files that don't belong to an earlier export.
+        InputError: if the run is unfinished, if one of the run's files is broken, or if the folder
+            contains files that don't belong to an earlier export.
         RunError: if the folder can't be written.
     """
     check_folder(folder)

@@ -107,7 +107,7 @@ def complete(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 
 
 def _of_file(name: str) -> str:
-    """Put `./` before a function reference that an option sets, if the referenced file exists.
+    """Put `./` before a value of `--set` that refers to a function in an existing file.
 
     For a reference with `./`, the harness reads the file on the disk. For a reference without `./`,
     the harness uses the source with the same path in `[code]`; if `[code]` has no such source, the

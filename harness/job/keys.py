@@ -399,8 +399,8 @@ class TrainConfig(ConfigSection):
     )
     xla: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="on = compile training with XLA; off = use only Keras's layers; auto = the "
-        "fastest of XLA, BlockLSTM, cuDNN and Keras's layers for the device and the network",
+        description="on = XLA compiles training and, on a CPU, evaluation; off = use neither XLA "
+        "nor TensorFlow's BlockLSTM; auto = the fastest way for the device and the network",
     )
     steps_per_execution: int = Field(
         1,

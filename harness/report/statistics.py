@@ -7,10 +7,11 @@ of their difference lies above 0, so the report's sentences never contradict its
 
 With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
 pooled over all jobs, because the few seeds of two jobs alone would give useless intervals.
-Bonferroni's correction counts all pairs of jobs, not only the pairs that are compared, because the
-scores themselves decide which job is the best. Dunnett's intervals are not used, because they need
-a best job that is known beforehand. A simulation compared fourteen equally good jobs many times: in
-27 % of the simulated reports, Dunnett's intervals wrongly called a job worse than the best job.
+Bonferroni's correction counts all pairs of jobs, not only the compared pairs. All pairs must count,
+because before the scores are known, each pair could be one of the compared pairs. Dunnett's
+intervals are not used, because they need a best job that is known beforehand. A simulation compared
+fourteen equally good jobs many times: in 27 % of the simulated reports, Dunnett's intervals wrongly
+called a job worse than the best job.
 """
 
 import itertools
@@ -298,9 +299,9 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced between two limits. The lower limit is the lowest accuracy
-    after a first epoch, over all runs. The upper limit is the highest accuracy that a job reached
-    with all its seeds.
+    The accuracies are evenly spaced between two limits. The lower limit is the lowest of all runs'
+    accuracies after the first epoch. The upper limit is the highest accuracy that every seed of at
+    least one job reached.
 
     Args:
         epochs: the result of `epochs_of` for each job.

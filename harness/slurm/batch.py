@@ -367,7 +367,7 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect the facts about how one start of the job ended.
+    """Collect the facts about the end of one start of the job.
 
     Args:
         code: the exit code of the harness.
@@ -402,8 +402,8 @@ def ending_of(
 def _states(run: str) -> list[dict[str, Any]]:
     """Return the heartbeats of a run, or of a sweep and its newest trials.
 
-    In a job with several seeds the folder `run` does not exist: each seed has a run beside it. Then
-    return the heartbeats of these runs.
+    In a job with several seeds, the folder `run` does not exist, but its parent folder contains a
+    run for each seed. Then return the heartbeats of these runs.
     """
     if not run:
         return []
@@ -420,9 +420,9 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    The progress is the number of training steps, plus STEPS_OF_A_TRIAL for each finished trial. A
-    finished trial's steps don't count, because its run may be removed. The progress grows
-    nevertheless, because STEPS_OF_A_TRIAL is more than the number of steps of any trial.
+    The progress is the number of training steps of the unfinished trials, plus STEPS_OF_A_TRIAL for
+    each finished trial, whose run may have been removed. STEPS_OF_A_TRIAL is more than the number
+    of steps of any trial, so the progress also grows when a trial finishes.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

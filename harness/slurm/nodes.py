@@ -5,9 +5,9 @@ creates a new folder. Each worker first writes its address into the private fold
 most JOIN_S seconds until the folder contains all addresses; TensorFlow would wait an hour for a
 missing worker. When the folder contains all addresses, TensorFlow connects the workers. The first
 worker, the chief, also writes its execution plan (how steps are computed) and its newest checkpoint
-into the private folder; the other workers read these files. A worker that ends writes a report.
-TensorFlow's heartbeats detect a worker that died. The watchdog of each training process detects a
-worker that hangs.
+into the private folder; the other workers read these files. Each worker writes a report when it
+ends. TensorFlow's heartbeats detect a worker that died. The watchdog of each training process
+detects a worker that hangs.
 """
 
 import contextlib

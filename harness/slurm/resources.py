@@ -135,8 +135,8 @@ def compose(
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     """Return the sbatch option that requests `gpus` on each node.
 
-    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If only
-    the site's variables contain a GPU type, the option requests this type.
+    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If
+    `gpus` has no GPU type but the site's variables have one, the option requests the site's type.
     """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
@@ -225,8 +225,8 @@ class Resources:
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
-                f"{stray[0]}: should be an sbatch option, because submit takes only one job file; "
-                "submit each job file by itself, or all five networks with --all"
+                f"{stray[0]}: should be an option, because submit takes only one job file; submit "
+                "each job file by itself, or all five networks with --all"
             )
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:
@@ -244,7 +244,7 @@ class Resources:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that the job's script exports, so that a later job repeats `flags`."""
+        """What the job's script exports; a later job of the run reads `flags` there."""
         kept = shlex.join(drop(self.flags, ONCE))
         return {FLAGS: kept} if kept else {}
 

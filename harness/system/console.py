@@ -103,9 +103,9 @@ def quoted(path: Path | str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape characters that would control a terminal; for example, ESC becomes the text `\\x1b`.
+    """Replace each character that would control a terminal; ESC becomes the text `\\x1b`.
 
-    Four kinds of characters are escaped: control characters (but not tabs and newlines), Unicode's
+    Four kinds of characters are replaced: control characters (but not tabs and newlines), Unicode's
     separators of lines and paragraphs, marks that change the direction of text, and lone
     surrogates, which can't be encoded.
     """

@@ -33,8 +33,8 @@ class StopRequest:
     Between two steps, the training loop checks whether a signal is stored. All workers of a run
     must stop after the same step; otherwise some workers would wait for ever in a collective
     operation. Each worker has a vote, 1 to stop and 0 to continue, and every step adds up the votes
-    of all workers. Whenever the workers read the sum of a step, all of them read it for the same
-    step, and stop if the sum is not 0.
+    of all workers. After some of the steps, the same ones for all workers, every worker reads the
+    step's sum of votes, and stops if the sum is not 0.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -200,7 +200,7 @@ def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
     Standard input must be a pipe that closes when the parent ends. If the parent has started this
-    process by srun, the pipe comes from srun, which closes the pipe when the parent ends.
+    process by srun, srun provides the pipe, and closes it when the parent ends.
     """
 
     def watch() -> None:

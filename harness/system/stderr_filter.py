@@ -229,7 +229,7 @@ def stand_guard(on_death: Callable[[signal.Signals, str, int], None]) -> None:
 
 
 def _die_with(guard: int) -> None:
-    """Make the kernel kill this process if the guard, its parent, is killed."""
+    """Make the kernel kill this process if the guard, which is this process's parent, is killed."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != guard:  # the guard died before prctl
         os.kill(os.getpid(), signal.SIGKILL)

@@ -138,7 +138,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         remedy = "first stop the run with harness cancel"
         if not (status.alive or status.shares_job):
             remedy = (
-                f"first end Slurm job {status.slurm_job}, which may continue the run: scancel "
+                f"first end Slurm job {status.slurm_job}, which could continue this run: scancel "
                 f"{status.slurm_job}"
             )
         if is_sweep(folder):

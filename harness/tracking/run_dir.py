@@ -430,7 +430,7 @@ def _why_no_run(folder: Path) -> str:
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask a run to stop, or not to begin. `harness resume` withdraws the request to stop.
+    """Ask a running run to stop, or a queued run not to begin; `harness resume` withdraws this.
 
     The request is a file, because a signal can't be sent to only one run of a Slurm job.
     """

@@ -5,7 +5,7 @@ record. The audit computes the scores again from the predictions, the prediction
 and the model by training the run's job. The audit may round differently from the run if the audit
 uses other packages, devices or processors than the run, or if `train.deterministic` is false. In
 these cases, differing results are no proof against the run. The audit then trains a second time,
-and changes the implementation of the layers, the number of replicas, or both. The difference
+with another implementation of the layers, another number of replicas, or both. The difference
 between the audit's two training runs shows how large rounding differences are.
 
 An audit never writes to the run's folder. An audit builds the network from the job and runs no code
@@ -209,8 +209,8 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         )
     if not job.data.test and VALIDATION_PREDICTIONS not in files:
         raise InputError(
-            f"run {folder}: is a trial of a search, and trials save no predictions; audit a run "
-            "that harness sweep retrain has trained"
+            f"run {folder}: is a trial of a search, and trials save no predictions; run "
+            "`harness sweep retrain`, and audit the run that it trains"
         )
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
@@ -324,7 +324,7 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def kind_of(where: str) -> str:
-    """Return the metric or the file in the name of a value, such as `loss` in `loss, epoch 2`."""
+    """Return the metric or file of a named value, such as `loss` for the name `loss, epoch 2`."""
     return where.partition(", ")[0]
 
 
@@ -640,16 +640,16 @@ class Auditor:
                 limits[kind] = max(limits.get(kind, 0.0), measured)
         shown = ", ".join(f"{kind} {limit:.2g}" for kind, limit in limits.items() if limit)
         self.tolerance = (
-            f"{SPREAD} times the difference between two trainings, with {self.plan.way} on "
-            f"{self.devices} and with {plan.way} on {devices}: {shown}"
+            f"{SPREAD} times the difference between training by {self.plan.way} on {self.devices} "
+            f"and training by {plan.way} on {devices}: {shown}"
         )
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
         """Return the devices and the execution plan of the second training.
 
-        If the job is reproducible, the results of the audit's two training runs differ only by
-        rounding.
+        The results of the audit's first and second training differ only by rounding, unless the job
+        is not reproducible.
         """
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.

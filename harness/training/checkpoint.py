@@ -97,8 +97,9 @@ def restore(
         InputError: if another version of harness wrote the checkpoint.
         Interrupted: if the chief is lost before it sends the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
-        RunError: if a checkpoint was written for another job or other data, or if every checkpoint
-            is broken in a run that began with the weights of another run.
+        RunError: if a checkpoint was written for another job or other data. Also if every
+            checkpoint is broken and the run began with another run's weights, because such a run
+            can't start from the beginning.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()

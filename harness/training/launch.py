@@ -368,9 +368,8 @@ def dataset_of(
 def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
     """Return the job of a run, and the folder of IMDB.
 
-    The argument `data` is the new path of the data. If the run was trained on a user's own texts,
-    `data` is the path of the texts: the returned job contains this path, and the second result is
-    None.
+    The argument `data` is the new path of the run's data. If these data are a user's own texts, the
+    returned job contains the new path, and the function returns None for the folder of IMDB.
 
     Raises:
         InputError: if another version of harness wrote the run, or its job file is broken.

@@ -14,9 +14,10 @@ Users' dashboards rely on these tags:
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
 Because TensorBoard keeps all points in memory, and a curve needs only hundreds of points, the log
-contains the losses of about 500 evenly spaced steps at most. The total number of steps alone
-determines these steps. Learning rate, speed and the machine's load are measured only when the run
-copies results from the device; the log contains these values for about 100 steps at most.
+contains the losses of about 500 evenly spaced steps at most. The choice of these 500 steps
+depends only on the run's total number of steps. Learning rate, speed and the machine's load are
+measured only when the run copies results from the device; the log contains these values for about
+100 steps at most.
 
 A checkpoint contains the log's `mark`: the size of each event file at the time of the checkpoint. A
 resumed run truncates the event files to the sizes in the checkpoint's `mark`, and then writes the

@@ -105,7 +105,7 @@ class Disk:
         replace_file(self.folder / path, to_bytes(record), synced=False)
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        """Wait for `time_s`; of consecutive calls with an `error`, only the first logs its error.
+        """Wait for `time_s`; log `error`, unless the previous call had an error too.
 
         Raises:
             Interrupted: after a signal.

@@ -170,10 +170,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the next trial is known to be a promotion, so that no random setting may follow.
+        """Whether the oracle must wait, because the next trial is known and is a promotion.
 
         The sweep's folder may already contain the next trial. If the next trial is a promotion, the
-        oracle can propose it only after it has received more results.
+        oracle can propose it only after the oracle has received more results.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -2,15 +2,15 @@
 
 | name | writer | content |
 | --- | --- | --- |
-| `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
-| `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; the runs |
+| `trials/<n>/` (once) | the first proposer of trial n | `values.json`: a `Trial` |
+| `trials/<n>/<k>/` (once) | the worker of attempt k | `owner.json`: an `Attempt`; the runs |
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
 | `gone/<n>-<k>.json` | the same worker, or a command that presumes the worker dead | a `Gone` |
-| `trials/<n>/accepted/` once | the first worker to report a result | `trial.json`: a `Trial` |
-| `ends/<search.trials>/` once | the first proposer with no trials left | `end.json`: an `End` |
+| `trials/<n>/accepted/` (once) | the first worker to report a result | `trial.json`: a `Trial` |
+| `ends/<search.trials>/` (once) | the first proposer with no trials left | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
-A folder marked `once` is created by exactly one process, together with its first file.
+A folder marked `(once)` is created by exactly one process, together with its first file.
 
 Three kinds of processes take part in a search: workers train trials, proposers choose the trials'
 values, and commands such as `harness tune` start workers and proposers. Workers, proposers and
@@ -417,6 +417,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write the record `stop` if it stops a running search or resumes a stopped search."""
+    """Write `stop`, unless the search is already stopped, or already running, as `stop` asks."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

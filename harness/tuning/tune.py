@@ -293,7 +293,7 @@ class Command:
         return dead | self.pool.ended
 
     def _stop(self, reason: Interrupted) -> None:
-        """Let this command's workers save and end, and record the interruption.
+        """Record the interruption, after this command's workers have saved their trials and ended.
 
         The interruption is recorded after RECORD_S at the latest, even if workers are still saving,
         because Slurm may soon kill this process.

@@ -84,7 +84,7 @@ def test_only_the_training_split_needs_all_classes(tmp_path: Path) -> None:
         open_data(job_of(tmp_path / "two"), None)
     rows = [*starred(120, "ab"), *[(f"late {text}", "c") for text, _ in make_rows(3)]]
     job = job_of(write_csv(tmp_path / "a.csv", rows), "data.limit=20")
-    with pytest.raises(InputError, match=r"none of the 16 training .* 'c'; change data.limit = 20"):
+    with pytest.raises(InputError, match=r"none of the 16 training .* 'c'; use another data"):
         open_data(job, None)
 
 

@@ -293,7 +293,7 @@ def test_a_session_that_lives_is_ended_by_scancel(harness: Harness, site: Site) 
     site.slurm("12|12|RUNNING|1:00:00|None|")
     run = site.run("a", "interrupted", 60, slurm_job="12", signal="SIGINT").folder
     said = harness.refuse("submit", "--resume", run)
-    assert "is interrupted; first end Slurm job 12, which may continue the run: scancel 12" in said
+    assert "first end Slurm job 12, which could continue this run: scancel 12" in said
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:

@@ -47,7 +47,8 @@ from harness.data.tables import (
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError, about
 from harness.job.keys import FORMAT_KEYS, DataConfig
-from harness.system.files import sha256_of
+from harness.system.files import read_plain_file, sha256_of
+from harness.system.lenient_json import parse_json
 
 REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder that Hugging Face's "
@@ -178,11 +179,19 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
 
 
 def _saved_parts(source: Path, split: str) -> Iterator[SourceFile]:
-    """Yield the files of a folder from `save_to_disk`."""
-    for name in _entries(source / split):
-        # The package `datasets` keeps the results of its functions in files cache-*.arrow.
-        if name.endswith(".arrow") and not name.startswith("cache-"):
-            yield SourceFile(source / split / name, str(Path(split, name)), split)
+    """Yield the files of a folder from `save_to_disk`, in the order of the list in state.json."""
+    folder = source / split
+    files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
+    files = files if isinstance(files, list) else []
+    names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
+    # Only names of files in this folder are allowed: a path could lead out of the source.
+    if not names or not {*names} <= {*_entries(folder)}:
+        raise InputError(
+            f"{(folder / SAVED).relative_to(source)} should name files in its folder; save the "
+            "dataset again with save_to_disk"
+        )
+    for name in names:
+        yield SourceFile(folder / name, str(Path(split, name)), split)
 
 
 def _class_parts(source: Path, split: str) -> Iterator[SourceFile]:

@@ -210,6 +210,10 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
     yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: only one of these reviews"
+    saved = write_saved(folder / "escapes", pa.table(COLUMNS))
+    for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
+        (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
+        yield saved, "state.json should name files in its folder"
     (folder / "splits" / "extra").mkdir(parents=True)
     (folder / "splits" / "dataset_dict.json").write_text("{}")
     yield folder / "splits", "contains the folder extra, but should"

@@ -110,8 +110,13 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
         return for_training(export, seed, batch_size)
     # Keras can't copy layers of custom classes, so call the user's function again.
     model = build_network(job, num_outputs)
-    with own_errors(f"model.architecture = {job.model.architecture!r}"):
-        model.set_weights(export.get_weights())
+    shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"model.architecture = {job.model.architecture!r}: returns a different network at each "
+            "call; let the network depend only on the function's arguments"
+        )
+    model.set_weights(export.get_weights())
     place_dropouts(model, seed, batch_size)
     return model
 

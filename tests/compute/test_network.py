@@ -220,6 +220,14 @@ def test_a_network_may_take_values_out_of_its_options() -> None:
     assert job.model.options == {"widths": [3, 4, 5]}
 
 
+def test_a_function_that_returns_different_networks_is_refused() -> None:
+    """Before training, a run checks that trained and exported network have equal weights."""
+    body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")
+    job = custom(body, head=f"{HEAD}SIZES = [1, 2, 3, 4, 5]\n")
+    with pytest.raises(InputError, match="a different network at each call"):
+        begin(job)
+
+
 def test_layers_that_depend_on_the_replicas_are_named() -> None:
     """Random layers and averages over a batch cause a warning. Averages include empty reviews."""
     assert check_network(custom(BODY)) == ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError
+from harness.job.job_file import shown
 from harness.job.keys import DECAYS, Job
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import table, text
@@ -81,9 +82,15 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     if not (folder := named or (Path(before) if before else None)):
         return None
     parent = RunDirectory.open(folder)
-    differences = tuple(_differences(parent, parent.job(), context))
+    job = parent.job()
+    differences = tuple(_differences(parent, job, context))
     if differences:
         parent.model_file()
+        if "data.bucket" in differences and job.model.architecture == "bilstm":
+            raise InputError(
+                f"--from {parent.folder}: a bilstm with data.bucket has other layers than a bilstm "
+                f"without data.bucket; set data.bucket = {shown(job.data.bucket)} as in that run"
+            )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():
         raise InputError(

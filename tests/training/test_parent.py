@@ -175,6 +175,14 @@ def parent_of(parent: RunDirectory, job: Job) -> tuple[Parent, RunContext]:
     return found, context
 
 
+def test_a_bilstm_begins_only_with_a_parent_that_pads_alike(tmp_path: Path) -> None:
+    """With `data.bucket`, two LSTM layers replace the layer Bidirectional."""
+    parent = write_parent(tmp_path, load_job(JOBS / "bilstm.toml"))
+    with pytest.raises(InputError, match=r"set data\.bucket = false as in that run"):
+        parent_of(parent, load_job(JOBS / "bilstm.toml", ["data.bucket=true"]))
+    assert not parent_of(parent, load_job(JOBS / "bilstm.toml", ["model.dropout=0.1"]))[0].continues
+
+
 def test_a_parent_without_checkpoints_is_refused(tmp_path: Path) -> None:
     """No checkpoint is left that a run could continue."""
     parent = write_parent(tmp_path, LSTM)

@@ -412,8 +412,8 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
         )
     for name in {"set", "seeds"} & options.keys():
         raise InputError(
-            f"{name} = {options[name]!r}: is not an argument; pass settings as a dictionary, such "
-            'as {"train.epochs": 2}, and call the function once per seed'
+            f"{name} = {options[name]!r}: is not an argument; instead of set, pass a dictionary, "
+            'such as {"train.epochs": 2}; instead of seeds, call the function once per seed'
         )
     return [f"{key}={toml_value(value)}" for key, value in _dotted(settings or {})]
 

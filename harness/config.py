@@ -60,7 +60,7 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    `Facts()` describes a key that changes the result of every job and that a search may vary.
+    By default, a key changes the result of every job, and a search may vary the key.
 
     Attributes:
         choices: the allowed values of the key.

@@ -217,8 +217,8 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
     Keras's optimizers are checked only if `train.optimizer_options` is set.
 
     Raises:
-        InputError: if the optimizer can't be built, if the computed step fails, or if the state of
-            the optimizer can't be saved.
+        InputError: if the optimizer can't be built, if a step with the optimizer fails, or if the
+            state of the optimizer can't be saved.
     """
     if train.optimizer in OPTIMIZERS:
         if train.optimizer_options:

@@ -262,8 +262,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because cuDNN does not compute these layers; to use cuDNN, begin "
-        "a new run on a GPU with train.xla = auto or off; a GRU also needs model.reset_after = "
-        "true; a layer of a custom network must keep Keras's default activations and biases, and "
-        "must not use masks, recurrent_dropout or unroll"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers. To use cuDNN, begin "
+        "a new run with train.xla = auto or off. For a GRU, also set model.reset_after = true. In "
+        "a custom network, use Keras's default activations and biases, and use no masks, "
+        "recurrent_dropout or unroll"
     )

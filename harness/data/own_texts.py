@@ -158,9 +158,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     folder also has subfolders, the tables are ignored, and the result is empty.
 
     Raises:
-        InputError: if some tables' names contain a split, but the name of another table contains no
-            split or several splits. There is no error if that other table is a .json file, because
-            .json files without a split are ignored.
+        InputError: if some tables' names contain a split, but the name of another table, which is
+            not a .json file, contains no split or several splits.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

@@ -273,10 +273,10 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C, the inverse of the regularization strength, is chosen on held-out training reviews. If
-    `share` is 0 and the dataset has a validation split, the runs also trained on this split, and it
-    is held out. Otherwise the last fifth of the training reviews is held out. Then a model with
-    this C is fit to all training reviews.
+    C, the inverse of the regularization strength, is the value with the best accuracy on some of
+    the training reviews: on the dataset's validation split if the runs trained on it too (`share`
+    is 0), else on the last fifth of the training reviews. Then a model with this C is fit to all
+    training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -387,8 +387,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
     """Group runs by job and settings.
 
-    A job has one group of runs for each combination of settings. A group's name consists of the
-    job's name and the settings in which the group differs from the job's largest group.
+    Runs of the same job with the same settings are a group. A group's name consists of the job's
+    name and the settings in which the group differs from the job's largest group.
     """
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:

@@ -367,7 +367,7 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect the facts about the end of one start of the job.
+    """Collect the facts from which `decide` chooses what the job does next.
 
     Args:
         code: the exit code of the harness.

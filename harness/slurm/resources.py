@@ -225,8 +225,8 @@ class Resources:
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
-                f"{stray[0]}: should be an option, because submit takes only one job file; submit "
-                "each job file by itself, or all five networks with --all"
+                f"{stray[0]}: should be an sbatch option, such as --partition=gpu; to submit "
+                "several job files, call harness submit once for each, or use --all"
             )
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:
@@ -244,7 +244,7 @@ class Resources:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the job's script exports; a later job of the run reads `flags` there."""
+        """Variables that the job's script exports, so that a later job gets the same `flags`."""
         kept = shlex.join(drop(self.flags, ONCE))
         return {FLAGS: kept} if kept else {}
 

@@ -33,8 +33,8 @@ class StopRequest:
     Between two steps, the training loop checks whether a signal is stored. All workers of a run
     must stop after the same step; otherwise some workers would wait for ever in a collective
     operation. Each worker has a vote, 1 to stop and 0 to continue, and every step adds up the votes
-    of all workers. After some of the steps, the same ones for all workers, every worker reads the
-    step's sum of votes, and stops if the sum is not 0.
+    of all workers. The workers read this sum only after certain steps, which are the same for all
+    workers. If the sum is not 0, all workers stop after this step.
     """
 
     def __init__(self, *, alone: bool = True) -> None:

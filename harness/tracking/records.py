@@ -235,7 +235,7 @@ class RunStatus:
     @property
     def remedy(self) -> str:
         """The remedy for a lost or dead run."""
-        return self.resume if self.can_go_on else "the run never began; start it again"
+        return self.resume if self.can_go_on else "the run never began; train its job again"
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""

@@ -324,7 +324,7 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def kind_of(where: str) -> str:
-    """Return the metric or file of a named value, such as `loss` for the name `loss, epoch 2`."""
+    """Return the first part of a name, which is a metric or file: `loss` for `loss, epoch 2`."""
     return where.partition(", ")[0]
 
 
@@ -651,11 +651,7 @@ class Auditor:
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return the devices and the execution plan of the second training.
-
-        The results of the audit's first and second training differ only by rounding, unless the job
-        is not reproducible.
-        """
+        """Return devices and an execution plan that round differently from the first training."""
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1

@@ -97,9 +97,9 @@ def restore(
         InputError: if another version of harness wrote the checkpoint.
         Interrupted: if the chief is lost before it sends the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
-        RunError: if a checkpoint was written for another job or other data. Also if every
-            checkpoint is broken and the run began with another run's weights, because such a run
-            can't start from the beginning.
+        RunError: if a checkpoint was written for another job or other data. If the run began with
+            another run's weights, also if every checkpoint is broken; the message says how to
+            begin again.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()

@@ -366,10 +366,10 @@ def dataset_of(
 
 
 def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
-    """Return the job of a run, and the folder of IMDB.
+    """Return the job of a run and the folder of IMDB, if the data of the run are now in `data`.
 
-    The argument `data` is the new path of the run's data. If these data are a user's own texts, the
-    returned job contains the new path, and the function returns None for the folder of IMDB.
+    If the run was trained on a user's own texts, the job's `data.source` is replaced by `data`, and
+    None is returned in place of the folder of IMDB.
 
     Raises:
         InputError: if another version of harness wrote the run, or its job file is broken.

@@ -6,8 +6,8 @@ from the oracles of KerasTuner 1.4.8 in six ways:
 - KerasTuner's oracle writes its whole state to disk whenever a trial starts or ends. An oracle of
   this module writes nothing. When a sweep continues, a new oracle receives the results of the
   sweep's trials again and thus gets the same state.
-- KerasTuner's grid search proposes a trial only when another trial has ended. The grid search of
-  this module proposes a trial even if no trial has ended, so that no worker is idle.
+- KerasTuner's grid search proposes its second trial only after the first trial has ended, and so
+  on. The grid search of this module does not wait for results, so that no worker is idle.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
   search space has too few untried settings left to fill the first round, the Hyperband of this
   module makes the first round smaller.
@@ -170,10 +170,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the oracle must wait, because the next trial is known and is a promotion.
+        """Whether the oracle must wait for results before it can propose the next trial.
 
-        The sweep's folder may already contain the next trial. If the next trial is a promotion, the
-        oracle can propose it only after the oracle has received more results.
+        The sweep's folder may already contain the next trial, and this trial may be a promotion.
+        The oracle can promote a trial only after the oracle has received the results of its rung.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -417,6 +417,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write `stop`, unless the search is already stopped, or already running, as `stop` asks."""
+    """Write the record `stop`, if this changes whether the search is stopped."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

@@ -116,8 +116,8 @@ class Schedule:
     def _give_result(self) -> bool:
         """Give the oracle the result of the trial that ends next on the virtual clock.
 
-        Return False if no trial runs on the virtual clock, or if a worker is still training the
-        trial that ends next on the virtual clock.
+        Return False if no trial runs on the virtual clock. Return False too if the trial that ends
+        next has no result yet, because a worker is still training it.
         """
         if not self._running or self._running[0][1] not in self.results:
             return False

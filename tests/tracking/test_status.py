@@ -128,7 +128,7 @@ def test_a_run_that_died_before_its_first_record_begins_again(
     run.path("job.toml").unlink()
     status = site.only()
     assert (status.state, interrupted([status])) == (state, [])
-    assert status.note.endswith("the run never began; start it again")
+    assert status.note.endswith("the run never began; train its job again")
     if not job:
         return
     site.submission("12", [1], job_file=str(JOBS / "lstm.toml"), runs=[str(run.folder)])

@@ -60,8 +60,6 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    By default, a key changes the result of every job, and a search may vary the key.
-
     Attributes:
         choices: the allowed values of the key.
         is_function: whether a value may be a reference to a user's function. The job stores the

@@ -25,7 +25,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run:
 def _runs(ctx: typer.Context, runs: Path) -> Path:
     """Refuse a folder whose path is not UTF-8: neither records nor TensorBoard can store the path.
 
-    Also warns if site.sh sets HARNESS_RUNS but this shell does not, so that the default is used.
+    Also warns if the default is used although site.sh sets HARNESS_RUNS.
     """
     try:
         os.fsencode(runs.absolute()).decode()

@@ -336,7 +336,11 @@ class BatchSource:
         return tf.gather(self.rows, rows)[..., :time], ratios
 
     def places(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return where `tokens` has the tokens of each review in `rows`, `[…, maxlen] int64`."""
+        """Return the positions in `tokens` of the tokens of each review, `[…, maxlen] int64`.
+
+        Args:
+            rows: the indices of the reviews, `[…]`.
+        """
         starts, ends = (tf.gather(each, rows)[..., None] for each in (self.starts, self.ends))
         places = tf.range(self.shape.maxlen, dtype=tf.int64)
         at = (starts if self.shape.bucket else ends - self.shape.maxlen) + places

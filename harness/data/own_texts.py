@@ -158,8 +158,8 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     folder also has subfolders, the tables are ignored, and the result is empty.
 
     Raises:
-        InputError: if some tables' names contain a split, but the name of another table, which is
-            not a .json file, contains no split or several splits.
+        InputError: if one table has a split in its name, and another table has none or several.
+            Files that end in .json can't cause this error.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
@@ -445,7 +445,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
-        f"length  percentiles of the number of words per training review: {', '.join(shown)}; the "
-        f"longest has {lengths.max():,} words; data.maxlen also counts the start token"
+        f"length  words per training review, percentiles: {', '.join(shown)}; the longest review "
+        f"has {lengths.max():,} words; data.maxlen also counts the start token"
     )
     yield f"sha256  {dataset.checksum}"

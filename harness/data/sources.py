@@ -151,7 +151,7 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz. It contains numbers of words; the packaged sample has the words.
+    """Read Keras's imdb.npz, which contains word indices; the sample contains the words.
 
     Args:
         content: the content of the file.

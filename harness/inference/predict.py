@@ -64,8 +64,8 @@ def open_lines(path: Path) -> BufferedReader:
     """
     if path.suffix.lower() == ".json":
         raise InputError(
-            f"--file {path}: is JSON, but should have one text per line; write JSON lines into a "
-            ".jsonl file, or rename the file and use --jsonl"
+            f"--file {path}: is JSON, but should have one text per line; if the file contains JSON "
+            "lines, rename it to .jsonl"
         )
     try:
         return path.open("rb")

@@ -273,10 +273,10 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C, the inverse of the regularization strength, is the value with the best accuracy on some of
-    the training reviews: on the dataset's validation split if the runs trained on it too (`share`
-    is 0), else on the last fifth of the training reviews. Then a model with this C is fit to all
-    training reviews.
+    C is the inverse of the regularization strength. To choose C, models are fit to one part of the
+    training reviews and tested on the other part. The other part is the dataset's validation split
+    if `share` is 0, because the runs then trained on this split. Otherwise the other part is the
+    last fifth of the training reviews. Then a model with the best C is fit to all training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

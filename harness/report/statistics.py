@@ -7,11 +7,10 @@ of their difference lies above 0, so the report's sentences never contradict its
 
 With more than 12 jobs, each job is compared only with the best job. The spread over the seeds is
 pooled over all jobs, because the few seeds of two jobs alone would give useless intervals.
-Bonferroni's correction counts all pairs of jobs, not only the compared pairs. All pairs must count,
-because before the scores are known, each pair could be one of the compared pairs. Dunnett's
-intervals are not used, because they need a best job that is known beforehand. A simulation compared
-fourteen equally good jobs many times: in 27 % of the simulated reports, Dunnett's intervals wrongly
-called a job worse than the best job.
+Bonferroni's correction counts all pairs of jobs, not only the compared pairs, because the scores
+decide which pairs are compared. Dunnett's intervals are not used, because they need a best job that
+is known beforehand. A simulation compared fourteen equally good jobs many times: in 27 % of the
+simulated reports, Dunnett's intervals wrongly called a job worse than the best job.
 """
 
 import itertools

@@ -306,8 +306,8 @@ def pick(
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if the name selects no run. Also if the name selects several runs although
-            `many` is false, except if the name is the id of a Slurm job or array.
+        InputError: if the name selects no run, or several runs although `many` is false. The id of
+            a Slurm job or array may always select several runs.
     """
     if not name.strip():
         raise InputError("run '': specify a folder, a run id or the id of a Slurm job")

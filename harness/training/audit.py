@@ -645,13 +645,13 @@ class Auditor:
                 limits[kind] = max(limits.get(kind, 0.0), measured)
         shown = ", ".join(f"{kind} {limit:.2g}" for kind, limit in limits.items() if limit)
         self.tolerance = (
-            f"{SPREAD} times the difference between training by {self.plan.way} on {self.devices} "
-            f"and training by {plan.way} on {devices}: {shown}"
+            f"{SPREAD} times the rounding difference between {self.plan.way} on {self.devices} and "
+            f"{plan.way} on {devices}: {shown}"
         )
         return limits
 
     def _other_training(self) -> tuple[Devices, ExecutionPlan]:
-        """Return devices and an execution plan that round differently from the first training."""
+        """Choose devices and a plan for a second training with other rounding than the first."""
         devices, way = self.devices, self.plan.way
         # Use at most one GPU, because this machine may have only one.
         count = 2 if devices.count == 1 and devices.kind == "cpu" else 1

@@ -97,9 +97,8 @@ def restore(
         InputError: if another version of harness wrote the checkpoint.
         Interrupted: if the chief is lost before it sends the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
-        RunError: if a checkpoint was written for another job or other data. If the run began with
-            another run's weights, also if every checkpoint is broken; the message says how to
-            begin again.
+        RunError: if a checkpoint was written for another job or other data, or if the run began
+            with another run's weights and all its checkpoints are broken.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()

@@ -366,10 +366,11 @@ def dataset_of(
 
 
 def moved_job(run: RunDirectory, data: Path | None) -> tuple[Job, Path | None]:
-    """Return the job of a run and the folder of IMDB, if the data of the run are now in `data`.
+    """Return the job of a run, and the folder of IMDB.
 
-    If the run was trained on a user's own texts, the job's `data.source` is replaced by `data`, and
-    None is returned in place of the folder of IMDB.
+    If `data` is not None, it is the new path of the data. For a run on IMDB, `data` is returned as
+    the folder of IMDB. For a run on a user's own texts, `data` replaces the job's `data.source`,
+    and the folder of IMDB is None.
 
     Raises:
         InputError: if another version of harness wrote the run, or its job file is broken.

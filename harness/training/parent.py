@@ -192,8 +192,8 @@ def _take_weights(
         others = [each.shape for each in weights]
         if layer is pretrained:
             yield (
-                f"{name}: starts with the vectors of model.embeddings, because run "
-                f"{parent.folder} used others or none"
+                f"{name}: starts with the vectors of model.embeddings, not with the weights of run "
+                f"{parent.folder}, which used other vectors or none"
             )
         elif shapes != others:
             theirs_are = f"run {parent.folder} has no such layer"

@@ -417,6 +417,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write the record `stop`, if this changes whether the search is stopped."""
+    """Write `stop` to stop a running search, or to let a stopped search run; else do nothing."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

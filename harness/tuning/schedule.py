@@ -116,8 +116,7 @@ class Schedule:
     def _give_result(self) -> bool:
         """Give the oracle the result of the trial that ends next on the virtual clock.
 
-        Return False if no trial runs on the virtual clock. Return False too if the trial that ends
-        next has no result yet, because a worker is still training it.
+        Return False if there is no such trial, or if a worker is still training this trial.
         """
         if not self._running or self._running[0][1] not in self.results:
             return False
@@ -184,8 +183,8 @@ class Proposer:
     def _has_room(self) -> bool:
         """Whether another trial can be proposed: fewer than `ahead` trials wait for a worker.
 
-        Always True for an oracle that learns from results, because such an oracle proposes a trial
-        only for a free simulated worker.
+        Always True for an oracle that learns from results: the virtual clock limits how many trials
+        such an oracle proposes.
         """
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead

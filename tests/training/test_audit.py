@@ -77,7 +77,7 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "the devices were 1 × CPU and are now 2 × CPU" in sentence
     assert any(
-        re.search(r"measured here .* on cpu:2 and training by .* on cpu:1: .*loss [0-9.e-]+, ", row)
+        re.search(r"measured here .* on cpu:2 and .* on cpu:1: .*loss [0-9.e-]+, ", row)
         for row in rows
     )
 
@@ -279,7 +279,7 @@ def test_other_trainings_may_be_shorter(
     assert (checks[-1].outcome == "differs") == (patience == 0)
     audit = Audit(Path("run"), "", "", "6 epochs", tuple(checks[:1]), (), "", 0, 0)
     assert audit.outcome == ("within rounding" if patience else "differs")
-    assert "by keras on cpu:1 and training by xla on cpu:2: loss 0.0001" in auditor.tolerance
+    assert "between keras on cpu:1 and xla on cpu:2: loss 0.0001" in auditor.tolerance
 
 
 def test_equal_files_need_no_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -410,11 +410,12 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
         raise InputError(
             f'settings = {shown(settings)}: should be a dictionary, such as {{"train.epochs": 2}}'
         )
-    for name in {"set", "seeds"} & options.keys():
-        raise InputError(
-            f"{name} = {options[name]!r}: is not an argument; instead of set, pass a dictionary, "
-            'such as {"train.epochs": 2}; instead of seeds, call the function once per seed'
-        )
+    remedies = {
+        "set": 'pass settings as a dictionary, such as {"train.epochs": 2}',
+        "seeds": "call the function once per seed",
+    }
+    for name in remedies.keys() & options.keys():
+        raise InputError(f"{name} = {options[name]!r}: is not an argument; {remedies[name]}")
     return [f"{key}={toml_value(value)}" for key, value in _dotted(settings or {})]
 
 

@@ -49,7 +49,7 @@ def _limits(facts: Facts, table: str) -> list[str]:
     if facts.only_with:
         needed = (condition(key.removeprefix(table), vs) for key, vs in facts.only_with.items())
         limits.append("only with " + " or ".join(f"`{each}`" for each in needed))
-    return limits + ["a search can't vary it"] * bool(facts.not_searched)
+    return limits + ["a search can't vary this key"] * bool(facts.not_searched)
 
 
 def _range(field: FieldInfo, facts: Facts) -> str:

@@ -56,7 +56,7 @@ def test_the_import_is_cheap() -> None:
         ({"train.epochs": "many"}, {}, '--set train.epochs="many": should be an integer'),
         ({"train.epochs": None}, {}, "train.epochs"),
         ({"model.units": [1, 2]}, {}, "--set model.units=[1, 2]: should be an integer"),
-        ({}, {"seeds": "1-2"}, "seeds = '1-2': is not an argument; instead of set"),
+        ({}, {"seeds": "1-2"}, "seeds = '1-2': is not an argument; call the function once"),
         ({"train.seed": 7}, {"seed": 2}, "--set train.seed=7: can't be combined with seed 2 from"),
         ({}, {"colour": "red"}, "No such option: --colour"),
     ],

@@ -117,7 +117,7 @@ def ensemble(
     ] = None,
     run_id: Annotated[
         str | None,
-        typer.Option("--run-id", metavar="ID", help="id of the ensemble, the name of its folder"),
+        typer.Option("--run-id", metavar="ID", help="id of the ensemble and name of its folder"),
     ] = None,
     data: DataOfRun = None,
     runs: RunsFolder = Path("runs"),

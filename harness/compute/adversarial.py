@@ -77,7 +77,7 @@ class OuterLookupStep(TrainStep):
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
         """Compute `Gradients` for a part of a batch whose word vectors are already looked up.
 
-        In the result, the gradient of `vectors` replaces the gradient of the embedding's table.
+        The result contains the gradient of `vectors` in place of the gradient of the embedding.
 
         Args:
             batch: some examples of a global batch.

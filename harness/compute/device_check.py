@@ -274,9 +274,9 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the process's first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a process's first request
-    in a loop, each time for 10 % less memory, rounded up to a multiple of 256 bytes. After
-    2,304 bytes, it would request 2,304 bytes again, and the loop would never end. So this function
-    makes a large first request.
+    in a loop, each time for 10 % less memory, rounded up to a multiple of 256 bytes. A request for
+    2,304 bytes would be repeated for ever, because 10 % less is rounded up to 2,304 bytes again. So
+    this function makes a large first request.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

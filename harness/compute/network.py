@@ -218,7 +218,7 @@ def check_network(job: Job, num_outputs: int = 1, *, num_replicas: int = 1) -> s
     if not others:
         return ""
     has_averages = any(isinstance(each, BatchNormalization) for each in all_layers(model))
-    also = "; batch normalization also averages over empty reviews" if has_averages else ""
+    also = "; BatchNormalization also counts the zeros that fill a batch" if has_averages else ""
     return (
         f"{where}: the results of {', '.join(others)} depend on the number of replicas{also}. For "
         "dropout without this dependence, use keras.layers.Dropout, SpatialDropout1D or "

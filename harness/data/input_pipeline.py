@@ -336,7 +336,7 @@ class BatchSource:
         return tf.gather(self.rows, rows)[..., :time], ratios
 
     def places(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return the positions in `tokens` of the tokens of each review, `[…, maxlen] int64`.
+        """Return, for each review, the indices of its tokens in `tokens`, `[…, maxlen] int64`.
 
         Args:
             rows: the indices of the reviews, `[…]`.

@@ -151,7 +151,7 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz, which contains word indices; the sample contains the words.
+    """Read Keras's imdb.npz, and take the vocabulary from the packaged sample.
 
     Args:
         content: the content of the file.

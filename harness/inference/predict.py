@@ -118,7 +118,7 @@ def read_lines(
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but gives only unknown words.
     if b"\0" in raw:
-        raise InputError(f"{where} contains a NUL byte; save the text as UTF-8")
+        raise InputError(f"{where} contains a NUL byte, as UTF-16 does; save the text as UTF-8")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:

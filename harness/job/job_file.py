@@ -230,7 +230,7 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, Any]:
 
 
 def is_key(key: str, tables: Tables = TABLES) -> bool:
-    """Whether a job may set a key; `model.options.NAME` is a key for every NAME."""
+    """Whether a job may set a key; `model.options.NAME` is a key, whatever NAME is."""
     declared = keys_of(tables)
     table, _, name = key.rpartition(".")
     return key in declared or (bool(name) and table in declared and is_free(declared[table]))

@@ -274,8 +274,8 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
     C is the inverse of the regularization strength. To choose C, models are fit to one part of the
-    training reviews and tested on the other part. The other part is the dataset's validation split
-    if `share` is 0, because the runs then trained on this split. Otherwise the other part is the
+    training reviews and tested on the other part. If `share` is 0, the runs also trained on the
+    dataset's validation split, and this split is the other part. Otherwise the other part is the
     last fifth of the training reviews. Then a model with the best C is fit to all training reviews.
 
     Args:

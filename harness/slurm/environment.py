@@ -322,9 +322,8 @@ def unmet_request(allocation: SlurmEnvironment, known: Mapping[str, str]) -> str
         if num_given < count or is_spread:
             value = ":".join(filter(None, (kind, str(count))))
             return (
-                f"{option}={value} does not replace the script's --gres: Slurm obeys both; to "
-                f"get the GPUs on one node, use --gres=gpu:{value}, or {option}={value} together "
-                "with --gres=none"
+                f"{option}={value} does not replace the script's --gres: Slurm obeys both; use "
+                f"--gres=gpu:{value} instead, or add --gres=none"
             )
     return None
 

@@ -7,6 +7,7 @@ job gets one GPU, without a warning. `harness submit` removes `--gres` in this e
 removes all options for the same resource that come from a source of lower priority.
 """
 
+import itertools
 import os
 import re
 import shlex
@@ -220,14 +221,15 @@ class Resources:
                 )
             if twice := names_of(self.flags) & {*GPUS}:
                 raise InputError(f"--gpus, --{min(twice)}: both request GPUs; use only one of them")
-        # Refuse the first word if it is not an option. A later word may be the value of an option,
-        # so refuse a later word only if it is a job file or a script.
-        words = [flag for flag in self.flags if not flag.startswith("-")]
-        if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
-            raise InputError(
-                f"{stray[0]}: should be an sbatch option, such as --partition=gpu; to submit "
-                "several job files, call harness submit once for each, or use --all"
-            )
+        # A word after an option without "=" may be the option's value; refuse all other words, and
+        # each job file or script.
+        for before, word in itertools.pairwise(["--=", *self.flags]):
+            is_stray = re.match("--.*=", before) or word.endswith((".toml", ".sh"))
+            if is_stray and not word.startswith("-"):
+                raise InputError(
+                    f"{word}: should be an sbatch option, such as --partition=gpu; to submit "
+                    "several job files, call harness submit once for each, or use --all"
+                )
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:
                 remedy = REMEDIES.get(name, "leave this option out")

@@ -283,8 +283,8 @@ def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
     if data.get("is_sample"):
         if (folder / SAMPLE_FOLDER).is_symlink():
             raise InputError(
-                f"its code contains the link {SAMPLE_FOLDER} in place of the sample of IMDB, so "
-                "the sample would be written outside of the new folder; do not trust this record"
+                f"its code contains a link, {SAMPLE_FOLDER}, where the sample of IMDB belongs; the "
+                "sample would be written to the link's target; do not trust this record"
             )
         save_folder(open_sample(), folder / SAMPLE_FOLDER)
         return ["--data", SAMPLE_FOLDER]

@@ -138,8 +138,7 @@ def adopt(
             no limit.
 
     Returns:
-        Whether a checkpoint was copied; false if every checkpoint is broken, or violates the
-        conditions of the arguments `source_identity` and `max_epochs`.
+        Whether a checkpoint was copied. False if no intact checkpoint is suitable.
 
     Raises:
         DiskError: if the disk can't be read; the checkpoints may be intact.

@@ -417,6 +417,6 @@ def shown(view: View) -> list[Trial]:
 
 
 async def change_stop(view: View, stop: Stop) -> None:
-    """Write `stop` to stop a running search, or to let a stopped search run; else do nothing."""
+    """Write `stop`, unless the search is already in the state that `stop` requests."""
     if await view.is_stopped() == stop.is_lifted:
         await view.disk.write(STOP, stop)

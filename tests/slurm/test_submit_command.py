@@ -118,6 +118,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([LSTM, "--gpu", "2"], "--gpus"),
         ([LSTM, "--partition", "x"], "--partition; sbatch options go after"),
         ([LSTM, JOBS / "gru.toml"], "--all"),
+        ([LSTM, "--", "--comment=x", "gru"], "gru: should be an sbatch option"),
         ([LSTM, "--runs", PROJECT], "--runs"),
         ([JOBS / "tune_lstm.toml", "--seeds", "1"], "search.executions"),
         ([LSTM, "--", "--array=1-2"], "--seeds"),

@@ -237,7 +237,7 @@ def test_layers_that_depend_on_the_replicas_are_named() -> None:
     ):
         warning = check_network(custom(BODY.replace("layers.Dropout(0.5)", layer)))
         assert name in warning
-        assert ("empty reviews" in warning) == (name == "batch_normalization")
+        assert ("zeros that fill" in warning) == (name == "batch_normalization")
     recurrent = BODY.replace("layers.GlobalMaxPooling1D()", "layers.LSTM(4, dropout=0.5)")
     assert "lstm" in check_network(custom(recurrent))
     assert check_network(custom(recurrent.replace(", dropout=0.5", ""))) == ""

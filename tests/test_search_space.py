@@ -145,7 +145,10 @@ def test_an_override_replaces_the_search_of_a_key(tmp_path: Path, override: str,
     whole, search = (load_search(tmp_path / "a.toml", each) for each in ([], [override]))
     assert {each.key for each in whole.space} - {each.key for each in search.space} == {key}
     (line,) = search.fixed
-    assert line == f"--set {override}: all trials use this value, not search.space"
+    assert (
+        line
+        == f"--set {override}: all trials use this value; the search space of its key is ignored"
+    )
     assert line in search.without_effect()
     (tmp_path / "b.toml").write_text(search.to_toml())
     assert load_search(tmp_path / "b.toml").space == search.space

@@ -69,11 +69,10 @@ class LossScaling(keras.optimizers.LossScaleOptimizer):  # type: ignore[misc]
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of each step.
 
-    The rate depends only on the optimizer's number of steps and on the factor `cut`. All replicas
-    have the same number of steps and the same `cut`, and so use the same rate. Every checkpoint
-    contains the number of steps and `cut`, so a resumed run continues the schedule where the run
-    stopped. When the score of `train.monitor` stops improving, Keras's ReduceLROnPlateau lowers
-    the factor `cut`, and thus the rate.
+    The rate depends only on the optimizer's number of steps and on the factor `cut`. When the score
+    of `train.monitor` stops improving, Keras's ReduceLROnPlateau lowers `cut`, and thus the rate.
+    All replicas have the same number of steps and the same `cut`, and so use the same rate. Every
+    checkpoint contains both, so a resumed run continues the schedule where the run stopped.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:

@@ -460,7 +460,8 @@ def _without_fixed(
     given = dict.fromkeys(option for option in options.values() if option)
     if given and not kept:
         raise InputError(f"{', '.join(given)}: no key is left to search; remove a --set option")
-    return kept, [f"{option}: all trials use this value, not search.space" for option in given]
+    note = "all trials use this value; the search space of its key is ignored"
+    return kept, [f"{option}: {note}" for option in given]
 
 
 def _stored(

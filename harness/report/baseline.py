@@ -274,9 +274,9 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
     C is the inverse of the regularization strength. To choose C, models are fit to one part of the
-    training reviews and tested on the other part. If `share` is 0, the runs also trained on the
-    dataset's validation split, and this split is the other part. Otherwise the other part is the
-    last fifth of the training reviews. Then a model with the best C is fit to all training reviews.
+    training reviews and compared on the rest. The rest is the last fifth of the training reviews;
+    if the runs also trained on the dataset's validation split (`share` is 0), the rest is this
+    split. Then a model with the best C is fit to all training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

@@ -422,7 +422,7 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
 
     The progress is the number of training steps of the unfinished trials, plus STEPS_OF_A_TRIAL for
     each finished trial, whose run may have been removed. STEPS_OF_A_TRIAL is more than the number
-    of steps of any trial, so the progress also grows when a trial finishes.
+    of steps of any trial, so a trial that finishes never lowers the progress.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

@@ -100,8 +100,8 @@ def capture(file: int) -> None:
 def ask_for_messages() -> None:
     """Set TensorFlow's log level; call this function before TensorFlow is imported.
 
-    The default is that TensorFlow logs only errors. After a call of `capture`, TensorFlow also logs
-    warnings.
+    By default, TensorFlow logs only errors. If `capture` was called before, TensorFlow logs errors
+    and warnings.
     """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")

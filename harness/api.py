@@ -339,9 +339,9 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     is_failed = error is not None and latest.get("outcome") != DIFFERS
     if is_failed or latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
-            f"run {run}: the audit does not count: either the run's {RESULT} changed during the "
-            f"audit, or other users can write to {folder / AUDITS}; in the second case, run: "
-            f"chmod go-w {quoted(folder / AUDITS)}; then repeat the audit"
+            f"run {run}: the audit does not count, because the run's {RESULT} changed meanwhile, "
+            f"or because other users can write to {folder / AUDITS}; run chmod go-w "
+            f"{quoted(folder / AUDITS)}, and repeat the audit"
         )
     return Audit(**latest)
 

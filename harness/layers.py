@@ -16,7 +16,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """The step and the examples' positions that `global_batch` has set in the current thread.
+    """The arguments of `global_batch`, which dropout layers in the same thread read.
 
     If there are several replicas, TensorFlow traces each replica in a thread of its own.
     """

@@ -324,7 +324,7 @@ def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def kind_of(where: str) -> str:
-    """Return the first part of a name, which is a metric or file: `loss` for `loss, epoch 2`."""
+    """Return the metric or file with which a name begins, such as `loss` in `loss, epoch 2`."""
     return where.partition(", ")[0]
 
 

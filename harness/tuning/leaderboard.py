@@ -377,11 +377,11 @@ def importance(
 def axis_of(parameter: Parameter, values: "pandas.Series") -> "tuple[pandas.Series, Ticks]":
     """Return the height of each trial's line at one axis of the parallel-coordinates plot.
 
-    Also returns the axis's ticks. Each axis belongs to a key. If the search tries a list of values
-    for the key, the axis has a tick at each value, and trials with the same value get slightly
-    different heights, so that their lines stay visible. If the search tries a range, the axis has
-    ticks at its two ends and its middle. The lines of trials that do not use
-    the key lie below the axis, at slightly different heights.
+    Also returns the axis's ticks. The axis shows the values of a key. If the search tries a list of
+    values for the key, the axis has a tick at each value, and trials with the same value get
+    slightly different heights, so that their lines stay visible. If the search tries a range, the
+    axis has ticks at its two ends and its middle. The lines of trials that do not use the key lie
+    below the axis, at slightly different heights.
     """
     low, high = parameter.low, parameter.high
     if choices := parameter.choices:

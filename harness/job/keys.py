@@ -399,8 +399,8 @@ class TrainConfig(ConfigSection):
     )
     xla: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="on = XLA compiles training and, on a CPU, evaluation; off = use neither XLA "
-        "nor TensorFlow's BlockLSTM; auto = the fastest way for the device and the network",
+        description="use of the compiler XLA: on, off (then TensorFlow's BlockLSTM is off too), or "
+        "auto = whatever is fastest for the device and the network",
     )
     steps_per_execution: int = Field(
         1,

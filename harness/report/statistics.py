@@ -298,9 +298,9 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 def times_to_accuracy(epochs: "Mapping[str, pandas.DataFrame]") -> "pandas.DataFrame":
     """Tabulate how many seconds each job trained until it reached some validation accuracies.
 
-    The accuracies are evenly spaced between two limits. The lower limit is the lowest of all runs'
-    accuracies after the first epoch. The upper limit is the highest accuracy that a job reached; a
-    job reaches an accuracy when all its seeds have reached it.
+    The accuracies are evenly spaced between two limits. The lower limit is the lowest accuracy
+    that a run had at the end of its first epoch. The upper limit is the highest accuracy that a job
+    reached; a job reaches an accuracy when all its seeds have reached it.
 
     Args:
         epochs: the result of `epochs_of` for each job.

@@ -420,9 +420,8 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    The progress is the number of training steps of the unfinished trials, plus STEPS_OF_A_TRIAL for
-    each finished trial, whose run may have been removed. STEPS_OF_A_TRIAL is more than the number
-    of steps of any trial, so a trial that finishes never lowers the progress.
+    A finished trial counts as STEPS_OF_A_TRIAL steps, because its run, which has the true number of
+    steps, may have been removed. No trial has more steps than that, so the progress never falls.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

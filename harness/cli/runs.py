@@ -88,6 +88,7 @@ def status(
     try:
         while True:
             found = select_runs(names, runs, queue, many=True) if names else survey(runs, queue)
+            goes_on = any(each.alive for each in found)
             since_s = time.time() - 3600 * newer if newer is not None else 0.0
             found = [
                 each
@@ -103,7 +104,7 @@ def status(
                     logging.WARNING,
                     f"{queue.problem}; the table shows only what the run folders contain",
                 )
-            if not (watch and any(each.alive for each in found)):
+            if not (watch and goes_on):
                 break
             time.sleep(WATCH_S)
     except KeyboardInterrupt:
@@ -125,11 +126,15 @@ def logs(
     After Ctrl-C the exit code is 0.
     """
     queue = Queue()
-    run = one(name, select_runs([name], runs, queue))
     if not follow:
-        for line in Follower(log_of(run)).new_lines(at_end=True):
+        try:  # to read a log that exists, do not wait for Slurm
+            path = log_of(one(name, select_runs([name], runs, None)))
+        except InputError:
+            path = log_of(one(name, select_runs([name], runs, queue)))
+        for line in Follower(path).new_lines(at_end=True):
             echo(line)
         return
+    run = one(name, select_runs([name], runs, queue))
     queue.every_s = ASK_EVERY_S
     look = partial(refresh, run, queue)
     follower = Follower(Path(run.log) if run.log else None)
@@ -358,7 +363,7 @@ def print_table(
         clears: whether to clear a terminal first.
     """
     shown, older = split_shown(statuses, everything=everything)
-    none = "" if shown else f"no run below {runs}; start one: harness train jobs/lstm.toml"
+    none = "" if shown else f"no run to show below {runs}"
     below = [line for line in (none, older) if line]
     console = rich_console()
     if not console.is_terminal:

@@ -302,16 +302,19 @@ def observe(
         heartbeat: the content of the run's `state.json`, if the caller has read the file.
     """
     heartbeat = heartbeat or read_record(f"{folder}/state.json")
-    state = parse_json(heartbeat.content) if heartbeat else {}
-    modified = heartbeat.modified_s if heartbeat else None
-    is_own = heartbeat.owner == os.getuid() if heartbeat else _is_own(folder)
+    record = heartbeat or read_record(f"{folder}/{RESULT}")  # an ensemble has no heartbeat
+    state = parse_json(record.content) if record else {}
+    if not heartbeat:
+        state["test_accuracy"] = state.get("accuracy")
+    modified = record.modified_s if record else None
+    is_own = record.owner == os.getuid() if record else _is_own(folder)
     status = RunStatus(
         run=name,
         folder=folder,
         **{name: read(state.get(name)) for name, read in STATE.items()},
         trials=_trials(state) if "trials" in state else None,
         restarts=whole(state.get("restarts")) or 0,
-        time_s=number(state.get("time_s")) or modified or 0.0,
+        time_s=number(state.get("time_s")) or modified or _modified_s(folder),
         is_own=is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
@@ -394,6 +397,12 @@ def one_line(text: str) -> str:
 def _job_id(value: object) -> str | None:
     """Return `value` if it is the id of a job or array task; None for any other value."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
+
+
+def _modified_s(folder: Path) -> float:
+    with contextlib.suppress(OSError, ValueError):  # a record may contain an invalid path
+        return folder.stat().st_mtime
+    return 0.0
 
 
 def _is_own(folder: Path) -> bool:

@@ -247,6 +247,16 @@ def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:
         ["lstm/done-23"],
     ]
     assert "--state fail: should be one of" in run_here("status", "--state=fail").stderr
+    assert "no run to show below" in run_here(*words[:2], "--state=lost").stdout
+
+
+def test_ensembles_have_a_time_and_scores(site: Site) -> None:
+    """An ensemble has no heartbeat."""
+    folder = site.run("a", "finished", 9000).folder
+    (folder / "state.json").unlink()
+    status = site.only()
+    assert (status.state, status.val_accuracy, status.test_accuracy) == ("finished", 0.87, 0.88)
+    assert time.time() - status.time_s < 600
 
 
 def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
@@ -271,16 +281,19 @@ def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
         assert [words.count(figure) for figure in ("123/1000", "12345", "1d01h")] == [2, 2, 2]
 
 
-def test_watch_prints_a_new_table_after_a_change_and_ends(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [[], ["--state=failed"]])
+def test_watch_prints_tables_until_no_run_is_alive(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """The command ends after the table that shows the run's end."""
+    """The command ends after the table that shows the run's end, also if it shows other runs."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
     waits = [lambda: None, lambda: run.write_json("result.json", RESULT)]
     clock = SimpleNamespace(sleep=lambda _: waits.pop(0)())  # other threads use the real clock
     monkeypatch.setattr("harness.cli.runs.time", clock)
-    shown = harness.run_here("status", "--watch").stdout
-    assert (shown.count("running"), shown.count("finished")) == (2, 1)
+    shown = harness.run_here("status", "--watch", *words).stdout
+    assert not waits
+    if not words:
+        assert (shown.count("running"), shown.count("finished")) == (2, 1)
 
 
 def test_commands_that_watch_import_no_large_library(harness: Harness, site: Site) -> None:

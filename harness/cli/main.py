@@ -57,6 +57,8 @@ def main() -> int:
         line += "; sbatch options go after --" if command == "harness submit" else ""
         stop = "" if line.endswith("?") else "."
         code = _fail(f"{line}{stop} See {command} --help.", refusal.exit_code)
+    except ImportError as error:
+        code = _fail(f"{error}; to repair the environment: bash slurm/common.sh --setup", 1)
     except MemoryError:
         code = _fail("out of memory; request more with --mem, or see ulimit -v", 1)
     except OSError as error:

@@ -220,9 +220,10 @@ def kernel_cache() -> Path | None:
     with contextlib.suppress(OSError):
         for each in (folder.parent, folder):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if others_can_write(folder.parent.stat()):
+            folder.parent.chmod(0o700)  # fails if the folder belongs to another user
         status = folder.lstat()
-        is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
-        if is_private and not others_can_write(folder.parent.stat()):
+        if status.st_uid == os.getuid() and not status.st_mode & 0o077:
             return folder
     return None
 

@@ -25,12 +25,12 @@ log_line() {
 # local variables.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
-    project=$PROJECT # some modules set PROJECT
+    harness_project=$PROJECT # some modules set PROJECT
     set +u           # module systems read unset variables
     # shellcheck source=slurm/site.example.sh
     source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?, which is ignored"
     set -u
-    PROJECT=$project
+    PROJECT=$harness_project
 fi
 
 # Runs a command of the Python environment, in the site's container if there is one.
@@ -87,6 +87,8 @@ prepare_batch() {
 supervise() {
     local plan job=''
     ! is_batch || listen # before an installation: an untrapped signal would prevent the requeue
+    is_batch || [[ $1 != t* || ${ENVIRONMENT:-} != BATCH || -n ${SLURM_STEP_ID:-} ]] ||
+        warn "the job script should end with: exec bash $0; without exec, a requeued job begins anew"
     prepare
     ! is_batch || { prepare_batch; job=--job; }
     if plan=$(show_job | harness job-begin ${job:+"$job"} -- "$@"); then

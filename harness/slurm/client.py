@@ -41,13 +41,14 @@ def call(
         InputError: if the program is not on the PATH.
         NoAnswerError: if the program does not answer in time.
     """
-    if not has_client(args[0]):
+    program = "sbatch" if "sbatch" in args else args[0]  # the first word may be `env`
+    if not has_client(program):
         raise InputError(
-            f"{args[0]}: is not on the PATH; run harness on a node with Slurm's programs, such as "
+            f"{program}: is not on the PATH; run harness on a node with Slurm's programs, such as "
             "a login node, or load the site's module for Slurm"
         )
     timeout_s = timeout_s or TIMEOUT_S
-    hidden = OF_CALLERS if "sbatch" in args else OF_USERS
+    hidden = OF_CALLERS if program == "sbatch" else OF_USERS
     try:
         return subprocess.run(  # noqa: S603 - a list of arguments, no shell
             args,
@@ -59,12 +60,12 @@ def call(
             check=False,
             env={name: value for name, value in os.environ.items() if not hidden.fullmatch(name)},
             # Ctrl-C in a terminal must not end sbatch, because Slurm may have accepted the job.
-            start_new_session="sbatch" in args,
+            start_new_session=program == "sbatch",
         )
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
-            f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; try again, or check Slurm: "
-            "scontrol ping"
+            f"{shlex.join(args)}: no answer within {timeout_s:.0f} s; try again, or check Slurm "
+            "with scontrol ping"
         ) from None
 
 

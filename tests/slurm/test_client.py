@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, RunError
+from harness.slurm import client
 from harness.slurm.client import (
     NoNodesError,
     Queue,
@@ -53,7 +54,9 @@ def test_variables_of_the_user_and_of_the_calling_job_are_hidden(
         assert seen & {*users, *callers, *kept} == {*users, *callers, *kept} - hidden
 
 
-def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
+def test_errors_have_all_messages_and_the_remedy(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hint at --help is left out; if the program prints nothing, its exit code is shown."""
     script = "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1"
     write_program(commands / "scancel", script)
@@ -62,11 +65,15 @@ def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
     write_program(commands / "scancel", "exit 3")
     with pytest.raises(RunError, match=r"^scancel 7: exit code 3$"):
         ask("scancel", "7")
-    with pytest.raises(InputError, match="no-such-client: is not on the PATH"):
-        ask("no-such-client")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(commands))
+        with pytest.raises(InputError, match="sbatch: is not on the PATH"):
+            ask("env", "-uSBATCH_ACCOUNT", "sbatch")
     write_program(commands / "squeue", "exec sleep 20")
-    with pytest.raises(RunError, match="squeue: no answer within 0 s; try again"):
-        ask("squeue", timeout_s=0.2)
+    monkeypatch.setattr(client, "QUEUE_TIMEOUT_S", 0.2)
+    queue = Queue()
+    assert queue.jobs() is None
+    assert (queue.problem or "").startswith("squeue gives no answer (no answer within 0 s; try")
 
 
 def test_expected_start_and_refusals(commands: Path) -> None:

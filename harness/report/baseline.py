@@ -296,7 +296,8 @@ def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
         model = fit_ngrams(train, cut)
     except ValueError as error:
         raise InputError(
-            f"ngrams: the model can't be fit to {dataset.title}: {error}; leave ngrams out"
+            f"ngrams: the model can't be fit to {dataset.title}, perhaps because the first reviews "
+            f"lack a class or share no words ({error}); leave ngrams out"
         ) from None
     vocab = dataset.vocab
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
@@ -414,17 +415,19 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in the folder `data` (None = where a new run would look), then where the group's
-    first run found its data. Download nothing.
+    Look first in the folder `data` (None = where a new run would look), then where the group's runs
+    found their data. Download nothing.
 
     Raises:
         InputError: if the dataset is not found.
     """
-    first = min(group.all_runs, key=lambda run: len(run.members))  # a run if there is one
+    folders = dict.fromkeys(
+        folder for run in group.all_runs for folder in (run.members or (run.folder,))
+    )
     candidates: list[Callable[[], Dataset]] = [
         partial(open_dataset, data, download=False),
-        partial(_data_of, RunDirectory((*first.members, first.folder)[0])),
         *([open_sample] if group.is_sample else []),
+        *(partial(_data_of, RunDirectory(folder)) for folder in folders),
     ]
     for open_candidate in candidates:
         with contextlib.suppress(InputError, RunError):  # the dataset has moved or is broken

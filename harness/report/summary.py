@@ -169,7 +169,7 @@ def compared(
     if data:
         open_dataset(data)  # a wrong path is an error, even if all baselines are cached
     scored, left_out = scored_runs(named, own)
-    groups, repeated = group_runs(with_settings(scored, where))
+    groups, repeated = group_runs(with_settings(scored, where) if scored else [])
     left_out += repeated
     lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out]
     for line in first_lines(lines, MAX_LEFT_OUT if groups else len(lines)):

@@ -69,7 +69,8 @@ class SweepDirectory(LeasedDirectory):
             InputError: if `sweep_id` can't be the name of a folder, if the folder belongs to a
                 run or to another search, or if the folder of the runs can't be written.
         """
-        sweep_id = sweep_id or reserve_id(runs, [(search.name, "")])
+        if sweep_id is None:
+            sweep_id = reserve_id(runs, [(search.name, "")])
         check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():

@@ -95,6 +95,9 @@ def tune(
     if vectors:
         sweep.check_vectors(embeddings, vectors)
     asked, search = search, sweep.search()
+    if asked.trial_limit > search.trial_limit:
+        search = search.with_table(trials=asked.table.trials)
+        sweep.write(SEARCH_FILE, search.to_toml())
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = (
             f"sweep {sweep.folder}: the code of harness has changed since the sweep began, so "
@@ -106,9 +109,6 @@ def tune(
                 f"{resume_command(sweep.folder)}"
             )
         console.warning(line)
-    if asked.trial_limit > search.trial_limit:
-        search = search.with_table(trials=asked.table.trials)
-        sweep.write(SEARCH_FILE, search.to_toml())
     if allocation:  # `submit --resume` requests the same resources again
         starts = [{"slurm_asked": asked_of(allocation)}]
         sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))

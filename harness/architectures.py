@@ -243,9 +243,6 @@ def _leaves_something_to_classify(job: Any) -> str:
     return ""
 
 
-MAX_DIM = 4096  # largest dimension of the word vectors
-
-
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
@@ -256,7 +253,7 @@ class ModelConfig(ConfigSection):
         description="network; a custom network is `file.py:function` or `package.module:function`"
     )
     units: int = Field(32, ge=1, le=4096, description="units of a recurrent layer")
-    embedding_dim: int = Field(32, ge=1, le=MAX_DIM, description="dimension of the word vectors")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="dimension of the word vectors")
     embeddings: Annotated[
         str,
         Facts(

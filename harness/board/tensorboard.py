@@ -201,7 +201,9 @@ def how_to_connect(
             where the Slurm job was submitted.
         allocation: the Slurm job, if there is one.
     """
-    user, host = owner_name(os.getuid()), socket.gethostname()
+    # A container may lack the user's account.
+    user = os.environ.get("USER") or owner_name(os.getuid())
+    host = socket.gethostname()
     if not login and allocation and allocation.submit_host not in ("", host):
         login = f"{user}@{allocation.submit_host}"
     # If another program already listens on this port of the laptop, ssh has to stop with an error.

@@ -46,7 +46,7 @@ from harness.data.tables import (
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError, about
-from harness.job.keys import FORMAT_KEYS, DataConfig
+from harness.job.keys import FORMAT_KEYS, LARGEST_VOCAB, DataConfig
 from harness.system.files import read_plain_file, sha256_of
 from harness.system.lenient_json import parse_json
 
@@ -161,7 +161,7 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
         InputError: if one table has a split in its name, and another table has none or several.
             Files that end in .json can't cause this error.
     """
-    names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
+    names = [name for name, entry in entries.items() if table_ending(name) and not entry.is_dir()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
@@ -206,7 +206,7 @@ def _class_parts(source: Path, split: str) -> Iterator[SourceFile]:
         files = [
             file
             for file, entry in _entries(source / inside).items()
-            if file.lower().endswith(".txt") and entry.is_file()
+            if file.lower().endswith(".txt") and not entry.is_dir()
         ]
         if not files:
             raise InputError(f"{inside}/ contains no .txt file; add one, or remove the folder")
@@ -431,13 +431,14 @@ def describe(dataset: Dataset) -> Iterator[str]:
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
         first = zip(counts[:SHOWN], dataset.classes, strict=False)
         shares = [f"{count / len(split):.1%} {name}" for count, name in first]
-        shares.append(f"the rarest class has {counts.min():,} reviews")
+        shares.append(f"the rarest of {len(counts)} classes has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # shares[i]: words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
-    coverage.append(f"{len(dataset.vocab) + 4:,} covers all")
+    if len(dataset.vocab) + 4 <= LARGEST_VOCAB:
+        coverage.append(f"{len(dataset.vocab) + 4:,} covers all")
     yield (
         f"words   {len(dataset.vocab):,} different words in the training reviews; data.vocab_size: "
         + ", ".join(coverage)

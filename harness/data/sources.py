@@ -168,8 +168,9 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     digests = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
     if digests != SAVED_ANEW and hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise InputError(
-            f"{path}: is not Keras's {NPZ} (its checksum is wrong); to get Keras's data, unset "
-            "HARNESS_DATA and run harness data fetch; to use your own texts, set data.source"
+            f"{path}: is not Keras's {NPZ} (its checksum is wrong); to get Keras's data, move this "
+            "file away, unset HARNESS_DATA and run harness data fetch; to use your own texts, set "
+            "data.source"
         )
     # Only these verified members are loaded: in the whole archive, `np.load` could unpickle other
     # data.
@@ -350,8 +351,8 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
             "the texts, or start a new run"
         )
     raise InputError(
-        f"{whose}: began with other data ({which}); pass the folder with the original data by "
-        "--data"
+        f"{whose}: began with other data ({which}); leave --data out, or pass the folder with the "
+        "original data by --data"
     )
 
 

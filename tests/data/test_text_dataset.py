@@ -201,8 +201,8 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
         open_source(write_csv(tmp_path / "a.csv", rows))
     )
     assert first.endswith("with 20% test reviews; 2 classes: 0 = 0, 1 = 1")
-    assert train == "train   796 reviews: 50.8% 0, 49.2% 1, the rarest class has 392 reviews"
-    assert test == "test    204 reviews: 47.1% 0, 52.9% 1, the rarest class has 96 reviews"
+    assert train == "train   796 reviews: 50.8% 0, 49.2% 1, the rarest of 2 classes has 392 reviews"
+    assert test == "test    204 reviews: 47.1% 0, 52.9% 1, the rarest of 2 classes has 96 reviews"
     # 796 reviews have three words each that occur once, and `word`.
     assert words.startswith("words   2,389 different words in the training reviews; ")
     assert words.endswith("data.vocab_size: 2,000 covers 99.1%, 2,393 covers all")

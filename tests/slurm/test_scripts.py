@@ -171,7 +171,7 @@ def test_settings_of_the_site(project: Project, monkeypatch: pytest.MonkeyPatch)
     It sets a submitted job's container, but not its folders.
     """
     (project.path / "slurm/site.sh").write_text(
-        "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site PROJECT=/the/module\n"
+        "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site PROJECT=/the/module project=p\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
     )
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0

@@ -18,12 +18,14 @@ from tests.tracking.site import site as site
 
 
 def test_a_log_is_printed_without_control_characters(harness: Harness, site: Site) -> None:
-    """A progress bar is shown in its last state, and colours are removed."""
+    """A progress bar is shown in its last state, and colours are removed. Slurm is not asked."""
+    site.slurm(script=f"touch {site.folder}/asked")
     log = site.folder / "it's a log.out"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\n10%\r50%\r100%\nthr\xffee\r\nfour")
     site.run("a", "finished", log=log)
     lines = ["one", "two", "100%", "thr\ufffdee", "four"]
     assert harness.run_here("logs", "a").stdout.splitlines() == lines
+    assert not (site.folder / "asked").exists()
     assert clean(b"\x1b]0;title\x07a\tb") == "a\tb"
 
 

@@ -222,8 +222,12 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     with pytest.raises(InputError, match=refusal):
         begin(sweep, search)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
+    with pytest.raises(InputError, match=refusal):
+        begin(sweep, search.with_table(trials=30))
     begin(sweep, search, resumes=True)
-    assert "the code of harness has changed since the sweep began" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "the code of harness has changed since the sweep began" in said.err
+    assert "30 trials" in said.out
     assert sweep.read_json("provenance.json")["starts"] == starts
 
 

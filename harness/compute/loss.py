@@ -94,6 +94,8 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
             f"{where}: does not depend on the probabilities; compute the loss from them with "
             "TensorFlow or keras.ops"
         )
+    if values.shape != labels.shape:
+        raise InputError(f"{where}: returns {len(values)} losses for {num_examples} examples")
     half = num_examples // 2
     parts = [losses(labels[part], probabilities[part]) for part in (slice(half), slice(half, None))]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-4, atol=1e-6, equal_nan=True):

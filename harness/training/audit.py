@@ -150,7 +150,6 @@ class Start(BaseModel):
     devices: list[dict[str, str]]
     packages: dict[str, str | None] = {}
     processor: str | None = None
-    embeddings: str | None = None
 
 
 class Record(BaseModel):

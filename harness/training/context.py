@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset
 from harness.data.vocabulary import WordVectors, open_vectors
+from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.search import TrialRow
 from harness.slurm.environment import SlurmEnvironment
@@ -18,7 +19,7 @@ from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.tracking.run_dir import RunDirectory, run_identity
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, run_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -43,12 +44,19 @@ class RunContext:
         """Return the context of a run, with the word vectors that its job names.
 
         Raises:
-            InputError: if the vectors are unreadable.
+            InputError: if the vectors are unreadable, or have changed since the run began.
         """
         if not job.model.embeddings:
             return cls(run, job, dataset)
         path = Path(job.model.embeddings)
         vectors = open_vectors(path, known_words(job, dataset), job.model.embedding_dim)
+        began = first_start(run.certain_json(RECORD)).get("embeddings", vectors.checksum)
+        if began != vectors.checksum:
+            raise InputError(
+                f"run {run.folder}: model.embeddings {path} has changed since the run began "
+                f"(checksum {began[:12]}, now {vectors.checksum[:12]}); restore the file, or start "
+                "a new run"
+            )
         return cls(run, job, dataset, vectors)
 
     @property

@@ -218,9 +218,9 @@ def _take_weights(
     train_step.model.set_weights(train_step.export_model.get_weights())
     # Build the optimizer's variables again, because some may be copies of the weights, as in
     # ScheduleFreeAdamW.
-    with train_step.strategy.scope():
-        optimizer = build_optimizer(context.job.train, code=context.job.code)
-        optimizer.build(train_step.model.trainable_variables)
+    # Not in the strategy's scope: there, the chief would wait for the other workers' variables.
+    optimizer = build_optimizer(context.job.train, code=context.job.code)
+    optimizer.build(train_step.model.trainable_variables)
     for variable, built in zip(train_step.optimizer.variables, optimizer.variables, strict=True):
         variable.assign(built.numpy())
 

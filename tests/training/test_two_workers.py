@@ -81,11 +81,12 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(harness: Harness
 
 
 def test_a_stopped_worker_ends_the_other(harness: Harness) -> None:
-    """The other worker names the lost worker; a checkpoint exists.
+    """The other worker names the lost worker; a checkpoint exists. The run began with weights.
 
     `tests/slurm/test_cluster_trouble.py` kills a worker.
     """
-    with Pair(harness) as pair:
+    harness.succeed(*harness.train_words("lstm", "parent"))
+    with Pair(harness, "--from", harness.runs / "lstm/parent") as pair:
         pair.wait_for_step(60)
         os.kill(pair.processes[1].pid, signal.SIGSTOP)
         line = pair.end_of(0, LOST_S).splitlines()[-1]

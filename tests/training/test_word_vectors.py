@@ -138,6 +138,8 @@ def test_the_content_of_the_file_counts_and_not_its_path(tmp_path: Path) -> None
     (tmp_path / "b.txt").write_text("the 1 2 4\n")
     new = RunContext.open(RunDirectory(tmp_path / "new"), after, dataset)
     assert new.identity != began.identity
+    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since the run began"):
+        RunContext.open(run, after, dataset)
     run.write("result.json", "{}")
     run.write("model.keras", "")
     parent = find_parent(new, named=run.folder)

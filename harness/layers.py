@@ -16,7 +16,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """The arguments of `global_batch`, which dropout layers in the same thread read.
+    """The arguments of `global_batch`. Dropout layers in the same thread read them.
 
     If there are several replicas, TensorFlow traces each replica in a thread of its own.
     """

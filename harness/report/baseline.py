@@ -273,10 +273,10 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    C is the inverse of the regularization strength. To choose C, models are fit to one part of the
-    training reviews and compared on the rest. The rest is the last fifth of the training reviews;
-    if the runs also trained on the dataset's validation split (`share` is 0), the rest is this
-    split. Then a model with the best C is fit to all training reviews.
+    To choose C, the inverse of the regularization strength, some training reviews are held out. If
+    `share` is 0 and the dataset has a validation split, this split is held out, because the runs
+    trained on it. Otherwise the last fifth of the training reviews is held out. Then a model with
+    the best C is fit to all training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.

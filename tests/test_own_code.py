@@ -13,7 +13,13 @@ from harness.cli.main import app
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.own_code import MAX_CHARACTERS, TRUST, load_function, own_errors
+from harness.job.own_code import (
+    MAX_CHARACTERS,
+    TRUST,
+    close_folder,
+    load_function,
+    own_errors,
+)
 from harness.job.search import load_search
 
 JOB = '[model]\narchitecture = "{}"\n'
@@ -214,6 +220,19 @@ def test_code_that_others_can_change_needs_trust(
         load_job(path)
     monkeypatch.setenv(TRUST, "1")
     assert load_job(path) == job
+
+
+@pytest.mark.parametrize(
+    ("code", "trust", "mode"), [({"a": ""}, "", 0o755), ({}, "", 0o777), ({"a": ""}, "1", 0o777)]
+)
+def test_only_folders_with_code_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: dict[str, str], trust: str, mode: int
+) -> None:
+    """A user who trusts all code keeps a folder that a group shares."""
+    monkeypatch.setenv(TRUST, trust)
+    tmp_path.chmod(0o777)
+    close_folder(tmp_path, code)
+    assert tmp_path.stat().st_mode & 0o777 == mode
 
 
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ class Server(ThreadedWSGIServer):
         super().__init__(host, 0, self.answer, Handler, fd=listener.fileno())
         listener.close()  # the server has a copy of the socket
         self._board, self._secret, self._used = app, secret, used
-        # Open connections that have not sent the secret, the oldest first. If too many are open,
-        # the server closes the oldest, so other users can't block the server with idle connections.
+        # The newest connections that have not sent the secret, the oldest first. The server closes
+        # older ones, so other users can't block the server with idle connections.
         # The browser of the server's user sends the secret within milliseconds, long before its
         # connection could become the oldest.
         self._newcomers: dict[socket.socket, None] = {}
@@ -91,11 +91,6 @@ class Server(ThreadedWSGIServer):
             with contextlib.suppress(OSError):
                 newcomers[0].shutdown(socket.SHUT_RDWR)  # wakes the thread that reads the socket
         return True
-
-    def shutdown_request(self, request: Any) -> None:
-        """End a connection."""
-        self._newcomers.pop(request, None)
-        super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Print a message of TensorBoard, with the secret replaced."""

@@ -16,7 +16,7 @@ from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
 NO_NODES = "configuration is not available"
-NO_CONTROLLER = "Unable to contact"
+NO_CONTROLLER = re.compile("unable to contact|timed out|zero bytes|standby|temporarily", re.I)
 
 
 class NoAnswerError(RunError):
@@ -146,9 +146,8 @@ def would_start(
     done = call(*words, stdin=script, timeout_s=timeout_s)
     answer = errors_of(done).removeprefix("sbatch: ")  # sbatch reports success on stderr too
     if done.returncode != 0:
-        kinds = {NO_NODES: NoNodesError, NO_CONTROLLER: RunError}
-        kind = next((kind for text, kind in kinds.items() if text in answer), InputError)
-        raise kind(f"would not start: {answer}")
+        kind = RunError if NO_CONTROLLER.search(answer) else InputError
+        raise (NoNodesError if NO_NODES in answer else kind)(f"would not start: {answer}")
     return answer
 
 

@@ -31,6 +31,7 @@ OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the job's sbatch options, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
+SHELL_STEP = "4294967290"  # SLURM_STEP_ID in a shell of salloc, with use_interactive_step
 BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job; the job script exports this variable
 SITE = "slurm/site.sh"  # ignored by git
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
@@ -92,7 +93,8 @@ class SlurmEnvironment:
             return _whole(environment, name)
 
         # Outside of a job step, SLURM_PROCID and SLURM_STEP_NUM_TASKS don't describe this process.
-        in_step = "SLURM_STEP_ID" in environment
+        # A shell of salloc may be a step of one task, but counts as outside.
+        in_step = environment.get("SLURM_STEP_ID", SHELL_STEP) != SHELL_STEP
         return cls(
             job_id=job_id,
             num_nodes=number("SLURM_JOB_NUM_NODES") or 1,

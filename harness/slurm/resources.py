@@ -49,8 +49,14 @@ LETTERS = {
 }
 # Options that `harness submit` sets itself, or that change what sbatch does or prints. Only sbatch
 # would read `--clusters`: squeue would not find the job, and scancel would not cancel it.
-OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only", "clusters")
-REMEDIES = {"array": "use --seeds", "clusters": "export SLURM_CLUSTERS=NAME instead"}
+OWN_OPTIONS = (
+    *("array", "nodes", "job-name", "output", "wait", "parsable", "wrap", "test-only", "clusters"),
+)
+REMEDIES = {
+    "array": "use --seeds",
+    "nodes": "use --nodes before --",
+    "clusters": "export SLURM_CLUSTERS=NAME instead",
+}
 
 # Environment variables that sbatch reads as options; site.sh may export them.
 VARIABLES = {

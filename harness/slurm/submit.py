@@ -295,7 +295,7 @@ def _submit(submission: SbatchJob) -> str:
     try:
         done = client.call(*submission.command)
         if done.returncode != 0:
-            kind = RunError if client.NO_CONTROLLER in done.stderr else InputError
+            kind = RunError if client.NO_CONTROLLER.search(done.stderr) else InputError
             raise kind(f"{submission.name}: was not submitted: {client.errors_of(done)}")
         # A site's lines may precede the id; `;` and the cluster's name may follow it.
         ids = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)

@@ -32,6 +32,9 @@ def test_variables_of_an_allocation() -> None:
     batch = allocation(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_JWT="x", HOME="/root")
     assert (batch.job_id, batch.in_step, batch.rank, batch.num_tasks) == ("7", False, 0, 1)
     assert sorted(batch.variables) == ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    lists = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_STEP_NODELIST": "n1"}
+    shell = allocation(SLURM_STEP_ID="4294967290", SLURM_STEP_NUM_TASKS="1", **lists)
+    assert (shell.in_step, shell.node_list) == (False, "n[1-2]")
     step = allocation(SLURM_STEP_ID="0", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
     assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
 

@@ -122,6 +122,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([LSTM, "--runs", PROJECT], "--runs"),
         ([JOBS / "tune_lstm.toml", "--seeds", "1"], "search.executions"),
         ([LSTM, "--", "--array=1-2"], "--seeds"),
+        ([LSTM, "--", "-N2"], "use --nodes before --"),
         ([LSTM, "--", "--clusters=other"], "export SLURM_CLUSTERS=NAME instead"),
         ([LSTM, "--", "-M", "other"], "export SLURM_CLUSTERS=NAME instead"),
     ],

@@ -18,7 +18,7 @@ from harness.cli.options import (
 )
 from harness.errors import DiskError, InputError, RunError
 from harness.slurm.pool import child_args
-from harness.system.console import echo, log, quoted
+from harness.system.console import echo, log, quoted, to_the_end
 from harness.system.processes import own_code_first
 from harness.tracking.audits import DIFFERS, keep_audit
 from harness.tracking.run_dir import named_or_all
@@ -197,6 +197,7 @@ def audit(
         raise typer.Exit(InputError.exit_code if refused else RunError.exit_code)
 
 
+@to_the_end()
 def _audit(
     folder: Path, depth: int | None, *, devices: str | None, data: Path | None, runs: Path
 ) -> None:

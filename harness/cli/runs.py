@@ -18,7 +18,7 @@ from rich.text import Text
 from harness.cli.options import AsJson, RunsFolder
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.client import Queue
-from harness.system.console import echo, log, quoted, rich_console
+from harness.system.console import echo, log, quoted, rich_console, to_the_end
 from harness.tracking.cancel import ask_to_stop, wait_until_saved
 from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
 from harness.tracking.logs import follow as follow_log
@@ -154,6 +154,7 @@ def logs(
 
 
 @app.command(epilog="Example: harness cancel runs/lstm/slurm-1234_2")
+@to_the_end()
 def cancel(
     names: Annotated[
         list[str],

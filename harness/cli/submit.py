@@ -53,7 +53,7 @@ from harness.slurm.submit import (
     start_times,
 )
 from harness.slurm.submit import submit as submit_all
-from harness.system.console import echo, log, quoted
+from harness.system.console import echo, log, quoted, to_the_end
 from harness.tracking.provenance import JOB_FILE
 from harness.tracking.provenance import reproduce as restore
 from harness.tracking.resume import resume_request
@@ -170,6 +170,7 @@ def submit(
         _submit(request)
 
 
+@to_the_end()
 def _submit(request: Request) -> None:
     submitted = {}
     for job_id, submission in submit_all(request):

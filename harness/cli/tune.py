@@ -146,7 +146,7 @@ def show(
     from harness.tuning.leaderboard import compare
     from harness.tuning.leaderboard import show as show_sweep
 
-    first, *others = [SweepDirectory.open(folder) for folder in folders]
+    first, *others = [SweepDirectory.open(folder) for folder in dict.fromkeys(folders)]
     if others:
         compare([first, *others])
     else:

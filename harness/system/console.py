@@ -13,8 +13,9 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -28,6 +29,8 @@ STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %
 # Matches the prefix that `log` writes: `harness: ` before an error on a terminal or in a pipe, or
 # date, time and level before each line in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
+
+WORKS_ON = ContextVar("works_on", default=False)  # see `to_the_end`
 
 # The descriptor of the original standard error: 2, or a copy of 2 while 2 is redirected.
 error_descriptor = 2
@@ -124,7 +127,8 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     All text that a command prints for users goes through `echo`, `log` or `rich_console`.
 
     Raises:
-        SystemExit: (code 0) if the program that reads the output, such as `head`, has ended.
+        SystemExit: (code 0) if the program that reads the output, such as `head`, has ended, except
+            in a function with the decorator `to_the_end()`.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -134,11 +138,22 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
             end_output()
 
 
-def end_output() -> NoReturn:
+def end_output() -> None:
     """End the process with code 0, because the program that read its standard output has ended."""
     # Redirect standard output to /dev/null; otherwise Python's flush at exit would fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0) from None
+    if not WORKS_ON.get():
+        raise SystemExit(0) from None
+
+
+@contextlib.contextmanager
+def to_the_end() -> Iterator[None]:
+    """Execute the `with` block to its end, even if the program that reads the output ends first."""
+    token = WORKS_ON.set(True)
+    try:
+        yield
+    finally:
+        WORKS_ON.reset(token)
 
 
 def rich_console(**options: Any) -> "RichConsole":

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,10 +117,10 @@ def _cancel_job(status: RunStatus) -> str | None:
 def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
-    if status.host != socket.gethostname():
+    if not status.is_here:
         whole_job = f", or end the run's whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; on that machine, run: harness cancel "
+            f"{where} is on {status.host}, perhaps in a container; there, run: harness cancel "
             f"{quoted(status.folder)}{whole_job if status.slurm_job else ''}"
         )
     if not is_alive(process, status.time_s):

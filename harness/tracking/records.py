@@ -26,7 +26,7 @@ from harness.system.lenient_json import (
     text,
     whole,
 )
-from harness.system.processes import in_threads
+from harness.system.processes import in_threads, process_space
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
@@ -48,6 +48,7 @@ class Heartbeat:
             "restarts": (whole(previous.get("restarts")) or 0) + 1 if previous else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
             # True if the job runs the harness's script; other jobs may run other programs too.
@@ -104,6 +105,7 @@ STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("val_accuracy", "test_accuracy"), number),
     **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms"), number),
     **dict.fromkeys(("job", "architecture", "host", "phase", "signal", "error", "log"), text),
+    "space": text,
     "device": numbers,
 }
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
@@ -149,6 +151,7 @@ class RunStatus:
     slurm_job: str | None = None  # the job's id as Slurm shows it: 12, or 12_3 for an array task
     host: str | None = None
     process: int | None = None
+    space: str | None = None  # the `process_space` in which the number `process` is valid
     log: str | None = None
     heartbeat_age_s: float | None = None
     time_s: float = 0.0  # time of the last heartbeat, in seconds since 1970
@@ -165,6 +168,11 @@ class RunStatus:
     def alive(self) -> bool:
         """Whether the run is training or its job is in the queue."""
         return self.state in ALIVE and (self.state != "stale" or self.job_lives)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the run's process has its number on this machine, outside of other containers."""
+        return self.host == socket.gethostname() and self.space in (None, process_space())
 
     @property
     def job_lives(self) -> bool:
@@ -239,7 +247,7 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""
-        hidden = {"is_own", "reported_job", "submission", "queued", "is_resubmitted"}
+        hidden = {"is_own", "reported_job", "submission", "queued", "is_resubmitted", "space"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None

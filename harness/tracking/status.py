@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -151,7 +150,7 @@ def _state_by_heartbeat(status: RunStatus, queue: Queue | None) -> tuple[str, st
     elif (
         not status.reported_job
         and status.is_own
-        and status.host == socket.gethostname()
+        and status.is_here
         and (status.process is None or not is_alive(status.process, status.time_s))
     ):
         return "dead", f"its process is gone; {status.remedy}"

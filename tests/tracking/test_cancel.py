@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import socket
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -183,7 +185,7 @@ def test_one_seed_of_a_command_is_cancelled(
     for log, is_one in (("lstm-mine-seed1.out", True), ("lstm-13.out", False)):
         one = site.run("mine-seed1", "training", slurm_job=slurm_job, log=site.runs / "logs" / log)
         done = harness.run_here("cancel", one.folder)
-        said = "did not stop within" if is_one else f"is on {ELSEWHERE}; on that machine, run: "
+        said = "did not stop within" if is_one else f"is on {ELSEWHERE}, perhaps in a container"
         assert said in done.stderr
         assert (one.path("cancel.json").exists(), noted.exists()) == (is_one, False)
         one.path("cancel.json").unlink(missing_ok=True)
@@ -273,5 +275,30 @@ def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) 
     site.run("b", "finished")
     done = harness.run_here("cancel", "my run", "b")
     assert done.returncode == 1
-    assert f"is on {ELSEWHERE}; on that machine, run: harness cancel '{run}'" in done.stderr
+    there = f"is on {ELSEWHERE}, perhaps in a container; there, run: harness cancel '{run}'"
+    assert there in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout
+
+
+def test_a_number_in_another_container_is_no_process_here(site: Site) -> None:
+    """The container has the machine's name; `cancel` must not end a process of this machine."""
+    run = site.run("a", "training", process=os.getpid(), host=socket.gethostname())
+    assert site.only().is_here
+    run.write_json("state.json", run.read_json("state.json") | {"space": "boot 1 0"})
+    status = site.only()
+    assert status.state == "running"
+    with pytest.raises(RunError, match="perhaps in a container"):
+        ask(status)
+
+
+def test_all_runs_are_cancelled_even_if_nothing_reads_the_output(
+    harness: Harness, site: Site
+) -> None:
+    """The program that reads the output may end early, as in `| head -1`."""
+    noted = site.scancel()
+    site.slurm(*(f"{job}|{job}|PENDING|0:00|Priority|/x.sh" for job in ("12", "13", "14")))
+    for job in ("12", "13", "14"):
+        site.submission(job, [1])
+    words = shlex.join(harness.command("cancel", "12", "13", "14"))
+    subprocess.run(["/bin/bash", "-c", f"{words} | :"], env=harness.environment, check=False)
+    assert noted.read_text().split() == ["12", "13", "14"]

@@ -76,6 +76,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             batch_size: the size of the global batch; the run sets it.
             options: arguments of `keras.Layer`, such as `name`.
         """
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate = {rate}: should be at least 0 and below 1")
         super().__init__(**options)
         self.rate, self.over_time, self.over_channels = rate, over_time, over_channels
         self.seed, self.batch_size = seed, batch_size

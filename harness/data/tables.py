@@ -141,10 +141,14 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
         yield from rows
     except InputError:
         raise
-    except UnicodeError:
+    except UnicodeError as error:
+        where = ""
+        if isinstance(error, UnicodeDecodeError):
+            before = error.object[max(0, error.start - 30) : error.start].decode(errors="replace")
+            where = f" after {before!r}"
         raise InputError(
-            f"is not {form.encoding.upper()}; save the file as UTF-8, or set data.encoding to "
-            "the encoding of the file"
+            f"is not {form.encoding.upper()}{where}; save the file as UTF-8, or set data.encoding "
+            "to the encoding of the file"
         ) from None
     except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:200]

@@ -200,9 +200,10 @@ def _parsed(source: str, path: str) -> ast.Module:
     try:
         symtable.symtable(source, path, "exec")  # finds errors that `ast.parse` does not find
         return ast.parse(source)
-    except (SyntaxError, ValueError) as error:  # ValueError: the source contains a NUL byte
-        line = getattr(error, "lineno", None) or 1
-        raise InputError(f"{path}, line {line}: is not Python: {error.args[0]}") from None
+    # ValueError: the source contains a NUL byte; the last two: an expression is too long.
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line, why = getattr(error, "lineno", None) or 1, [*error.args, type(error).__name__][0]
+        raise InputError(f"{path}, line {line}: is not Python: {why}") from None
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:

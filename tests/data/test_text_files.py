@@ -64,7 +64,7 @@ HEAD = b"text,label\n"
         (HEAD + b"fine, \nx,\n", "row 2 has no label"),
         (
             HEAD + b"fine,pos\ncaf\xe9,neg\n",
-            "is not UTF-8; save the file as UTF-8, or set data.encoding",
+            r"is not UTF-8 after 'text,label\nfine,pos\ncaf'; save the file as UTF-8, or set data.",
         ),
         (HEAD + b"fi\0ne,pos\n", "row 2 contains a NUL byte or an unpaired surrogate; save the"),
         (HEAD + b"fine, really,pos\n", "3 fields, but the header has 2; put double quotes"),

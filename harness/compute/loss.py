@@ -95,7 +95,9 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
             "TensorFlow or keras.ops"
         )
     if values.shape != labels.shape:
-        raise InputError(f"{where}: returns {len(values)} losses for {num_examples} examples")
+        raise InputError(
+            f"{where}: returns losses of shape {values.shape} for {num_examples} examples"
+        )
     half = num_examples // 2
     parts = [losses(labels[part], probabilities[part]) for part in (slice(half), slice(half, None))]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-4, atol=1e-6, equal_nan=True):

@@ -81,6 +81,10 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             raise InputError(
                 f"{where}: returns a {type(model).__name__}, should return a keras.Model"
             )
+        if type(model) is keras.Sequential and not model.built:
+            # Keras would create an input of the precision's dtype, which rounds word indices.
+            words = keras.Input([job.data.maxlen], dtype="int32")
+            model = keras.Sequential([words, *model.layers], name=model.name)
         # A subclass of keras.Model creates its weights in its first call.
         output = model(keras.KerasTensor([None, job.data.maxlen], dtype="int32"))
     options.check(name)

@@ -427,7 +427,7 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     candidates: list[Callable[[], Dataset]] = [
         partial(open_dataset, data, download=False),
         *([open_sample] if group.is_sample else []),
-        *(partial(_data_of, RunDirectory(folder)) for folder in folders),
+        *dict(map(_data_of, map(RunDirectory, folders))).values(),
     ]
     for open_candidate in candidates:
         with contextlib.suppress(InputError, RunError):  # the dataset has moved or is broken
@@ -440,10 +440,11 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     )
 
 
-def _data_of(run: RunDirectory) -> Dataset:
-    with trusting(True):  # runs no code
+def _data_of(run: RunDirectory) -> tuple[str, Callable[[], Dataset]]:
+    """Return a function that opens the run's data, and a key that is equal for equal functions."""
+    with contextlib.suppress(InputError), trusting(True):  # runs no code
         form = run.job().data
-    if form.source:
-        return open_source(Path(form.source), form)
-    folder = text(table(run.read_json(RECORD), "dataset").get("folder"))
-    return open_dataset(Path(folder) if folder else None, download=False)
+        if form.source:
+            return repr(form), partial(open_source, Path(form.source), form)
+    folder = text(table(run.read_json(RECORD), "dataset").get("folder")) or ""
+    return folder, partial(open_dataset, Path(folder) if folder else None, download=False)

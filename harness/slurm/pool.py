@@ -219,6 +219,7 @@ class ManagedProcess:
     slot: Slot | None  # None for a process that is never a job step
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
+    begin: int = 0  # the size of the log at the start
 
     @property
     def alive(self) -> bool:
@@ -234,6 +235,7 @@ class ManagedProcess:
         """Start the process; append its output to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self.begin = log.tell()
             self.popen = _start(args, log)
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -242,12 +244,12 @@ class ManagedProcess:
             self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """Return the last line of the log, or a phrase with the exit code if the log is empty.
+        """Return the last line since the start, or a phrase with the exit code if there is none.
 
         Lines of srun are skipped because they only repeat the exit code.
         """
         with contextlib.suppress(OSError):
-            lines = self.log.read_text(errors="replace").splitlines()
+            lines = self.log.read_bytes()[self.begin :].decode(errors="replace").splitlines()
             filled = [line for line in lines if line.strip()]
             if own := [line for line in filled if not line.startswith("srun: ")] or filled:
                 return strip_prefix(own[-1])

@@ -98,6 +98,9 @@ def tune(
     if asked.trial_limit > search.trial_limit:
         search = search.with_table(trials=asked.table.trials)
         sweep.write(SEARCH_FILE, search.to_toml())
+    elif asked.trial_limit < search.trial_limit:
+        number = search.table.trials or "all possible"
+        console.warning(f"search.trials has no effect: the search has {number} trials already")
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = (
             f"sweep {sweep.folder}: the code of harness has changed since the sweep began, so "

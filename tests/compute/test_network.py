@@ -25,7 +25,7 @@ from harness.data.input_pipeline import Batch
 from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job.job_file import check_job, load_job
-from harness.job.keys import Job
+from harness.job.keys import Job, TrainConfig
 from harness.job.own_code import OptionReader
 from harness.layers import GlobalBatchDropout, look_up_by_gather
 from harness.tracking.run_dir import RunDirectory
@@ -241,6 +241,13 @@ def test_layers_that_depend_on_the_replicas_are_named() -> None:
     recurrent = BODY.replace("layers.GlobalMaxPooling1D()", "layers.LSTM(4, dropout=0.5)")
     assert "lstm" in check_network(custom(recurrent))
     assert check_network(custom(recurrent.replace(", dropout=0.5", ""))) == ""
+
+
+def test_a_sequential_network_gets_whole_word_indices() -> None:
+    """In bfloat16, 4001 and 4004 would be the same word."""
+    train = TrainConfig(precision="bfloat16")
+    model = build_network(custom(BODY).model_copy(update={"train": train}))
+    assert model.inputs[0].dtype == "int32"
 
 
 @pytest.mark.parametrize("mask", [True, False])

@@ -43,7 +43,10 @@ LOSSES = [
     ("def f(labels, p): return ops.mean(p)", "returns float32 of shape (), should return a float"),
     ("def f(labels, p): return ops.cast(p[:, 0], 'int32')", "returns int32 of shape (8,), should"),
     ("def f(labels, p): return labels * 2.0", "does not depend on the probabilities"),
-    ("def f(labels, p): return tf.boolean_mask(p[:, 0], labels > 0.5)", "returns 4 losses for 8"),
+    (
+        "def f(labels, p): return tf.boolean_mask(p[:, 0], labels > 0.5)",
+        "losses of shape (4,)",
+    ),
     ("def f(labels, p): return p[1:, 0]", "returns float32 of shape (7,), should return a float"),
     ("def f(labels, p): return p[:, 0] - ops.mean(p)", "depends on other examples of the batch"),
     ("def f(labels, p): return p[:, 0] if labels[0] else -p[:, 0]", "mine.py, line 5: Operator"),

@@ -23,7 +23,7 @@ from harness.layers import OuterEmbedding, global_batch
 def build_step(
     job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **options: Any
 ) -> TrainStep:
-    """Build the training step of a job, and pass `options` to the class `TrainStep`."""
+    """Build the training step of a job; `options` are further arguments of `TrainStep`."""
     kind = TrainStep
     trains_words = job.model.train_embeddings and not job.model.is_own
     if job.train.adversarial:

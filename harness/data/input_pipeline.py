@@ -336,7 +336,7 @@ class BatchSource:
         return tf.gather(self.rows, rows)[..., :time], ratios
 
     def places(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return, for each review, the indices of its tokens in `tokens`, `[…, maxlen] int64`.
+        """Return the indices in `tokens` of each review's tokens; the shape is `[…, maxlen]`.
 
         Args:
             rows: the indices of the reviews, `[…]`.

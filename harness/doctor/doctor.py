@@ -354,7 +354,7 @@ def describe_partitions(text: str) -> Finding:
 
 
 def describe_preemption(text: str, settings: Mapping[str, str]) -> Iterator[Finding]:
-    """Report the time for saving a preempted run, for each partition with preemption.
+    """Report how long Slurm lets a preempted run save, for each partition with preemption.
 
     Args:
         text: the output of `scontrol --oneliner show partition`.

@@ -273,10 +273,9 @@ class NgramModel:
 def fitted_ngrams(dataset: Dataset, share: float, *, limit: int) -> NgramModel:
     """Fit the n-gram model to the runs' training reviews; the result is deterministic.
 
-    To choose C, the inverse of the regularization strength, some training reviews are held out. If
-    `share` is 0 and the dataset has a validation split, this split is held out, because the runs
-    trained on it. Otherwise the last fifth of the training reviews is held out. Then a model with
-    the best C is fit to all training reviews.
+    To choose C, the inverse of the regularization strength, some of the runs' training reviews are
+    held out: the dataset's validation split, which belongs to the training reviews if `share` is 0,
+    or else the last fifth. Then a model with the best C is fit to all training reviews.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -441,7 +440,7 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
 
 
 def _data_of(run: RunDirectory) -> tuple[str, Callable[[], Dataset]]:
-    """Return a function that opens the run's data, and a key that is equal for equal functions."""
+    """Return a text that names the source of the run's data, and a function that opens the data."""
     with contextlib.suppress(InputError), trusting(True):  # runs no code
         form = run.job().data
         if form.source:

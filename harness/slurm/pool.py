@@ -244,7 +244,7 @@ class ManagedProcess:
             self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """Return the last line since the start, or a phrase with the exit code if there is none.
+        """Return the last line since the start; without a line, a phrase with the exit code.
 
         Lines of srun are skipped because they only repeat the exit code.
         """

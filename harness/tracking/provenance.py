@@ -144,7 +144,7 @@ def package_changes(
     """List the packages whose versions differ from those in a record.
 
     Args:
-        record: the record of a run or of a start.
+        record: the record of a run, or of one start of a run.
         packages: the versions to compare with; by default those of this process.
     """
     known = table(record, "packages")

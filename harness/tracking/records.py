@@ -171,7 +171,7 @@ class RunStatus:
 
     @property
     def is_here(self) -> bool:
-        """Whether the run's process has its number on this machine, outside of other containers."""
+        """Whether the run's process is on this machine and in this process's container."""
         return self.host == socket.gethostname() and self.space in (None, process_space())
 
     @property

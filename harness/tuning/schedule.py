@@ -183,8 +183,7 @@ class Proposer:
     def _has_room(self) -> bool:
         """Whether another trial can be proposed: fewer than `ahead` trials wait for a worker.
 
-        Always True for an oracle that learns from results, because the simulated workers limit how
-        many trials such an oracle proposes.
+        Always True for an oracle that learns from results: `Schedule` limits its proposals.
         """
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead

@@ -140,7 +140,7 @@ def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
     assert "no machine code" not in done.stdout
     (line,) = [line for line in done.stderr.splitlines() if "slow on a GPU" in line]
     assert line.startswith("warning: gru: ")
-    assert "a GRU also needs model.reset_after = true" in line
+    assert "For a GRU, also set model.reset_after = true." in line
     assert "so during training these layers use float32: gru" in done.stdout
     result = json.loads((rig.folder / "runs/gru/rig/result.json").read_text())
     assert (result["num_replicas"], result["num_test"]) == (2, 200)

@@ -71,9 +71,12 @@ def test_each_way_of_asking_reaches_slurm_alone(
         ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, 1 CPUs?, 17.2 GB$"),
         (
             "--gpus-per-node=2",
-            r"1 GPU, .*; --gpus-per-node=2 does not replace .* use --gres=gpu:2,",
+            r"1 GPU, .*; --gpus-per-node=2 does not replace .* use --gres=gpu:2 instead,",
         ),
-        ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 does not replace .* use --gres=gpu:2,"),
+        (
+            "--gpus=2",
+            r"on each of .*: 1 GPU, .*; --gpus=2 does not replace .* use --gres=gpu:2 instead,",
+        ),
     ],
 )
 def test_the_log_says_what_was_given(guest: SlurmProject, flag: str, said: str) -> None:

@@ -107,6 +107,7 @@ def test_a_search_keeps_the_models_of_its_best_trials(
     assert holding(sweep, CHECKPOINT) == "34567"
     assert len(files(sweep.trial_run(0, 1, 1).folder)) == 6
     assert holding(sweep, "result.json") == "01234567"
+    assert holding(sweep, "state.json") == "345678"  # 8: failed
 
 
 def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:

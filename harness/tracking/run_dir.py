@@ -389,7 +389,7 @@ class RunDirectory(LeasedDirectory):
                 if status.st_uid != os.getuid() and not stat.S_ISREG(status.st_mode):
                     raise InputError(
                         f"run {self.folder}: {path} belongs to {owner_name(status.st_uid)}, and "
-                        "only its owner may write it; train your own run: harness train "
+                        "only this user may write it; train your own run: harness train "
                         f"{quoted(self.path('job.toml'))}"
                     )
 

@@ -152,7 +152,7 @@ def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link
         target.mkdir()
     run.check_owner()
     os.chown(elsewhere if is_link and not name else target, 1, 1, follow_symlinks=False)
-    said = "belongs to daemon, and only its owner may write it; train your own run: harness train '"
+    said = "belongs to daemon, and only this user may write it; train your own run: harness train '"
     with pytest.raises(InputError, match=f"{said}{run.folder}/job.toml'"):
         run.check_owner()
 

@@ -92,7 +92,7 @@ def load_model(run: RunDirectory) -> keras.Model:
     """Load the model of a finished run.
 
     Raises:
-        InputError: if the run is unfinished, its model was removed, or the file is broken.
+        InputError: if the run is unfinished, or its model is missing or broken.
     """
     path = run.model_file()
     return load_network(run.job(), path, num_outputs(run.result()["classes"]))

@@ -348,7 +348,7 @@ class RunDirectory(LeasedDirectory):
         """Return the path of the trained model.
 
         Raises:
-            InputError: if the run is unfinished, or its model was removed.
+            InputError: if the run is unfinished, or its model is missing.
         """
         path = self.path("model.keras")
         if not self.finished():
@@ -358,8 +358,8 @@ class RunDirectory(LeasedDirectory):
             )
         if not path.is_file():
             raise InputError(
-                f"run {self.folder}: its model was removed, because a search keeps only the five "
-                "best models; train the run's job again with: harness train "
+                f"run {self.folder}: has no model.keras (a search keeps only its five best "
+                "models); train the run's job again with: harness train "
                 f"{quoted(self.path('job.toml'))} --set data.test=true"
             )
         return path

@@ -67,24 +67,25 @@ def test_ngram_ratios_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "largest"),
+    ("architecture", "space", "largest"),
     [
         (
+            "rnn",
             'model.architecture = ["gru", "bilstm"]\nmodel.ngram_ratios = [0, 2]\n'
             "data.maxlen = { min = 100, max = 800 }\n",
             ["model.architecture=bilstm", "model.ngram_ratios=2", "data.maxlen=800"],
         ),
-        ("model.second_units = [0, 8]\n", ["model.architecture=stacked_lstm"]),
+        ("stacked_lstm", "model.second_units = [0, 8]\n", []),
     ],
 )
 def test_a_search_needs_the_memory_of_its_largest_trial(
-    tmp_path: Path, space: str, largest: list[str]
+    tmp_path: Path, architecture: str, space: str, largest: list[str]
 ) -> None:
     """The largest trial has the largest value of each list and range, and the largest network.
 
     `model.second_units = 0` stands for the value of `model.units`.
     """
-    model = '[model]\narchitecture = "stacked_lstm"\n'
+    model = f'[model]\narchitecture = "{architecture}"\n'
     job, search = tmp_path / "job.toml", tmp_path / "search.toml"
     job.write_text(model)
     search.write_text(

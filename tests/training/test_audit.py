@@ -123,7 +123,7 @@ def as_trial(run: Path) -> None:
     ("change", "message"),
     [
         (lambda run: (run / "result.json").unlink(), "is unfinished and has no model yet"),
-        (lambda run: (run / "model.keras").unlink(), "its model was removed"),
+        (lambda run: (run / "model.keras").unlink(), "has no model.keras"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (as_trial, "/runs/bilstm/copy: is a trial of a search, and trials save no predictions"),

@@ -200,7 +200,7 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
     assert warnings == ["trial 0: its checkpoint can't be used; its epochs are trained again"] * 3
     last = rungs.sweep.trial_run(4, 1, 1)
     Pruned().prune(last.folder, last.folder, MODEL)
-    with pytest.raises(InputError, match=r"model was removed.*again with: harness train .*4/1/"):
+    with pytest.raises(InputError, match=r"has no model.keras .*again with: harness train .*4/1/"):
         load_model(last)
 
 

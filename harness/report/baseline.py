@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -420,15 +420,7 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     Raises:
         InputError: if the dataset is not found.
     """
-    folders = dict.fromkeys(
-        folder for run in group.all_runs for folder in (run.members or (run.folder,))
-    )
-    candidates: list[Callable[[], Dataset]] = [
-        partial(open_dataset, data, download=False),
-        *([open_sample] if group.is_sample else []),
-        *dict(map(_data_of, map(RunDirectory, folders))).values(),
-    ]
-    for open_candidate in candidates:
+    for open_candidate in _candidates(group, data):
         with contextlib.suppress(InputError, RunError):  # the dataset has moved or is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
@@ -439,9 +431,18 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     )
 
 
+def _candidates(group: DatasetGroup, data: Path | None) -> Iterator[Callable[[], Dataset]]:
+    """Yield functions that may open the dataset. The runs' records are read last, if at all."""
+    yield partial(open_dataset, data, download=False)
+    if group.is_sample:
+        yield open_sample
+    folders = [folder for run in group.all_runs for folder in (run.members or (run.folder,))]
+    yield from dict(map(_data_of, map(RunDirectory, dict.fromkeys(folders)))).values()
+
+
 def _data_of(run: RunDirectory) -> tuple[str, Callable[[], Dataset]]:
     """Return a text that names the source of the run's data, and a function that opens the data."""
-    with contextlib.suppress(InputError), trusting(True):  # runs no code
+    with contextlib.suppress(InputError, RunError), trusting(True):  # runs no code
         form = run.job().data
         if form.source:
             return repr(form), partial(open_source, Path(form.source), form)

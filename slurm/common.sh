@@ -26,7 +26,7 @@ log_line() {
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
     harness_project=$PROJECT # some modules set PROJECT
-    set +u           # module systems read unset variables
+    set +u                   # module systems read unset variables
     # shellcheck source=slurm/site.example.sh
     source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?, which is ignored"
     set -u

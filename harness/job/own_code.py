@@ -202,7 +202,8 @@ def _parsed(source: str, path: str) -> ast.Module:
         return ast.parse(source)
     # ValueError: the source contains a NUL byte; the last two: an expression is too long.
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line, why = getattr(error, "lineno", None) or 1, [*error.args, type(error).__name__][0]
+        line = getattr(error, "lineno", None) or 1
+        why = error.args[0] if error.args else type(error).__name__
         raise InputError(f"{path}, line {line}: is not Python: {why}") from None
 
 

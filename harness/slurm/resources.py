@@ -49,14 +49,12 @@ LETTERS = {
 }
 # Options that `harness submit` sets itself, or that change what sbatch does or prints. Only sbatch
 # would read `--clusters`: squeue would not find the job, and scancel would not cancel it.
-OWN_OPTIONS = (
-    *("array", "nodes", "job-name", "output", "wait", "parsable", "wrap", "test-only", "clusters"),
-)
 REMEDIES = {
     "array": "use --seeds",
     "nodes": "use --nodes before --",
     "clusters": "export SLURM_CLUSTERS=NAME instead",
 }
+OWN_OPTIONS = (*REMEDIES, "job-name", "output", "wait", "parsable", "wrap", "test-only")
 
 # Environment variables that sbatch reads as options; site.sh may export them.
 VARIABLES = {
@@ -227,8 +225,8 @@ class Resources:
                 )
             if twice := names_of(self.flags) & {*GPUS}:
                 raise InputError(f"--gpus, --{min(twice)}: both request GPUs; use only one of them")
-        # A word after an option without "=" may be the option's value; refuse all other words, and
-        # each job file or script.
+        # Refuse the first word, a word after `--name=value`, and each job file or script. Another
+        # word may be the value of the option before it.
         for before, word in itertools.pairwise(["--=", *self.flags]):
             is_stray = re.match("--.*=", before) or word.endswith((".toml", ".sh"))
             if is_stray and not word.startswith("-"):

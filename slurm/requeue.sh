@@ -28,10 +28,19 @@ decide() {
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
-    # If Python does not start on this node, `job-end` prints no verdict. Then decide here.
+    # If Python does not start on this node, `job-end` prints no verdict. Then decide here. A container
+    # that srun starts does not start either once Slurm ends the job.
     VERDICT=stop
-    [[ $SIGNALS != *TERM* && $SIGNALS != *INT* ]] || return 0
-    if [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
+    if [[ $SIGNALS == *TERM* || $SIGNALS == *INT* ]]; then
+        line=" $("${2:-show_job}") "
+        # After scancel during the grace time, EndTime differs from PreemptTime.
+        if [[ $line =~ \ PreemptTime=([-0-9T:]+)\  && $line == *" EndTime=${BASH_REMATCH[1]} "* &&
+            $line == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]; then
+            VERDICT=requeue
+        else
+            warn "interrupted; submit the job again to continue its run"
+        fi
+    elif [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
         VERDICT=requeue # the run was interrupted, or one of its nodes lost a process
     elif [[ (-z $BEGUN || -n $SIGNALS) && ${SLURM_RESTART_COUNT:-0} -lt 2 ]]; then
         VERDICT=requeue # the run did not begin, or received a signal; the third start is the last

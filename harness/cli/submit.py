@@ -285,8 +285,7 @@ def job_begin(
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # an earlier start of this job may have left the file
-        requested = request_args(known, os.environ) if known else []
-        flags = override(shlex.split(allocation.flags), requested)
+        flags = override(shlex.split(allocation.flags), request_args(known, os.environ))
         # Unset the variables in `OF_GPUS`, so that each srun step can use all GPUs of the job.
         lines += [
             f"unset {' '.join(OF_GPUS)}",

@@ -85,14 +85,16 @@ def plan(
         kind: the purpose of the script: train, tune, resume, compare, tensorboard or doctor.
         words: the script's arguments, followed by the user's arguments. For train, the script's
             argument is the path of a job file; for resume, `run FOLDER` or `sweep FOLDER`.
-        runs: the folder of all runs; the option --runs in `words` overrides it.
+        runs: the folder of all runs. The option --runs of a job that writes runs overrides it;
+            other jobs only read that folder, which may belong to another user.
         allocation: the batch job that runs the script; None if the script runs in another way.
         seed: the seed of this array task; None outside of an array.
 
     Raises:
         InputError: if an array task has the option --seeds.
     """
-    runs = value_of("--runs", words) or runs
+    if kind in ("train", "tune", "resume"):
+        runs = value_of("--runs", words) or runs
     if kind == "train":
         return _training(words, runs, allocation, seed)
     if kind == "tune":

@@ -210,9 +210,10 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
     A later job that continues the run is submitted with the returned options.
 
     Args:
-        known: the fields of `scontrol show job`.
+        known: the fields of `scontrol show job`; if empty, some of them follow from `variables`.
         variables: the job's environment variables.
     """
+    known = known or fields_of(variables)
     tasks = variables.get("SLURM_NTASKS")  # set only for --ntasks and --ntasks-per-…
     memory = {"mem-per-cpu": known.get("MinMemoryCPU"), "mem": known.get("MinMemoryNode")}
     if per_gpu := re.search(r"gpu:(\d+)$", known.get("MemPerTres", "")):
@@ -237,6 +238,18 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
         for name, value in requested.items()
         if value not in (None, "(null)", "N/A", "")
     ]
+
+
+def fields_of(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields of `scontrol show job` that a job's variables contain too."""
+    names = {"Partition": "JOB_PARTITION", "Account": "JOB_ACCOUNT", "QOS": "JOB_QOS"}
+    names |= {"CPUs/Task": "CPUS_PER_TASK", "MinMemoryNode": "MEM_PER_NODE"}
+    names |= {"MinMemoryCPU": "MEM_PER_CPU"}
+    known = {field: variables.get(f"SLURM_{name}", "") for field, name in names.items()}
+    begun, ends = (_whole(variables, f"SLURM_JOB_{name}_TIME") for name in ("START", "END"))
+    known["TimeLimit"] = str((ends - begun) // 60) if begun and ends else ""
+    num_gpus = _whole(variables, "SLURM_GPUS_ON_NODE")
+    return known | ({"TresPerNode": f"gres/gpu:{num_gpus}"} if num_gpus else {})
 
 
 def _gres_of(known: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:

@@ -73,7 +73,7 @@ VARIABLES = {
     "SBATCH_TIMELIMIT": "time",
 }
 GPU_REQUEST = re.compile(r"(?:(\w[\w.+-]*):)?(\d{1,2})")  # 2, 2080ti:2 or, for MIG, 1g.10gb:1
-GPU_TYPE = re.compile(r"gpu:([^:,]+):\d")
+GPU_TYPE = re.compile(r"gpu:(?!\d+(?:,|$))([^:,]+)")
 
 
 def refused_options(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -121,7 +121,7 @@ def compose(
             HARNESS_SBATCH_NEVER is invalid.
     """
     site, never = site_options(environment), refused_options(environment)
-    args = [_gpu_arg(gpus, site), *args] if gpus else args
+    args = [_gpu_arg(gpus, site, header), *args] if gpus else args
     requested = names_of(arg for arg in args if arg != "--gres=none")
     if refused := {*never} & requested & {*GPUS}:
         raise InputError(
@@ -137,16 +137,17 @@ def compose(
     return drop(override(override(header, of_site), [*always, *args]), never)
 
 
-def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
+def _gpu_arg(gpus: str, site: Mapping[str, str], header: Sequence[str]) -> str:
     """Return the sbatch option that requests `gpus` on each node.
 
-    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If
-    `gpus` has no GPU type but the site's variables have one, the option requests the site's type.
+    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If `gpus`
+    has no GPU type, the option requests the type in the site's variables or else in `header`.
     """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
-    usual = f"gpu:{per_node}" if per_node else site.get("SBATCH_GRES", "")
+    of_header = next((arg for arg in header if arg.startswith("--gres=")), "")
+    usual = f"gpu:{per_node}" if per_node else site.get("SBATCH_GRES", of_header)
     kind = GPU_TYPE.search(usual)
     if kind and ":" not in gpus:
         gpus = f"{kind[1]}:{gpus}"

@@ -215,7 +215,7 @@ TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_I
         (JOB, "tune --retrain s --seeds 1", "harness sweep retrain s --seeds 1", ""),
         (JOB, "compare x*", "harness compare --out /runs/comparison x*", ""),
         (JOB, "compare --out=o x", "harness compare --out=o x", ""),
-        (JOB, "compare --runs=/s", "harness compare --out /s/comparison --runs=/s", ""),
+        (JOB, "compare --runs=/s", "harness compare --out /runs/comparison --runs=/s", ""),
         (JOB, "tensorboard --hours 2", "harness tensorboard --hours 2", ""),
         (JOB, "doctor --full", "python -P -m tests.gpu --full", ""),
     ],
@@ -229,6 +229,12 @@ def test_plan_of_a_start(
     planned = plan(kind, rest, "/runs", start, seed)
     assert command is None or list(planned.words) == command.split()
     assert run is None or planned.run == (f"/runs/{run}" if run else "")
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("compare", "/runs"), ("tune", "/theirs")])
+def test_a_job_that_only_reads_runs_writes_elsewhere(kind: str, runs: str) -> None:
+    """The folder of --runs may belong to another user."""
+    assert plan(kind, ["jobs/tune.toml", "--runs", "/theirs"], "/runs", JOB, None).runs == runs
 
 
 def test_seeds_in_an_array_are_refused() -> None:

@@ -105,6 +105,22 @@ def test_requests_of_a_job(shown: str, options: list[str]) -> None:
     assert request_args(shown_values(shown), variables) == options
 
 
+def test_requests_of_a_job_without_an_answer_from_scontrol() -> None:
+    """The job's variables contain the most important resources."""
+    variables = {
+        **{f"SLURM_JOB_{name}": name.lower() for name in ("PARTITION", "ACCOUNT", "QOS")},
+        "SLURM_JOB_START_TIME": "1700000000",
+        "SLURM_JOB_END_TIME": "1700086400",
+        "SLURM_CPUS_PER_TASK": "8",
+        "SLURM_MEM_PER_NODE": "65536",
+        "SLURM_GPUS_ON_NODE": "2",
+    }
+    assert request_args({}, variables) == [
+        *("--partition=partition", "--account=account", "--qos=qos", "--time=1440"),
+        *("--cpus-per-task=8", "--mem=65536", "--gres=gpu:2"),
+    ]
+
+
 def test_gpus_are_requested_again_in_the_sites_way() -> None:
     """A site that sets SBATCH_GPUS_PER_NODE may refuse GPUs in --gres."""
     known = shown_values("TresPerNode=gres/gpu:t4:2,gres/disk:9")

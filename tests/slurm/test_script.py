@@ -121,6 +121,8 @@ def test_an_option_replaces_others_for_the_same_resource(
         ({}, "0", ["--gres=none"]),
         ({"SBATCH_GRES": "lscratch:50,gpu:t4:1"}, "2", ["--gres=gpu:t4:2"]),
         ({"SBATCH_GRES": "gpu:t4:1"}, "a100:2", ["--gres=gpu:a100:2"]),
+        ({"SBATCH_GRES": "gpu:1g.10gb"}, "2", ["--gres=gpu:1g.10gb:2"]),
+        ({"SBATCH_GRES": "gpu:1"}, "2", ["--gres=gpu:2"]),
         ({"SBATCH_GRES": "none"}, "2", ["--gres=gpu:2"]),
         ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
         ({"SBATCH_GPUS": "1"}, "2", ["--gres=gpu:2"]),
@@ -133,6 +135,12 @@ def test_gpus_are_requested_in_the_sites_way(
     """The site's variables choose option and type. Neither they nor the script's --gres remain."""
     composed = compose(HEADER, [], gpus=gpus, environment={**site, "OTHER": "1"})
     assert composed == [*HEADER[1:], *args]
+
+
+def test_the_type_of_gpu_in_the_header_is_kept() -> None:
+    """A user may have edited the script's `#SBATCH --gres=gpu:1`."""
+    for gpus, args in (("2", ["--gres=gpu:t4:2"]), ("a100:2", ["--gres=gpu:a100:2"])):
+        assert compose(["--gres=gpu:t4:1"], [], gpus=gpus, environment={}) == args
 
 
 @pytest.mark.parametrize("name", ["gres", "--gres"])

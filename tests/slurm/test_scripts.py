@@ -266,6 +266,23 @@ def test_a_preempted_job_is_requeued_at_once(project: Project) -> None:
     assert asked.read_text().splitlines()[-1] == "requeue 42"
 
 
+@pytest.mark.parametrize(
+    ("end", "answer", "calls"),
+    [("12:00:00", "job 42 is back in the queue", 1), ("12:00:09", "submit the job again", 0)],
+)
+def test_a_preempted_job_is_requeued_even_if_no_container_starts(
+    project: Project, end: str, answer: str, calls: int
+) -> None:
+    """Slurm starts no job step in a job that ends. A user may cancel the job a little later."""
+    known = f"PreemptTime=2026-01-01T12:00:00 EndTime=2026-01-01T{end} Restarts=0"
+    asked = scontrol(project, f'echo "{known}"')
+    wait = 'trap \'touch "$NOTE"; exit 75\' TERM; touch "${NOTE%.json}.ready"; sleep 9 & wait'
+    project.program(f"case $1 in job-end) exit 1 ;; esac; {wait}", real=["job-begin"])
+    code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
+    assert (code, answer in output) == (75, True), output
+    assert asked.read_text().splitlines().count("requeue 42") == calls
+
+
 def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> None:
     """The job id of one task is the array's id; with this id, scontrol would act on all tasks."""
     project.program('echo "n1 broken" >>"$HARNESS_NODE_FAULTS"; exit 75')

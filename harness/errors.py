@@ -18,6 +18,10 @@ class InputError(ValueError):
     exit_code = 2
 
 
+class OwnCodeError(InputError):
+    """The user's own code raised an error."""
+
+
 class RunError(RuntimeError):
     """The run failed for a reason other than its input, such as a full disk: exit code 1."""
 

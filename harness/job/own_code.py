@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import FORM
-from harness.errors import InputError, Interrupted, RunError, suggest
+from harness.errors import InputError, Interrupted, OwnCodeError, RunError, suggest
 from harness.system.files import distrust, read_plain_file
 
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
@@ -344,7 +344,8 @@ def own_errors(where: str) -> Iterator[None]:
     """Turn an error in a user's function into a message of one line, with file and line number.
 
     Raises:
-        InputError: if the `with` block raises any error except RunError and Interrupted.
+        OwnCodeError: if the `with` block raises any error except InputError, RunError and
+            Interrupted.
     """
     try:
         yield
@@ -352,7 +353,7 @@ def own_errors(where: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         message = " ".join(str(error).split())[:300]
-        raise InputError(f"{where}: {_place(error)}{type(error).__name__}: {message}") from None
+        raise OwnCodeError(f"{where}: {_place(error)}{type(error).__name__}: {message}") from None
 
 
 def _place(error: BaseException) -> str:

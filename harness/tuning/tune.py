@@ -21,6 +21,7 @@ from harness.errors import (
 from harness.job.search import GUIDED, MAX_PARALLEL, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.pool import allocate_slots
+from harness.system import watchdog
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
@@ -79,6 +80,7 @@ def tune(
         Interrupted: after a signal; all trials have saved checkpoints, and the sweep can continue.
         RunError: if the search fails.
     """
+    watchdog.from_settings()  # refuses wrong settings here, before each worker does
     allocation = SlurmEnvironment.from_environment()
     slots = allocate_slots(
         allocation,

@@ -323,6 +323,9 @@ class Counts(keras.callbacks.Callback):
         self.model.optimizer.learning_rate = 0.01 / len(SEEN)
 def counts():
     return Counts()
+class Asks(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise ConnectionRefusedError(111, "Connection refused")
 """
 
 
@@ -355,6 +358,12 @@ def test_a_trial_checks_own_parts_as_a_run_does(
     monkeypatch.setattr("harness.tuning.trial.check_own_parts", lambda *_: None)
     assert run_own(trials, 1).error == ""
     assert model(trials, 0) == model(trials, 1)
+
+
+def test_an_error_of_the_network_in_own_code_fails_the_trial(tmp_path: Path) -> None:
+    """It is an OSError, but the disk is fine, so another try would fail too."""
+    trials = own_trials(tmp_path / "own", keys='callbacks = ["{own}:Asks"]')
+    assert "ConnectionRefusedError" in run_own(trials, 0).error
 
 
 def test_trials_share_no_variables_of_own_modules(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from harness.errors import DiskError, InputError
 from harness.job.search import SearchSpec, is_sweep
 from harness.system.files import owner_name, read_plain_file
 from harness.system.lenient_json import parse_json
-from harness.tracking.run_dir import RESULT, RunDirectory, find_runs, is_whole
+from harness.tracking.run_dir import RESULT, RunDirectory, attempt_of, find_runs, is_whole
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory
@@ -71,6 +71,10 @@ def refusal(folder: Path) -> str:
         return "is a link"
     if about.st_uid != os.getuid():
         return f"belongs to {owner_name(about.st_uid)}"
+    # A later trial of a search may continue from the checkpoint of this trial.
+    above = folder.absolute().parents[3] if attempt_of(folder.absolute()) else None
+    if above and not SweepDirectory(above).finished():
+        return f"belongs to {above}, which is unfinished"
     # A sweep whose `search.trials` was raised is unfinished, although it has a result.
     kind = SweepDirectory if is_sweep(folder) else RunDirectory
     if not kind(folder).finished():

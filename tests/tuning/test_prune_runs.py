@@ -121,6 +121,9 @@ def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
     before, result = files(sweep.folder), sweep.path("result.json").read_bytes()
     sweep.path("result.json").unlink()
     assert prune_all([sweep.folder], really=True).left == [(sweep.folder, "is unfinished")]
+    by_trial = prune_all([sweep.path("trials")], really=True)
+    assert by_trial.num_files == 0
+    assert f"belongs to {sweep.folder}, which is unfinished" in dict(by_trial.left).values()
     sweep.path("result.json").write_bytes(result)
     search = sweep.search()
     raised = search.with_table(trials=search.table.trials + 1)

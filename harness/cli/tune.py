@@ -1,5 +1,7 @@
 """`tune` searches for better settings; the commands `sweep …` use or extend a search."""
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,7 +162,10 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the best trial as a job file."""
     from harness.tuning.best_trial import best_trial_toml
 
-    echo(best_trial_toml(SweepDirectory.open(folder)), end="")
+    job = best_trial_toml(SweepDirectory.open(folder))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # the encoding of job files, in any locale
+    echo(job, end="")
 
 
 @sweep_app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")

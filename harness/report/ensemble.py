@@ -454,7 +454,8 @@ def _given_weights(
 ) -> list[float]:
     """Return the averaging weights of the ensemble `weights_from`; empty if it is None.
 
-    The runs of `weights_from` must come from the same jobs as `members`, in the same order.
+    The runs of `weights_from` must have the same networks as `members`, in the same order. Their
+    training may differ: the runs in `members` may have used the validation reviews too.
 
     Raises:
         InputError: if the members or the data of `weights_from` differ from those of the new
@@ -470,14 +471,16 @@ def _given_weights(
             "data.validation_split above 0"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
-    mine = (members[0].shared["data"], [each.run.job for each in members], ngrams)
-    jobs = [each.job for each in ensemble.runs]
-    if mine != (ensemble.dataset_checksum, jobs, ensemble.ngrams_weight is not None):
-        raise InputError(
-            f"--weights-from {weights_from}: its members ({', '.join(jobs)}) or its data differ "
-            "from those of the new ensemble; give an ensemble with the same data and with the same "
-            "members in the same order"
-        )
+    mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
+    theirs = {"data": ensemble.dataset_checksum, **ensemble.settings}
+    for key, value in mine.items():
+        is_shared = key in ("data", "data.limit") or key.startswith(("ensemble.", "model."))
+        if is_shared and as_text(value) != as_text(theirs.get(key)):
+            raise InputError(
+                f"--weights-from {weights_from}: has {key} = {theirs.get(key)}, but the new "
+                f"ensemble has {value}; give an ensemble of the same data and the same jobs, in "
+                "the same order"
+            )
     return ensemble.weights
 
 

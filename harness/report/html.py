@@ -21,6 +21,7 @@ from harness.report.plots import forest, pictures_of
 from harness.report.statistics import (
     Predictions,
     epochs_of,
+    is_pooled,
     read_predictions,
     times_to_accuracy,
 )
@@ -119,14 +120,14 @@ def html_table(cells: "pandas.DataFrame", kind: str) -> str:
 
 
 def _section(part: Part) -> dict[str, Any]:
-    drawn = part.group.best(MAX_DRAWN)
+    drawn, pooled = part.group.best(MAX_DRAWN), is_pooled(part.group, in_pairs=part.in_pairs)
     shown, predictions = part.differences["is_shown"], read_predictions(drawn)
     epochs = {name: epochs_of(runs) for name, runs in drawn.runs.items()}
     return {
         "part": part,
         "shown": part.differences["sentence"][shown].tolist(),
         "not_shown": part.differences["sentence"][~shown].tolist(),
-        "forest": None if part.in_pairs else forest(part.group, part.differences),
+        "forest": forest(part.group, part.differences) if pooled else None,
         "num_drawn": len(drawn.runs),
         "times": times_to_accuracy(epochs),
         "pictures": pictures_of(drawn, epochs, part.baselines, predictions),

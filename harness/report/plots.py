@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
-from harness.report.statistics import MAX_PAIRED, Predictions
+from harness.report.statistics import Predictions
 from harness.system.console import printable
 from harness.training.metrics import (
     calibration_labels,
@@ -93,10 +93,8 @@ def _plain(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def forest(group: DatasetGroup, differences: "pandas.DataFrame") -> Picture | None:
-    """Draw how far each job is behind the best job; None if jobs are compared in pairs."""
-    if len(group.runs) <= MAX_PAIRED:
-        return None
+def forest(group: DatasetGroup, differences: "pandas.DataFrame") -> Picture:
+    """Draw how far each job is behind the best job."""
     rows = differences.sort_values("mean", kind="stable").head(MAX_ROWS)
     chart = Chart(1 + FOREST_LINE * len(rows))
     for is_shown, colour in ((True, COLOURS[3]), (False, GREY)):

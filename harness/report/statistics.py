@@ -207,8 +207,7 @@ def read_arrays(path: Path, num_classes: int, checksum: Any = None) -> tuple[Int
     Args:
         path: the file.
         num_classes: the number of classes.
-        checksum: the file's sha256 in `result.json`; None = don't check. The `result.json` of an
-            ensemble that an earlier version made contains no sha256.
+        checksum: the file's sha256 in `result.json`; None = don't check.
 
     Raises:
         BROKEN (a tuple of errors): if the file can't be read, has another checksum, or does not

@@ -200,6 +200,7 @@ def test_bad_members_are_refused(
     first, second = (write_finished(runs / f"s{n}", dataset, n) for n in (1, 2))
     whole = write_finished(runs / "all", dataset, 3, *ALL)
     slower = write_finished(runs / "slower", dataset, 4, *ALL, "train.learning_rate=0.01")
+    wider = write_finished(runs / "wider", dataset, 5, *ALL, "model.units=5")
     short = write_finished(runs / "short", dataset, 5, "data.validation_split=0.3")
     unfinished = write_finished(runs / "unfinished", dataset, 6)
     (unfinished / "result.json").unlink()
@@ -229,10 +230,11 @@ def test_bad_members_are_refused(
             (whole, "--with", "ngrams", "--weights-from", first),
             "ensemble.toml is missing or broken",
         ),
-        ((whole, slower, "--weights-from", part), "its members (lstm) or its data differ"),
+        ((whole, slower, "--weights-from", part), "has ensemble.runs = lstm, but the new ensemble"),
+        ((whole, wider, "--weights-from", two), "has model.units = "),
         (
             (whole, slower, "--with", "ngrams", "--weights-from", two),
-            "its members (lstm, lstm) or its data differ",
+            "has ensemble.ngrams = False, but the new ensemble has True; give an ensemble of the",
         ),
         ((first, second, "--run-id", "two"), "exists already"),
         ((first, second, "--run-id", "a/b"), "should be at most 100 letters"),

@@ -31,6 +31,7 @@ from harness.system.files import (
     cache_folder,
     distrust,
     raise_unless_missing,
+    remove_abandoned,
     replaced_directory,
     turn_at,
     write_refusal,
@@ -139,7 +140,7 @@ def open_folder(folder: Path) -> Dataset:
         )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, OSError):
             raise_unless_missing(error, folder)
         raise RunError(
@@ -187,6 +188,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         if dataset := open_if_whole(cached):
             return dataset
         shutil.rmtree(cached, ignore_errors=True)  # unusable, see `open_if_whole`
+        remove_abandoned(cached.parent)
         try:
             with atomic_directory(cached) as temporary:
                 fill(temporary)

@@ -180,7 +180,13 @@ def _tables(entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
 def _saved_parts(source: Path, split: str) -> Iterator[SourceFile]:
     """Yield the files of a folder from `save_to_disk`, in the order of the list in state.json."""
     folder = source / split
-    files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
+    state = parse_json(read_plain_file(folder / SAVED))
+    if state.get("_indices_data_files"):
+        raise InputError(
+            f"{(folder / SAVED).relative_to(source)} selects rows by an index; call "
+            "flatten_indices() and save the dataset again"
+        )
+    files = state.get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
     # Only names of files in this folder are allowed: a path could lead out of the source.

@@ -35,7 +35,7 @@ from harness.data.locations import (
 )
 from harness.data.own_texts import open_source
 from harness.data.vocabulary import tokenize
-from harness.errors import InputError, RunError
+from harness.errors import DiskError, InputError, RunError
 from harness.job.keys import Job
 from harness.system.files import is_file, turn_at
 
@@ -139,14 +139,17 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 
 def _convert(folder: Path) -> Dataset:
-    """Open a folder that contains imdb.npz; if needed, unpack imdb.npz into the user's cache."""
+    """Open a folder that contains imdb.npz; if needed, unpack it, if possible into the cache."""
     path = folder / NPZ
     check_owners(folder, [folder, path])
     content = _read(path)
-    dataset = cached_dataset(
-        f"imdb-{hashlib.sha256(content).hexdigest()[:16]}",
-        lambda target: fill_folder(read_npz(content, path), target),
-    )
+    try:
+        dataset = cached_dataset(
+            f"imdb-{hashlib.sha256(content).hexdigest()[:16]}",
+            lambda target: fill_folder(read_npz(content, path), target),
+        )
+    except DiskError:  # the user's cache can't be written, so unpack imdb.npz into memory
+        dataset = read_npz(content, path)
     return dataclasses.replace(dataset, folder=folder)
 
 

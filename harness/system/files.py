@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from harness.errors import DiskError, InputError
+from harness.errors import DiskError, InputError, OwnCodeError
 
 REMEDY = "free up space on this disk, or choose another folder with --runs"
 MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
@@ -38,7 +38,9 @@ NO_RECORD = (
 )
 MODE = 0o644  # no other user can change a file of harness, whatever the umask is
 Content = str | bytes | Callable[[BinaryIO], object]
-SCRATCH = "harness-scratch-"  # the beginning of the name of a temporary folder
+# The beginning of the name of a temporary folder. It contains the node, because on some disks that
+# nodes share, a lock is valid on one node only.
+SCRATCH = f"harness-scratch-{os.uname().nodename}-"
 ABANDONED_S = 3600.0  # the smallest age at which a temporary folder may be abandoned
 
 # Owners
@@ -140,6 +142,14 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         sync_entry(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove folders of `atomic_directory` that killed processes left in `parent` a day ago."""
+    for folder in parent.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.lstat().st_mtime > 24 * ABANDONED_S:
+                shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -268,7 +278,8 @@ def sync_entry(path: Path) -> None:
     try:
         sync(path.parent)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks can't sync a folder
+        # Some disks can't sync a folder, and only a folder that the user may list can be opened.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
 
 
@@ -421,9 +432,10 @@ def is_said_of_disk(line: str) -> bool:
 def disk_error_in(error: BaseException | None) -> OSError | None:
     """Return the first disk error among `error` and the errors that led to it, or else None.
 
-    For example, a disk error can lead to a `BadZipFile`.
+    For example, a disk error can lead to a `BadZipFile`. An `OSError` of the user's own code is no
+    disk error, because code that can't reach a server raises it too.
     """
-    while error:
+    while error and not isinstance(error, OwnCodeError):
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
         error = error.__context__

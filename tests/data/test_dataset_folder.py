@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def test_of_two_that_make_one_cache_the_first_stays(
         (cache / "texts/words.txt").unlink()
     assert len(inodes) == 2
     assert [path.name for path in cache.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_copy_with_an_empty_file_is_made_again(cache: Path) -> None:
+    """After a power cut a file may be empty."""
+    cached_dataset("texts", fill)
+    arrays = sorted((cache / "texts").glob("*.npy"))
+    for path in arrays:
+        path.write_bytes(b"")
+        assert cached_dataset("texts", fill).checksum == small().checksum
+    assert len(arrays) == 6
+
+
+def test_copies_of_killed_processes_are_removed_after_a_day(cache: Path) -> None:
+    """A copy may be as large as the dataset. A newer one may still be written on another node."""
+    for name in (".old.tmp", ".new.tmp", ".other"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "tokens.npy").touch()
+    for name in (".old.tmp", ".other"):
+        os.utime(cache / name, (1, 1))
+    cached_dataset("texts", fill)
+    assert {".new.tmp", ".other"} == {path.name for path in cache.glob(".*") if path.is_dir()}
 
 
 def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,17 @@ def test_order_and_encoding_equal_load_data(tmp_path: Path, vocab_size: int) -> 
     assert not dataset.official
 
 
+def test_without_a_cache_the_file_is_unpacked_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some sites mount home folders read-only on compute nodes."""
+    folder = write_npz(tmp_path / "data")
+    (tmp_path / "file").touch()
+    expected = open_dataset(folder).checksum
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert open_dataset(folder).checksum == expected
+
+
 def test_after_the_first_conversion_nothing_is_unpickled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

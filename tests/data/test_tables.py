@@ -214,6 +214,8 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
         yield saved, "state.json should name files in its folder"
+    (saved / "state.json").write_text('{"_data_files": [], "_indices_data_files": [1]}')
+    yield saved, r"state.json selects rows by an index; call flatten_indices\(\)"
     (folder / "splits" / "extra").mkdir(parents=True)
     (folder / "splits" / "dataset_dict.json").write_text("{}")
     yield folder / "splits", "contains the folder extra, but should"

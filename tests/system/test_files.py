@@ -83,9 +83,10 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
 def test_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New folders, folders in use and folders of other programs stay, and so do links."""
+    """New folders, folders in use and folders of other programs or nodes stay; so do links."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names = [f"{SCRATCH}killed_1", f"{SCRATCH}of-a-user", "harness-venv", "target"]
+    of_node = f"{SCRATCH}killed_1".replace(os.uname().nodename, "other-node")
+    names = [f"{SCRATCH}killed_1", f"{SCRATCH}of-a-user", of_node, "harness-venv", "target"]
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()

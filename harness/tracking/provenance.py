@@ -19,7 +19,7 @@ from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
-from harness.system.git import COMMIT, GitError, code_version, write_version
+from harness.system.git import COMMIT, GitError, code_version, is_snapshot, write_version
 from harness.system.lenient_json import table, text
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, TIME, RunDirectory, first_start, stamped, weights_of
@@ -246,9 +246,13 @@ def reproduce(
         raise InputError(f"run {run.folder}: its record has no commit; {why}")
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")
+    kept = text(record.get("snapshot"))
+    where = f"; all the code is in {kept}" if kept and is_snapshot(Path(kept)) else ""
     if names := record.get("left_out_files"):
         first = ", ".join(map(repr, names[:10])) + (", …" if len(names) > 10 else "")
-        warnings.append(f"{len(names)} files are not in the record, so not restored: {first}")
+        warnings.append(
+            f"{len(names)} files are not in the record, so not restored: {first}{where}"
+        )
     try:
         with atomic_directory(folder) as temporary:
             # Other users get no access, because the changes may contain secrets, and because the
@@ -262,7 +266,7 @@ def reproduce(
         raise InputError(
             f"run {run.folder}: its code can't be restored: {error}; fetch commit "
             f"{commit[:12]} into {project}, or call harness reproduce in the checkout where the "
-            "run started"
+            f"run started{where}"
         ) from None
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None

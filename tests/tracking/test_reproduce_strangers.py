@@ -76,6 +76,15 @@ def adding(path: str) -> dict[str, object]:
     return {"uncommitted_diff": f"{diff}@@ -0,0 +1 @@\n+x\n"}
 
 
+def test_a_snapshot_is_named_where_the_record_is_incomplete(stranger: Strangers) -> None:
+    """The snapshot of a submitted run contains large files, and stays if the commit is gone."""
+    kept = take_snapshot(stranger.project, stranger.run.parents[1])
+    stranger.write(snapshot=str(kept), commit="0" * 40)
+    stranger.refused(f"in the checkout where the run started; all the code is in {kept}")
+    stranger.write(snapshot=str(kept), left_out_files=["words.txt"])
+    assert stranger.reproduce().warnings[-1].endswith(f"'words.txt'; all the code is in {kept}")
+
+
 @pytest.mark.parametrize(
     ("record", "match"),
     [

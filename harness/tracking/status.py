@@ -10,6 +10,7 @@ from harness import PROJECT
 from harness.errors import InputError, did_you_mean
 from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
+from harness.system.lenient_json import read_toml, text
 from harness.system.processes import in_threads, is_alive
 from harness.tracking.records import (
     ALIVE,
@@ -248,7 +249,8 @@ def _unrecorded(
         if name == "tune":  # all tasks of an array work on the same search
             file = Path(project, *[word for word in words if word.endswith(".toml")][:1])
             job_id = queued.id.partition("_")[0]
-        run = f"{file.stem}/slurm-{job_id}"
+        job = text(read_toml(file).get("name")) or file.stem
+        run = f"{job}/slurm-{job_id}"
         is_job = project in own and file.is_file()
         if not is_job or queued.id in taken or queued.ended or run in names:
             continue
@@ -257,7 +259,7 @@ def _unrecorded(
         status = RunStatus(
             run=run,
             folder=runs / run,
-            job=file.stem,
+            job=job,
             seed=int(task) if task.isdigit() else None,
             slurm_job=queued.id,
             time_s=now,

@@ -185,9 +185,11 @@ def test_a_job_that_squeue_could_not_show_yet_is_not_gone(site: Site) -> None:
 def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
     """The path of a script shows project and job; jobs of other projects are left out."""
     (site.folder / "jobs").symlink_to(JOBS)
+    (site.folder / "mine.toml").write_text('name = "named"')
     here = f"{site.folder}/slurm"
     site.slurm(
         f"30_4|30|PENDING|0:00|Resources|{here}/gru.sh",
+        f"36|36|PENDING|0:00|Resources|{here}/tune.sh mine.toml",
         f"31|31|PENDING|0:00|Resources|{here}/tensorboard.sh",
         "32|32|PENDING|0:00|Resources|/other/slurm/gru.sh",
         "33|33|PENDING|0:00|Resources|(null)",
@@ -195,7 +197,9 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
         f"34_2|34|PENDING|0:00|Resources|{here}/tune.sh jobs/tune_all.toml --workers 2",
         f"35|35|PENDING|0:00|Resources|{here}/tune.sh --join runs/tune_all/slurm-34",
     )
-    search, status = sorted(survey(site.runs, Queue()), key=lambda each: each.run, reverse=True)
+    found = sorted(survey(site.runs, Queue()), key=lambda each: each.run, reverse=True)
+    search, named, status = found
+    assert (named.run, named.job) == ("named/slurm-36", "named")
     assert (status.run, status.state, status.note) == ("gru/slurm-30_4", "pending", "Resources")
     assert status.seed == 4
     assert (search.run, search.state, search.slurm_job) == ("tune_all/slurm-34", "pending", "34")

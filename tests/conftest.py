@@ -90,6 +90,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
+class Hang(BaseException):
+    """A command takes too long. No command catches this error, as it might catch an Exception."""
+
+
 HANGS_S = 60  # time limit of a command in this process, in seconds
 
 
@@ -207,11 +211,11 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
     """Run a command in this process. An exception in the command fails the test.
 
     Raises:
-        TimeoutError: if the command takes longer than HANGS_S.
+        Hang: if the command takes longer than HANGS_S.
     """
 
     def hang(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError("the command hangs")
+        raise Hang
 
     args = ["harness", *words]
     out, err, text = io.StringIO(), io.StringIO(), io.TextIOWrapper(io.BytesIO(stdin.encode()))

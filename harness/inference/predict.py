@@ -20,6 +20,7 @@ from harness.system.files import raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import CHECKSUMS, RATIOS_FILE, RunDirectory
 
 CHUNK_BYTES = 1 << 18  # about 200 reviews
+MAX_LINE_BYTES = 1 << 24  # longer lines would use too much memory
 JSON_LINES = (".jsonl", ".ndjson")
 TEXTS_AT_ONCE = 64  # number of texts in a batch; empty texts fill up a smaller batch
 
@@ -92,7 +93,7 @@ def read_lines(
         is_json: whether each line is JSON, either a string or an object with the key `text`.
 
     Raises:
-        InputError: if a line is not text; all earlier lines are yielded first.
+        InputError: if a line is too long or is not text; all earlier lines are yielded first.
     """
     number, rest = 0, b""
     while True:
@@ -111,6 +112,11 @@ def read_lines(
         finally:
             if lines:
                 yield lines
+        if len(rest) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{name}: line {number + 1} is longer than {MAX_LINE_BYTES:,} bytes; "
+                "choose a file with a text in each line"
+            )
         if not chunk:
             return
 

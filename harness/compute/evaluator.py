@@ -16,6 +16,7 @@ from harness.data.input_pipeline import (
     BatchShape,
     Reviews,
     batches,
+    batches_of_few,
     evaluation_order,
     in_parts,
     num_steps,
@@ -47,7 +48,8 @@ class Evaluator:
         """Prepare a model for evaluation; `plan` and the device decide how the layers compute.
 
         Args:
-            num_rows: the number of reviews per replica in a batch; 0 stands for EVALUATION_BATCH.
+            num_rows: the number of reviews in a batch, for few reviews on one device; 0 stands for
+                EVALUATION_BATCH reviews per replica, which a tf.data pipeline prepares.
         """
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
@@ -59,6 +61,7 @@ class Evaluator:
             look_up_by_gather(model)
             if plan.way == "cudnn":
                 use_cudnn_rnn(model)
+        self.is_for_few = num_rows > 0
         self.num_rows = num_rows or EVALUATION_BATCH["gpu" if on_gpu else "cpu"]
         num_replicas = strategy.num_replicas_in_sync
         self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
@@ -86,8 +89,12 @@ class Evaluator:
         if self._opened and self._opened[0] is reviews:
             opened = self._opened[1]
         else:
-            orders = order.astype(np.int32)[None]
-            opened = iter(batches(self.strategy, reviews, orders, shape=self.shape))
+            order32 = order.astype(np.int32)
+            opened = (
+                batches_of_few(reviews, order32, self.shape)
+                if self.is_for_few
+                else iter(batches(self.strategy, reviews, order32[None], shape=self.shape))
+            )
         self._opened = None  # after an interruption, the next evaluation opens a new dataset
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()

@@ -6,6 +6,8 @@ state of the pipeline, because a resumed run can start the pipeline at any step.
 dataset takes as long as several training steps, so one dataset contains many epochs.
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -278,6 +280,18 @@ def batches(
     # computes with integers on the CPU, so it would copy tokens on a GPU back in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
+
+
+def batches_of_few(reviews: Reviews, order: np.ndarray, shape: BatchShape) -> Iterator[Batch]:
+    """Yield the batches of a single replica as `batches` does, but without tf.data.
+
+    To open a tf.data pipeline takes longer than to classify a few texts.
+    """
+    source = BatchSource(reviews, order[None], shape)
+    position = tf.range(shape.batch_size, dtype=tf.int64)[None]
+    for step in itertools.cycle(range(num_steps(len(reviews), shape.batch_size))):
+        batch = source.batches(tf.constant([[step]], tf.int64), position, 0)
+        yield tf.nest.map_structure(lambda field: field[0], batch)
 
 
 class BatchSource:

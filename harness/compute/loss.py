@@ -122,7 +122,8 @@ def class_weights(
         labels: the labels of the training reviews, `[num_reviews]`.
 
     Raises:
-        InputError: for an unknown class, or if a class has no training reviews.
+        InputError: for an unknown class, if all weights are 0, or if a class has no training
+            reviews.
     """
     if isinstance(train.class_weights, dict):
         for name in train.class_weights:
@@ -131,7 +132,10 @@ def class_weights(
                     f"train.class_weights.{name}: the data have no such class; the classes are "
                     f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
                 )
-        return tuple(train.class_weights.get(name, 1.0) for name in classes)
+        weights = tuple(train.class_weights.get(name, 1.0) for name in classes)
+        if not any(weights):
+            raise InputError("train.class_weights: all weights are 0; set one above 0")
+        return weights
     if not train.class_weights:
         return ()
     counts = np.bincount(labels, minlength=len(classes))

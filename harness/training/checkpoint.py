@@ -200,7 +200,13 @@ def _newest(
                 f"{run.path('job.toml')} and the file of model.embeddings as they were when the "
                 "run began, or start a new run"
             )
-        _assign(arrays, train_step)
+        try:
+            _assign(arrays, train_step)
+        except (KeyError, ValueError):
+            raise RunError(
+                f"{path}: does not fit the network, because the code or a package has changed; "
+                "restore both as they were when the run began, or start a new run"
+            ) from None
         return progress, path, skipped
     if skipped and (parent := weights_of(run.certain_json(RECORD))):
         raise RunError(

@@ -90,8 +90,6 @@ def launch(
     dataset = dataset_of(run, job, options.data, full=options.full)
     context = RunContext.open(run, job, dataset)
     parent = find_parent(context, named=options.parent)
-    if options.takes_back_cancel:
-        take_back_cancel(run.folder)
     is_new = not run.certain_json(RECORD)
     began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
@@ -134,6 +132,8 @@ def launch(
         # 4. Check the user's network, loss and optimizer before a new run writes anything.
         if is_new:
             check_own_parts(context, plan, strategy.num_replicas_in_sync, console)
+        if options.takes_back_cancel:
+            take_back_cancel(run.folder)
         # 5. Train.
         from harness.training.train import train
 

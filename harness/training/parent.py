@@ -19,7 +19,7 @@ from harness.errors import InputError
 from harness.job.job_file import shown
 from harness.job.keys import DECAYS, Job
 from harness.system.files import read_plain_file
-from harness.system.lenient_json import table, text
+from harness.system.lenient_json import read_json_lines, table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
 from harness.training.context import RunContext
 
@@ -96,6 +96,12 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
         raise InputError(
             f"--from {parent.folder}: the checkpoint of this run is gone, so no other run can "
             "continue the training; train the job without --from"
+        )
+    trained, epochs = len(read_json_lines(parent.path("metrics.jsonl"))), context.job.train.epochs
+    if parent.finished() and trained > epochs:
+        raise InputError(
+            f"--from {parent.folder}: this run has trained {trained} epochs, and the new run has "
+            f"train.epochs = {epochs}; set train.epochs to {trained} or more"
         )
     return Parent(parent, continues=True)
 

@@ -34,6 +34,8 @@ def test_impossible_class_weights_are_refused() -> None:
     """The weights name an unknown class, or a class without training reviews."""
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*the classes are a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
+    with pytest.raises(InputError, match="all weights are 0"):
+        class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match="class 'c' has no training reviews"):
         class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
 

@@ -341,7 +341,11 @@ def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
     environment = harness.environment
     environment["HARNESS_JOBS_ONLY"] = "1"
     del environment["HARNESS_HERE"]
-    for options, said in (([], "only in Slurm jobs"), (["--here", "--data", "nowhere"], "nowhere")):
+    for options, said in (
+        ([], "only in Slurm jobs"),
+        (["--here", "--data", "nowhere"], "nowhere"),
+        (["--here"], "TensorFlow can't be imported"),
+    ):
         assert said in harness.refuse("resume", run, *options)
         assert (run / "cancel.json").exists()
     harness.succeed("resume", run, "--here")

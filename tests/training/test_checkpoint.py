@@ -7,6 +7,7 @@ import errno
 import os
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -79,6 +80,15 @@ def test_a_disk_error_is_no_broken_checkpoint(
             checkpoint.adopt(run, RunDirectory(tmp_path / "new"), "new", source_identity="mine")
     began, skipped = checkpoint.restore(run, step, "mine")
     assert (began.step, skipped) == (500, [])
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
+    """A new version of a package may have added a variable to a layer."""
+    run, step = saved_run(tmp_path / "run", 400)
+    other: Any = SimpleNamespace(model=keras.Sequential([keras.Input([2]), keras.layers.Dense(3)]))
+    other.optimizer = step.optimizer
+    with pytest.raises(RunError, match=r"does not fit the network, because the code or"):
+        checkpoint.restore(run, other, "mine")
 
 
 def test_another_versions_checkpoint_is_refused_not_skipped(

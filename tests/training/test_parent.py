@@ -227,6 +227,10 @@ def test_a_checkpoint_of_another_job_or_of_later_epochs_is_refused(
     changes = ["train.learning_rate=0.005"] if edited else []
     parent.path("job.toml").write_text(load_job(JOBS / "lstm.toml", changes).to_toml())
     more = load_job(JOBS / "lstm.toml", [*changes, f"train.epochs={epochs}"])
+    if epochs < 3:
+        with pytest.raises(InputError, match=r"trained 3 epochs, .* train\.epochs to 3 or more"):
+            parent_of(parent, more)
+        parent.path("result.json").unlink()  # a running parent may have an older checkpoint
     found, context = parent_of(parent, more)
     context.run.take_lease()
     if edited or epochs < 3:

@@ -255,7 +255,10 @@ def check_record(folder: LeasedDirectory) -> None:
     name = f"{folder.kind} {folder.folder}"
     # Check first whether the record exists, then read it. In the reverse order, another process
     # could create the record after the read, and the new record would be reported as broken.
-    is_there = os.path.lexists(folder.path(RECORD))
+    path = folder.path(RECORD)
+    is_there = os.path.lexists(path)
+    if is_there and path.lstat().st_uid != os.getuid() and not os.access(path, os.R_OK):
+        return  # private to another user, because it contains uncommitted changes
     record = folder.certain_json(RECORD)
     shapes = {"plan": dict, "dataset": dict, "starts": list}
     is_broken = any(not isinstance(record.get(k, kind()), kind) for k, kind in shapes.items())

@@ -41,6 +41,19 @@ def test_an_unreadable_file_is_not_a_broken_one(tmp_path: Path) -> None:
         check_record(run)
 
 
+def test_another_users_private_record_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague may use a run, although its record, with uncommitted changes, is private."""
+    run = RunDirectory(tmp_path)
+    run.path(RECORD).write_text('{"format": 99}')
+    with pytest.raises(InputError, match="format 99"):
+        check_record(run)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    check_record(run)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

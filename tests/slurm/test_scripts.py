@@ -276,7 +276,7 @@ def test_a_preempted_job_is_requeued_even_if_no_container_starts(
     """Slurm starts no job step in a job that ends. A user may cancel the job a little later."""
     known = f"PreemptTime=2026-01-01T12:00:00 EndTime=2026-01-01T{end} Restarts=0"
     asked = scontrol(project, f'echo "{known}"')
-    wait = 'trap \'touch "$NOTE"; exit 75\' TERM; touch "${NOTE%.json}.ready"; sleep 9 & wait'
+    wait = 'trap \'touch "$NOTE"; exit 75\' TERM; touch "${NOTE%.json}.ready"; sleep 9 2>&- & wait'
     project.program(f"case $1 in job-end) exit 1 ;; esac; {wait}", real=["job-begin"])
     code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
     assert (code, answer in output) == (75, True), output

@@ -35,6 +35,7 @@ from harness.system.files import (
     scratch_directory,
     write_refusal,
 )
+from harness.system.lenient_json import read_json
 from harness.system.processes import STOPPING, in_threads, leave
 from harness.tracking.run_dir import RESULT, attempt_of, find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
@@ -95,8 +96,7 @@ class Shown:
         A trial counts as finished only when its whole search has finished.
         """
         ends = {run.parents[3] if attempt_of(run) else run for run in self.found}
-        results = [os.path.exists(end / RESULT) for end in ends]  # noqa: PTH110 - see `refresh`
-        return bool(results) and all(results)
+        return bool(ends) and all(map(_has_finished, ends))
 
     def refusals(self) -> str:
         """Return a line about the runs and folders refused since the last call; "" if none."""
@@ -134,6 +134,15 @@ class Shown:
             number += 1
             link = link.with_name(f"{run.name}-{number}")
         return link
+
+
+def _has_finished(run: Path) -> bool:
+    """Whether a run or a sweep has finished."""
+    if not os.path.exists(run / RESULT):  # noqa: PTH110 - see `Shown.refresh`
+        return False
+    # A sweep keeps its old result while its search continues with more trials.
+    phase = read_json(run / "state.json").get("phase")
+    return not is_sweep(run) or phase in (None, "finished")
 
 
 def _changed_s(run: Path) -> float:

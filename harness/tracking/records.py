@@ -72,8 +72,8 @@ class Heartbeat:
         now = self.clock()
         self.state.update(phase=phase, **values)
         if changed or now - self._last >= HEARTBEAT_S:
-            self._last = now
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
+            self._last = now
 
     def note(self, **values: object) -> None:
         """Set fields of the heartbeat, which a later call of `beat` writes."""

@@ -4,6 +4,7 @@ import gc
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 from harness.compute.device_check import checked_plan
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
+from harness.data.vocabulary import vectors_checksum
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.job.keys import OBJECTIVES, Job
 from harness.job.own_code import forget_modules
@@ -108,6 +110,11 @@ class Trials:
         forget_modules()
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
+        if job.model.embeddings:
+            try:
+                vectors_checksum(Path(job.model.embeddings))
+            except InputError as error:  # the file is missing, perhaps only for a while
+                raise VectorsChanged(str(error)) from None
         context = RunContext.open(run, job, self.dataset)
         if context.vectors:  # the file may have changed during the search
             self.sweep.check_vectors(context.vectors.path, context.vectors.checksum)

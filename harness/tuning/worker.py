@@ -298,7 +298,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a worker or a proposer; return the exit code."""
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
-    parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
+    parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path).absolute()))
     parser.add_argument("name", help="name of the process in logs")
     ahead = "propose trials while fewer than AHEAD trials wait for a worker"
     parser.add_argument("--ahead", type=int, help=ahead)

@@ -1,5 +1,6 @@
 """The choice of the runs that TensorBoard shows."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -66,7 +67,8 @@ def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:
 def test_each_seed_of_a_trial_is_shown_once(tmp_path: Path) -> None:
     """Only the latest attempt is shown, so that means over seeds count each seed once.
 
-    The runs have finished when the search has, even if a trial failed or no trial runs now.
+    The runs have finished when the search has, even if a trial failed or no trial runs now. A
+    search that continues with more trials keeps its result.
     """
     sweep = tmp_path / "runs/tune_it/s"
 
@@ -86,6 +88,10 @@ def test_each_seed_of_a_trial_is_shown_once(tmp_path: Path) -> None:
     assert not board.finished
     (sweep / "result.json").write_text("{}")
     assert board.finished
+    (sweep / "search.toml").touch()
+    for phase, is_over in (("searching", False), ("finished", True)):
+        (sweep / "state.json").write_text(json.dumps({"phase": phase}))
+        assert board.finished == is_over
 
 
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:

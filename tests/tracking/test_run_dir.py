@@ -148,6 +148,11 @@ def test_the_heartbeat_is_written_at_a_change_and_every_few_seconds(tmp_path: Pa
     assert (state["step"], state["time_s"], state["restarts"]) == (3, 110.0, 0)
     heart = Heartbeat(run, None, clock=lambda: now[0])
     assert beat("starting")["restarts"] == 1
+    now[0] += 6
+    shutil.rmtree(tmp_path)
+    for _ in range(2):  # a write that failed is tried again at once
+        with pytest.raises((RunError, OSError)):
+            beat("starting")
 
 
 @as_root

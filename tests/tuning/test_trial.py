@@ -393,3 +393,6 @@ def test_no_trial_trains_with_other_word_vectors(
     vectors.write_text("word1 1 2 3 5\n")
     with pytest.raises(VectorsChanged, match="has changed since the sweep began"):
         trials.run(dropout(1), 1)
+    vectors.unlink()
+    with pytest.raises(VectorsChanged, match="is not a file"):
+        trials.run(dropout(2), 1)

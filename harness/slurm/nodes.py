@@ -3,11 +3,11 @@
 The workers communicate through a private folder beside the run's folder; each start of a job step
 creates a new folder. Each worker first writes its address into the private folder, and waits at
 most JOIN_S seconds until the folder contains all addresses; TensorFlow would wait an hour for a
-missing worker. When the folder contains all addresses, TensorFlow connects the workers. The first
-worker, the chief, also writes its execution plan (how steps are computed) and its newest checkpoint
-into the private folder; the other workers read these files. Each worker writes a report when it
-ends. TensorFlow's heartbeats detect a worker that died. The watchdog of each training process
-detects a worker that hangs.
+missing worker. Then each worker tries whether it can connect to the others, and TensorFlow connects
+the workers. The first worker, the chief, also writes its execution plan (how steps are computed)
+and its newest checkpoint into the private folder; the other workers read these files. Each worker
+writes a report when it ends. TensorFlow's heartbeats detect a worker that died. The watchdog of
+each training process detects a worker that hangs.
 """
 
 import contextlib
@@ -41,11 +41,13 @@ NUM_TRIES = 100  # number of ports that a worker tries
 
 INTERFACE = "HARNESS_INTERFACE"
 
+REACH_S = 10.0  # seconds to wait for a connection to another worker
 JOIN_S = 120.0  # seconds to wait for all workers; NFS may show a new file a minute late
 REPORT_S = 10.0  # seconds to wait for the report of a worker that TensorFlow no longer reaches
 LEAVE_S = 600.0  # seconds to wait until the chief has written the run's last files
 SAVE_S = 20.0  # seconds to wait until the chief has saved, if a signal ends this worker
 POLL_S = 0.2
+ABANDONED_S = 30 * 86_400.0  # age at which the folder of a killed job is removed
 
 TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 
@@ -88,7 +90,8 @@ class WorkerGroup:
             join_s: the seconds to wait for the other workers.
 
         Raises:
-            RunError: if a worker does not arrive within `join_s`, or has another `purpose`.
+            RunError: if a worker does not arrive within `join_s`, can't be reached, or has another
+                `purpose`.
             InputError: if two workers share a node, HARNESS_INTERFACE does not exist, or the folder
                 belongs to another user.
         """
@@ -99,16 +102,45 @@ class WorkerGroup:
                 "have one task, which uses all GPUs of the node; use srun --ntasks-per-node=1"
             )
         group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
-        interface = os.environ.get(INTERFACE)
-        host = interface_address(interface) if interface else group.node
-        own = {"address": f"{host}:{free_port(PORTS)}", "purpose": purpose}
-        group._write(f"{group.rank}.json", json.dumps(own).encode())
+        group._forget()
         try:
-            group._meet(purpose, time.monotonic() + join_s)
-        except RunError:
-            group._leave({"code": 1, "text": "other workers did not arrive"})
+            interface = os.environ.get(INTERFACE)
+            host = interface_address(interface) if interface else group.node
+            with listener(PORTS, len(nodes)) as server:
+                own = {"address": f"{host}:{server.getsockname()[1]}", "purpose": purpose}
+                group._write(f"{group.rank}.json", json.dumps(own).encode())
+                group._meet(purpose, time.monotonic() + join_s)
+                group._reach_all(join_s)
+        except (InputError, RunError) as error:
+            group._leave({"code": error.exit_code, "text": str(error)})
             raise
         return group
+
+    def _forget(self) -> None:
+        """Remove this worker's files of an earlier start of the same job step."""
+        for path in self.folder.iterdir():
+            if path.stem.endswith(f"-{self.rank}") or (self.is_chief and "shared-" in path.name):
+                path.unlink(missing_ok=True)
+
+    def _reach_all(self, join_s: float) -> None:
+        """Connect to each other worker once: if TensorFlow can't connect, it waits without an end.
+
+        While TensorFlow waits, it blocks all of Python, so no time limit and no signal ends it.
+        """
+        for rank, address in enumerate(self.addresses):
+            host, _, port = address.rpartition(":")
+            try:
+                if rank != self.rank:
+                    socket.create_connection((host, int(port)), timeout=REACH_S).close()
+            except OSError as error:
+                raise RunError(
+                    f"{self.node}: can't connect to {address} on {self.nodes[rank]}: {error}; "
+                    f"allow TCP between the nodes on ports {PORTS[0]} to {PORTS[-1]}, or set "
+                    f"{INTERFACE} to the network interface between the nodes"
+                ) from None
+        self._write(f"reached-{self.rank}", b"")
+        for rank in range(len(self.nodes)):  # until then, another worker may still connect here
+            self._wait_for(f"reached-{rank}", rank, join_s)
 
     def _meet(self, purpose: str, deadline: float) -> None:
         found: dict[int, dict[str, Any]] = {}
@@ -318,9 +350,11 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         status = folder.lstat()
         if allocation.rank == 0:
             # If an earlier start of the job lost a node, the folder of that start still exists.
-            # Another step of this start may still train.
-            for old in parent.iterdir():
-                if old.name.startswith(prefix) and not old.name.startswith(of_this_start):
+            # Another step of this start may still train, and so may another job.
+            for old in parent.glob(".workers-*"):
+                is_old = time.time() - old.lstat().st_mtime > ABANDONED_S
+                is_earlier = old.name.startswith(prefix) and not old.name.startswith(of_this_start)
+                if is_earlier or is_old:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{folder}: can't be created: {error.strerror}; check the disk") from None
@@ -329,15 +363,15 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
     return folder
 
 
-def free_port(ports: Sequence[int]) -> int:
-    """Return a random port that no IPv4 listener uses; another process may take it later.
+def listener(ports: Sequence[int], backlog: int) -> socket.socket:
+    """Listen on a random port that no other IPv4 listener uses.
 
     Raises:
         RunError: if none of NUM_TRIES random ports is free.
     """
     for port in random.SystemRandom().sample(ports, NUM_TRIES):
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
+        with contextlib.suppress(OSError):
+            return socket.create_server(("", port), backlog=backlog)
     raise RunError(f"{socket.gethostname()}: no port is free for TensorFlow's server; try again")
 
 

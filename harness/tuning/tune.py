@@ -25,6 +25,7 @@ from harness.system import watchdog
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
+from harness.system.resource_monitor import IDLE, IDLE_MIN
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, RESULT, stamped, take_back_cancel
@@ -81,6 +82,7 @@ def tune(
         RunError: if the search fails.
     """
     watchdog.from_settings()  # refuses wrong settings here, before each worker does
+    watchdog.read_limit(IDLE, "minutes", IDLE_MIN)
     allocation = SlurmEnvironment.from_environment()
     slots = allocate_slots(
         allocation,

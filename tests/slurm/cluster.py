@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from harness.slurm.nodes import free_port
+from harness.slurm.nodes import listener
 from tests.slurm.configuration import (
     CGROUP_CONF,
     GPU_TARGET,
@@ -347,7 +347,8 @@ def free_ports(count: int) -> list[int]:
     """Return different free ports outside of the range from which Linux gives ports to clients."""
     ports: set[int] = set()
     while len(ports) < count:
-        ports.add(free_port(PORTS))
+        with listener(PORTS, 1) as server:
+            ports.add(server.getsockname()[1])
     return [*ports]
 
 

@@ -1,6 +1,8 @@
 """Workers exchange addresses, contents and reports in a folder, here without TensorFlow."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import nodes
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.nodes import PORTS, WorkerGroup
+from harness.slurm.nodes import PORTS, WorkerGroup, listener
 
 # A worker that waits for another worker, as TensorFlow does.
 WAITS = """
@@ -138,19 +140,50 @@ def test_workers_that_can_not_meet_are_named(runs: Path) -> None:
         WorkerGroup.join(two, runs, "any")
 
 
+def test_a_worker_that_can_not_be_reached_is_named(runs: Path) -> None:
+    """TensorFlow would wait in silence, and no signal would end it. The others get the reason."""
+    folder = runs / ".workers-7-0-0"
+    folder.mkdir(parents=True)
+    with listener(PORTS, 1) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    (folder / "1.json").write_text(json.dumps({"address": address, "purpose": "the same"}))
+    said = rf"can't connect to {address} on localhost: .*refused; allow TCP between the nodes"
+    with pytest.raises(RunError, match=said):
+        join(0, runs)()
+    assert re.search(said, json.loads((folder / "left-0.json").read_text())["text"])
+
+
+def test_files_of_a_killed_start_of_the_same_step_are_forgotten(runs: Path) -> None:
+    """A shell loop inside a job step may start the workers again."""
+    folder = runs / ".workers-7-0-0"
+    folder.mkdir(parents=True)
+    for name in ("shared-0", "gathered-1-0", "gathered-1-1", "left-1.json", "reached-1"):
+        (folder / name).write_text('{"code": 1}')
+    chief, worker = met(runs)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(worker.share)
+        time.sleep(0.5)
+        assert chief.share(b"new") == waiting.result() == b"new"
+
+
 def test_a_new_start_has_a_new_folder(runs: Path) -> None:
-    """The folder of an earlier start is removed."""
+    """The folder of an earlier start is removed, and so are old folders of other jobs."""
     before = met(runs)
+    for name in ("old", "new"):
+        (runs / f".workers-{name}").mkdir()
+    os.utime(runs / ".workers-old", (1, 1))
     after = met(runs, SLURM_RESTART_COUNT="1")
     assert after[0].folder != before[0].folder
     assert not before[0].folder.exists()
+    assert {path.name for path in runs.iterdir()} == {after[0].folder.name, ".workers-new"}
 
 
 def test_two_steps_of_a_job_do_not_disturb_each_other(runs: Path) -> None:
     """A step that begins later keeps the folder of a step that still trains."""
     chief, worker = met(runs)
     met(runs, SLURM_STEP_ID="1")
-    assert {path.name for path in chief.folder.iterdir()} == {"0.json", "1.json"}
+    names = {"0.json", "1.json", "reached-0", "reached-1"}
+    assert {path.name for path in chief.folder.iterdir()} == names
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(worker.share)
         time.sleep(0.5)

@@ -319,9 +319,9 @@ def _count(ending: Ending, before: Counters) -> Counters:
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
-        # The progress is unknown, for example in a job of `tune.sh --retrain`. Assume a new step,
-        # except if a signal ended the harness while it was loading, or if a node was faulty.
-        is_further = not ending.was_starting and not ending.faulty
+        # The progress is unknown, for example in a job of `tune.sh --retrain`. Assume a new step if
+        # a signal ended the harness after it had loaded. Without a signal it may have hung.
+        is_further = bool(ending.signals) and not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
     return Counters(

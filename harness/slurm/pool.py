@@ -413,6 +413,8 @@ def _failure(process: ManagedProcess) -> str:
     number = -code if code < 0 else code - 128  # srun's exit code is 128 + its task's signal
     ended = number in signal.valid_signals()
     why = f"was ended by signal {number}" if ended else process.last_line()
+    if number == signal.SIGKILL:
+        why += ", most likely out of memory; give the job more --mem"
     return f"{process.name}: {why} (log {process.log})"
 
 

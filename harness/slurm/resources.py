@@ -128,6 +128,8 @@ def compose(
             f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
             "site requires, for example through a partition: append `-- --partition=NAME`"
         )
+    if "--gres=none" in args:  # Slurm refuses memory per GPU without a GPU
+        site.pop("SBATCH_MEM_PER_GPU", None)
     of_site = [f"--{VARIABLES[name]}={value}" for name, value in site.items()]
     always = environment.get(ALWAYS, "").split()
     # With --ntasks=1, sbatch would request only one node. The harness needs a task on each node.

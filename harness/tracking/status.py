@@ -60,9 +60,11 @@ def _state_and_note(status: RunStatus, queue: Queue | None) -> tuple[str, str]:
         return "finished", ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        status.queued = None  # the queued job will train other seeds, but not the seed of this run
+        # The queued job will train other seeds, but not the seed of this run.
+        queued, status.queued = status.queued, None
         if status.phase is None:
-            return "cancelled", "the job will train its other seeds, but not this one"
+            may_train = not queue or (queued and not queued.ended)
+            return "cancelled", "the job trains only its other seeds" if may_train else ""
     queued = status.queued
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"

@@ -33,6 +33,12 @@ TABLE = {
     "time limit at a site that allows more": (replace(IDLE, max_requeues=20), TWICE, "requeue", ""),
     "loading, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "give more --time"),
     "unknown runs": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
+    "unknown runs that hang": (
+        Ending(75),
+        TWICE,
+        "stop 1",
+        "HARNESS_MAX_REQUEUES is 2): see above",
+    ),
     "cancelled": (CANCELLED, NEW, "stop", ": harness submit --resume 1 --runs '/my runs'"),
     "cancelled, no record of the seeds": (
         replace(CANCELLED, is_submitted=False),

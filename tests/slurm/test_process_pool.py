@@ -116,7 +116,7 @@ def test_a_failed_task_stops_no_other(tmp_path: Path) -> None:
         run_tasks(tasks_of(tmp_path, script, "abcd"), TWO, allocation=None, console=Console())
     said = str(error.value)
     assert said.startswith("3 of 4 failed: ")
-    assert "a: was ended by signal 9" in said
+    assert "a: was ended by signal 9, most likely out of memory; give the job more --mem" in said
     assert "d: was ended by signal 9" in said
     assert "b: the disk is full" in said
     assert (tmp_path / "c.log").read_text() == "well 1\n"

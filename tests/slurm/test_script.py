@@ -126,6 +126,7 @@ def test_an_option_replaces_others_for_the_same_resource(
         ({"SBATCH_GRES": "none"}, "2", ["--gres=gpu:2"]),
         ({"SBATCH_GRES": "none", "SBATCH_GPUS_PER_NODE": "t4:1"}, "2", ["--gpus-per-node=t4:2"]),
         ({"SBATCH_GPUS": "1"}, "2", ["--gres=gpu:2"]),
+        ({"SBATCH_MEM_PER_GPU": "8G"}, "0", ["--gres=none"]),
         ({"SBATCH_GPUS": "1"}, None, ["--gpus=1"]),
     ],
 )

@@ -158,7 +158,7 @@ def resume(
 
     A finished run or sweep is not changed.
     """
-    from harness.training.launch import LaunchOptions, launch
+    from harness.training.launch import LaunchOptions, launch, moved_job
 
     if is_sweep(run_folder):
         if strict:
@@ -168,7 +168,7 @@ def resume(
         run_sweep(sweep, sweep.search(), worker_request(devices, data), resumes=True)
         return
     run = RunDirectory.open(run_folder)
-    job = run.job()
+    job, data = moved_job(run, data)
     if not run.finished():
         confirm_here(here=here)
     options = LaunchOptions(devices, data, strict=strict, takes_back_cancel=True)

@@ -9,19 +9,19 @@ PLAIN = str.maketrans(
 )
 
 
-def encode(text, run, *, vocab_size, maxlen):
+def encode(text, run, *, vocab_size, maxlen, bucket=False):
     """Return one row of the model's input: the last `maxlen` word indices, after zeros.
-
-    The model of a run with data.bucket expects the zeros at the end of the row.
 
     Args:
         text: the raw text, without preprocessing.
         run: the folder of the run.
         vocab_size: data.vocab_size of its job.
         maxlen: data.maxlen of its job.
+        bucket: data.bucket of its job; if true, the zeros are at the end of the row.
     """
     words = pathlib.Path(run, "vocabulary.txt").read_bytes().decode().split("\n")
     ranks = {word: rank for rank, word in enumerate(words[:-1], 1)}  # the most frequent word is 1
     indices = [ranks.get(word, vocab_size) + 3 for word in text.translate(PLAIN).split(" ") if word]
     known = [1] + [index if index < vocab_size else 2 for index in indices]
-    return [0] * (maxlen - len(known)) + known[-maxlen:]
+    zeros = [0] * (maxlen - len(known))
+    return known[-maxlen:] + zeros if bucket else zeros + known[-maxlen:]

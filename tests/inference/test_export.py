@@ -99,6 +99,8 @@ def test_the_example_encodes_like_predict(
     found = keras.models.load_model(run / "model.keras").predict(np.array(rows), verbose=0)
     expected = [each["probabilities"]["positive"] for each in predicted]
     assert np.allclose(found[:, 0], expected, atol=1e-5)
+    row = encode("a film", run, vocab_size=8000, maxlen=5)
+    assert encode("a film", run, vocab_size=8000, maxlen=5, bucket=True) == [*row[2:], 0, 0]
 
 
 def checked_encoder(vocab: list[str], texts: list[str], ratios: NgramRatios, **sizes: Any) -> Any:

@@ -98,6 +98,11 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
         raise InputError(
             f"{where}: returns losses of shape {values.shape} for {num_examples} examples"
         )
+    if losses.get_concrete_function(labels, probabilities).graph.variables:
+        raise InputError(
+            f"{where}: uses a variable, such as a counter or a random generator, which would not "
+            "be saved; compute each loss from its label and probabilities alone"
+        )
     half = num_examples // 2
     parts = [losses(labels[part], probabilities[part]) for part in (slice(half), slice(half, None))]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-4, atol=1e-6, equal_nan=True):

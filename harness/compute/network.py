@@ -107,7 +107,8 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
     each example of the global batch, and each replica uses the rows of its examples.
 
     Raises:
-        InputError: if a custom function returns a different network at its second call.
+        InputError: if a custom function returns a different network, or the same layers, at its
+            second call.
     """
     seed, batch_size = job.train.seed, job.train.batch_size
     if not job.model.is_own:
@@ -115,10 +116,15 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
     # Keras can't copy layers of custom classes, so call the user's function again.
     model = build_network(job, num_outputs)
     shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
+    where = f"model.architecture = {job.model.architecture!r}"
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"model.architecture = {job.model.architecture!r}: returns a different network at each "
-            "call; let the network depend only on the function's arguments"
+            f"{where}: returns a different network at each call; let the network depend only on "
+            "the function's arguments"
+        )
+    if {*map(id, export.variables)} & {*map(id, model.variables)}:
+        raise InputError(
+            f"{where}: returns the same layers at each call; create all layers in the function"
         )
     model.set_weights(export.get_weights())
     place_dropouts(model, seed, batch_size)

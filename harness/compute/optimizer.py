@@ -233,8 +233,19 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
         def step() -> None:
             optimizer.apply([tf.ones_like(each.value) for each in weights], weights)
 
-        tf.function(step, autograph=False)()
-    refuse_unsaved(inner, where, "in build() with add_variable or add_variable_from_reference")
+        traced = tf.function(step, autograph=False)
+        traced()
+    remedy = "in build() with add_variable or add_variable_from_reference"
+    refuse_unsaved(inner, where, remedy)
+    saved = {id(each.value) for each in [*weights, *optimizer.variables]}
+    if schedule := schedule_of(optimizer):
+        saved.add(id(schedule.cut.value))
+    used = traced.get_concrete_function().graph.variables
+    if unsaved := [each.name for each in used if id(each) not in saved]:
+        raise InputError(
+            f"{where}: uses the variables {', '.join(unsaved)[:200]}, for example of another "
+            f"optimizer or a seed generator, which would not be saved; create its state {remedy}"
+        )
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:

@@ -121,8 +121,14 @@ class RunCallbacks:
         # A run without saved states is new, and keeps the changes of `on_train_begin`.
         variables = [rate, *self.model.variables, *self.model.optimizer.variables]
         saved = [each.numpy() for each in variables] if progress.callback_states else []
+        before = [*map(id, self.model.optimizer.variables)]
         for callback in self.own:
             self._call(callback, "on_train_begin")
+        if before != [*map(id, self.model.optimizer.variables)]:
+            raise RunError(
+                "train.callbacks: on_train_begin replaces a variable of the optimizer, such as its "
+                "learning rate, so the run could not be resumed; set train.schedule instead"
+            )
         for callback, state in zip(self.own, progress.callback_states, strict=False):
             if _has_state(callback) and state is not None:
                 self._call(callback, "load_state", state)

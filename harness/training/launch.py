@@ -26,6 +26,7 @@ from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
 from harness.job.job_file import load_job
 from harness.job.keys import KEYS, Job
+from harness.job.own_code import forget_modules
 from harness.slurm.environment import (
     SlurmEnvironment,
     check_trusted_network,
@@ -266,6 +267,7 @@ def check_own_parts(
         console.warning(line)
     check_loss(job, num_outputs, compiled=plan.way == "xla")
     check_optimizer(job.train, job.code)
+    forget_modules()  # a resumed run, which checks nothing, imports them later too
 
 
 def announce(

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import keras
+
 from harness.compute.adversarial import build_step
 from harness.compute.device_errors import check_results
 from harness.compute.loss import class_weights
@@ -37,6 +39,8 @@ def train(context: RunContext, compute: Compute, *, parent: Parent | None = None
     run, job, dataset = context.run, context.job, context.dataset
     training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
+    # Custom code may draw random numbers when it is imported, such as the seed of an initializer.
+    keras.utils.set_random_seed(job.train.seed)
     callbacks = own_callbacks(job, compute.console.warning)
     steps_per_epoch = num_steps(len(training.labels), job.train.batch_size)
     run.take_lease()

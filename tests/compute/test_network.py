@@ -228,6 +228,14 @@ def test_a_function_that_returns_different_networks_is_refused() -> None:
         begin(job)
 
 
+def test_a_function_that_returns_the_same_layers_is_refused() -> None:
+    """The checks of the exported network would change the trained network."""
+    body = BODY.replace("layers.Embedding(", "shared(layers.Embedding, ")
+    shared = "import functools\n@functools.cache\ndef shared(kind, *sizes): return kind(*sizes)\n"
+    with pytest.raises(InputError, match="returns the same layers at each call"):
+        begin(custom(body, head=f"{HEAD}{shared}"))
+
+
 def test_layers_that_depend_on_the_replicas_are_named() -> None:
     """Random layers and averages over a batch cause a warning. Averages include empty reviews."""
     assert check_network(custom(BODY)) == ""

@@ -52,6 +52,7 @@ LOSSES = [
     ("def f(labels, p): return p[:, 0] if labels[0] else -p[:, 0]", "mine.py, line 5: Operator"),
     ("def f(labels, p):\n    tf.print(p)\n    return p[:, 0]", "Detected unsupported operations"),
     ("f = 3", "3 is not a callable object"),
+    ("N = keras.Variable(1.0)\ndef f(labels, p): return p[:, 0] * N", "uses a variable, such as"),
 ]
 
 
@@ -114,6 +115,11 @@ OPTIMIZERS = [
         STEP.replace("def update", "def build(self, v):\n        super().build(v)\n"
                      "        self.num = tf.Variable(0.0)\n    def update").format("pass"),
         "its variable num is a tf.Variable, which would not be saved",
+    ),
+    (
+        "NUM = keras.Variable(1.0, name='num')\n"
+        + STEP.format("self.assign_sub(variable, NUM * gradient)"),
+        "uses the variables num:0, for example of another optimizer",
     ),
 ]  # fmt: skip
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.dataset import Split
+from harness.data.vocabulary import UNRANKED
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -76,7 +77,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
     Args:
         split: the reviews, as ranks of words; a word with a negative rank (such as an unknown word)
-            is not part of any n-gram.
+            or with the rank UNRANKED is not part of any n-gram.
         known, max_words: as for `binary_ngrams`.
 
     Yields:
@@ -87,6 +88,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
+    numbers[numbers == UNRANKED] = -1  # a word that only validation or test reviews contain
     words, num_words = numbers, 0
     for length in range(1, max_words + 1):
         if length > 1:

@@ -54,7 +54,7 @@ Floats = NDArray[np.float64]
 # The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
 # text begins with the version of its model. The words "in 2 reviews" mean: in at least two reviews.
 RECIPE = "4: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
-NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
+NGRAM_RECIPE = "3: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 TFIDF, NGRAMS = "tf-idf", "n-grams"
 NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
 # If the dataset has no validation split, C is chosen on this share of the training reviews, the

@@ -5,6 +5,7 @@ import pytest
 
 from harness.data.dataset import Split
 from harness.data.ngrams import NUM_FOLDS, NgramRatios, binary_ngrams, fit_ratios, log_count_ratios
+from harness.data.vocabulary import UNRANKED
 
 
 def made_up(num_reviews: int, num_classes: int = 2, seed: int = 1) -> Split:
@@ -47,6 +48,10 @@ def test_a_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
     split = Split(np.concatenate(rows).astype(np.int32), offsets, np.array([1, 1, 0, 0, 0]))
     ratios, _ = fit_ratios(split, 3, 2)
     features, ngrams = binary_ngrams(split)
+    unknown = np.where(split.tokens < 0, UNRANKED, split.tokens)  # as in a validation split
+    same, codes = binary_ngrams(Split(unknown, offsets, split.labels))
+    assert (same != features).nnz == 0
+    assert [*map(list, codes)] == [*map(list, ngrams)]
     by_hand = log_count_ratios(features, split.labels == 1).astype(np.float32)
     assert [list(codes) for codes in ngrams[:1]] == [[5, 6, 7, 8]]
     assert [len(codes) for codes in ngrams] == [4, 2, 1]  # two bigrams, 5 6 and 6 7; a trigram

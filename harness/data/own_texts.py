@@ -248,8 +248,12 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
     """
 
     def fill(folder: Path) -> None:
-        make_dataset(source, folder, form)
-        if source_checksum(source, form) != checksum:
+        try:
+            make_dataset(source, folder, form)
+            is_same = source_checksum(source, form) == checksum
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
             raise InputError("changed while it was read; start again when nothing writes to it")
 
     with about(f"data.source {source}"):

@@ -215,7 +215,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
     for name in SPLITS:
         reviews, labels = [], []
         for label, kind in ((1, "pos"), (0, "neg")):
-            paths = sorted((folder / name / kind).glob("*.txt"))
+            paths = sorted((folder / name / kind).glob("[!.]*.txt"))
             if not paths:
                 raise InputError(
                     f"--from {folder}: contains no {name}/{kind}/*.txt; pass the path of aclImdb"
@@ -327,6 +327,11 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         RunError: if a dataset is broken, or if the disk fails.
     """
     if job.data.source:
+        if not os.path.exists(job.data.source):  # noqa: PTH110 - `Path.exists` may raise an error
+            raise InputError(
+                f"{whose}: its texts {job.data.source} are missing; if they have moved, pass their "
+                "new path by --data"
+            )
         dataset = open_data(job, data)
     elif record.get("is_sample") and data is None:
         dataset = open_sample()

@@ -65,6 +65,9 @@ class Run:
 
     folder: Path
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def finished(self) -> bool:
         """Whether the run has a result.
@@ -386,6 +389,8 @@ def compare(
             n-gram model can't be fit.
         RunError: if the dataset in `data` is broken.
     """
+    if baseline not in (None, "ngrams", "none"):
+        raise InputError(f"baseline = {baseline!r}: should be 'ngrams', 'none' or None")
     named = named_or_all([Path(each) for each in folders], default_runs())
     folder = None if data is None else Path(data)
     shared = [where] if isinstance(where, str) else where

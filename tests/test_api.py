@@ -185,7 +185,10 @@ def test_a_comparison(here: Path, harness: Harness) -> None:
     assert found.write("report").is_file()
     dataset = small_data(here / "data")
     write_scored_run(here / "other/lstm/3", dataset, [False] * 60, seed=3)
-    one = package.compare("other/lstm/3", baseline="none", data="data")
+    one = package.compare(*package.load_runs("other"), baseline="none", data="data")
+    wrong: Any = "ngram"
+    with pytest.raises(InputError, match="baseline = 'ngram': should be 'ngrams', 'none' or None"):
+        package.compare("runs", baseline=wrong)
     assert [run.folder.name for run in one.parts[0].group.all_runs] == ["3"]
     assert "Confusion matrix of lstm" in one.write("report").read_text()
     for n in range(14):

@@ -258,6 +258,8 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         check_format(f"run {folder}", record)
     except InputError as error:
         return LeftOut(folder, "of another version", str(error))
+    if not is_ensemble(folder) and not os.path.lexists(run.path("job.toml")):
+        return LeftOut(folder, "broken", "job.toml is missing; copy the whole folder of the run")
     settings = table(ensemble, "settings") if is_ensemble(folder) else _settings(toml, result)
     # If a run began before a settings key existed, the run was trained with the key's default.
     settings = DEFAULTS | settings

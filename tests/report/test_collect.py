@@ -219,6 +219,7 @@ def test_runs_that_are_left_out_have_a_reason(
         ("failed", {"phase": "failed", "error": "RunError: two\nlines, the \x1b[31mlast"}),
         ("training", {"phase": "training", "epoch": 3}),
         ("broken", {}),
+        ("copied", {}),
         ("empty", {}),
         ("lost", {"phase": "finished", "epoch": 3}),
     ):
@@ -226,6 +227,7 @@ def test_runs_that_are_left_out_have_a_reason(
         (tmp_path / name / "job.toml").write_text("")
         (tmp_path / name / "state.json").write_text(json.dumps(state))
     (tmp_path / "broken" / "result.json").write_text('{"accuracy": "high"}')
+    (tmp_path / "copied" / "job.toml").unlink()
     write_run(tmp_path / "untested", "[data]\ntest = false", accuracy=None)
     runs, left_out = scored_runs([tmp_path, tmp_path / "none*"])
     assert [run.folder.name for run in runs] == ["good", "seed1"]
@@ -235,6 +237,7 @@ def test_runs_that_are_left_out_have_a_reason(
         "broken": ("broken", "result.json is broken; remove this file and run harness resume"),
         "empty": ("unfinished", "not begun"),
         "lost": ("broken", "result.json is missing; run harness resume"),
+        "copied": ("broken", "job.toml is missing; copy the whole folder of the run"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches this pattern"),
         "sweep": ("search", "the 2 trials of this search have no test scores"),

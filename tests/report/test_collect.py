@@ -103,6 +103,15 @@ def test_intervals_of_two_seeds(
     assert ends == pytest.approx(interval, abs=0, nan_ok=True)
 
 
+def test_a_mean_needs_the_score_of_each_seed(tmp_path: Path) -> None:
+    """The mean over other seeds could seem better than it is."""
+    for seed in (1, 2):
+        scores: dict[str, Any] = {"f1": 0.8} if seed == 1 else {}
+        write_run(tmp_path / str(seed), seed=seed, roc_auc=0.9, **scores)
+    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].jobs.to_dict("records")
+    assert (math.isnan(row["f1"]), row["roc_auc"]) == (True, pytest.approx(0.9))
+
+
 def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) -> None:
     """Checksum and limit decide the group; the name of a row contains its unusual settings."""
     write_run(tmp_path / "a", EPOCHS.format(1, 3))

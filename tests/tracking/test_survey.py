@@ -10,6 +10,7 @@ import pytest
 
 from harness.cli.runs import as_lines, cells
 from harness.slurm.client import Queue
+from harness.tracking.records import describe_trials
 from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import find_runs
 from harness.tracking.status import refresh, survey
@@ -217,3 +218,13 @@ def test_another_users_link_to_my_run_is_not_mine(site: Site) -> None:
     found = survey(site.runs, Queue())
     assert {each.folder.name: each.is_own for each in found} == {"slurm-12": True, "z": False}
     assert [each.folder for each in interrupted(found)] == [own.folder]
+
+
+def test_a_search_is_described_by_its_trials() -> None:
+    """Numbers that are unknown or 0 are left out."""
+    unknown = dict.fromkeys(("trials", "finished", "failed", "running", "waiting", "workers"))
+    best = {"trial": "07", "score": 0.88124}
+    assert describe_trials(unknown | {"best": None}) == "0 trials finished"
+    counts = {"trials": 24, "finished": 5, "failed": 1, "waiting": 0}
+    line = "5 of 24 trials finished, 1 failed, best 0.8812 (trial 07)"
+    assert describe_trials({**unknown, **counts, "best": best}) == line

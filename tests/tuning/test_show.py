@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -212,6 +213,25 @@ def test_a_dollar_sign_in_a_value_starts_no_formula(tmp_path: Path) -> None:
     search = replace(search, space=(Parameter("model.units", ("$a_$", "$b")),))
     one = [trial(0, 0.7, values={"model.units": "$b"})]
     assert parallel_coordinates(scored_trials(one, search), search)
+
+
+@pytest.mark.parametrize(("epochs", "names"), [((1, 3), ["epochs"]), ((3, 3), [])])
+def test_the_number_of_epochs_has_an_axis_if_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: tuple[int, int], names: list[str]
+) -> None:
+    """Hyperband trains some trials for fewer epochs."""
+    search = make_sweep(tmp_path / "h", HYPERBAND).search()
+    values = {"model.architecture": "stacked_lstm", "model.second_units": 8, "model.dropout": 0.3}
+    trials = [trial(n, 0.7, values=values, epochs=num) for n, num in enumerate(epochs)]
+    labels: list[str] = []
+
+    def read(figure: Any) -> bytes:
+        labels.extend(each.get_text() for each in figure.axes[0].get_xticklabels())
+        return b""
+
+    monkeypatch.setattr("harness.tuning.leaderboard.png", read)
+    parallel_coordinates(scored_trials(trials, search), search)
+    assert [name for name in labels if name == "epochs"] == names
 
 
 def test_short_names() -> None:

@@ -110,12 +110,11 @@ class Trials:
         forget_modules()
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
-        if job.model.embeddings:
-            try:
-                vectors_checksum(Path(job.model.embeddings))
-            except InputError as error:  # the file is missing, perhaps only for a while
-                raise VectorsChanged(str(error)) from None
-        context = RunContext.open(run, job, self.dataset)
+        try:
+            context = RunContext.open(run, job, self.dataset)
+        except InputError:
+            self._check_vectors(job)
+            raise
         if context.vectors:  # the file may have changed during the search
             self.sweep.check_vectors(context.vectors.path, context.vectors.checksum)
         if not run.checkpoints():
@@ -131,6 +130,15 @@ class Trials:
         keras.utils.clear_session(free_memory=False)  # layers are numbered from 1 again
         train(context, Compute(self.strategy, plan, *parts, trial=row))
         self._first_gb = self._first_gb or resident_memory_gb()
+
+    @staticmethod
+    def _check_vectors(job: Job) -> None:
+        """Raise `VectorsChanged` if the word vectors are missing, perhaps only for a while."""
+        if job.model.embeddings:
+            try:
+                vectors_checksum(Path(job.model.embeddings))
+            except InputError as error:
+                raise VectorsChanged(str(error)) from None
 
     def _adopt(self, trial: Trial, k: int, context: RunContext) -> None:
         """Copy a checkpoint into a new run of attempt k, so that the run continues from it.

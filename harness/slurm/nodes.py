@@ -352,10 +352,10 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
             # If an earlier start of the job lost a node, the folder of that start still exists.
             # Another step of this start may still train, and so may another job.
             for old in parent.glob(".workers-*"):
-                is_old = time.time() - old.lstat().st_mtime > ABANDONED_S
                 is_earlier = old.name.startswith(prefix) and not old.name.startswith(of_this_start)
-                if is_earlier or is_old:
-                    shutil.rmtree(old, ignore_errors=True)
+                with contextlib.suppress(FileNotFoundError):  # another job has just ended
+                    if is_earlier or time.time() - old.lstat().st_mtime > ABANDONED_S:
+                        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{folder}: can't be created: {error.strerror}; check the disk") from None
     if status.st_uid != os.getuid():

@@ -141,8 +141,7 @@ def _has_finished(run: Path) -> bool:
     if not os.path.exists(run / RESULT):  # noqa: PTH110 - see `Shown.refresh`
         return False
     # A sweep keeps its old result while its search continues with more trials.
-    phase = read_json(run / "state.json").get("phase")
-    return not is_sweep(run) or phase in (None, "finished")
+    return not is_sweep(run) or read_json(run / "state.json").get("phase") in (None, "finished")
 
 
 def _changed_s(run: Path) -> float:

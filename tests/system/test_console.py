@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.system.console import echo, log, printable, rich_console
+from harness.system.console import Console, echo, log, printable, rich_console
 from tests.conftest import JOBS, Harness
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -40,6 +40,20 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
     code = f"{CODE}\nimport sys; sys.stdout = sys.stderr = open('/dev/null', 'w')"
     with Path("/dev/full").open("w") as full:
         subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=True)
+
+
+def test_a_line_stands_above_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal, lines appear while the bar is shown, and the bar disappears at the end."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Rich then writes as to a terminal
+    with Console() as console:
+        console.advance("epoch 1", 3, 9, figures="loss 0.5")
+        console.info("[b]100 % done[/b]")
+    out = capsys.readouterr().out
+    assert "epoch 1" in out
+    assert "3/9 loss 0.5" in out
+    assert out.count("[b]100 % done[/b]") == 1
 
 
 def test_no_output_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,13 +77,13 @@ def test_a_job_outlives_its_node_and_the_controller(
     try:
         wait_until(lambda: job.requeues() == 1, timeout_s=30)
         job.wait_for_step(newest_step(job.run) + 20)
+        process = job.record()["process"]
+        os.kill(process, signal.SIGSTOP)  # the run might finish before the controller stops
         assert job.cluster.show(job.job_id)["NodeList"] != node
     finally:
         job.cluster.restart_node(node)
 
-    process = job.record()["process"]
     script = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(process, signal.SIGSTOP)  # the run might finish before the controller stops
     job.cluster.stop_controller()
     try:
         os.kill(script, signal.SIGUSR2)  # as slurmd would

@@ -96,7 +96,10 @@ def test_a_job_outlives_its_node_and_the_controller(
     wait_until(lambda: job.requeues() == 2, timeout_s=60)
     job.wait()
     assert results(job.run) == results(undisturbed)
-    assert (job.requeues(), job.record()["restarts"]) == (2, 2)
+    # Slurm may requeue a job once more by itself, but the script only asks until Slurm agrees.
+    said = job.log.read_text()
+    assert job.record()["restarts"] == 2, said
+    assert said.count("is back in the queue") <= 1, said
 
 
 def train_on_two_nodes(project: SlurmProject) -> Submitted:

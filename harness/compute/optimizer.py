@@ -248,6 +248,16 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
         )
 
 
+def last_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """Return the learning rate of an optimizer's last step, or of its first if there was none."""
+    schedule = schedule_of(optimizer)
+    if schedule is None:
+        return float(optimizer.learning_rate.numpy())
+    # `learning_rate` is the rate of the next step.
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return float(schedule(max(int(inner.iterations) - 1, 0)))
+
+
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:
     """Return an optimizer's learning-rate schedule; None if the learning rate is constant."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)

@@ -125,14 +125,19 @@ def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 def _sentence(row: Any) -> str:
     """Return a comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
+    is_tie = round(row.mean, 9) == 0
     if math.isnan(row.low):
         why = "too few seeds for so many comparisons, or the difference is the same at every seed"
-        return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
-    what = f"{row.first} is better than {row.second}"
+        lead = f"{row.first} is ahead of {row.second} {by}"
+        if is_tie:
+            lead = f"the means of {row.first} and {row.second} are equal"
+        return f"{lead}, {over}; no interval: {why}"
+    what = f"{row.first} is better than {row.second} {by}"
     if not row.is_shown:
         unclear = f"the runs do not show which of {row.first} and {row.second} is better"
-        what = f"{unclear}, although {row.first} is ahead"
-    return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
+        lead = "; their means are equal" if is_tie else f", although {row.first} is ahead {by}"
+        what = f"{unclear}{lead}"
+    return f"{what}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
 
 def explanations(
@@ -259,11 +264,13 @@ def verdict(baseline: Baseline, predictions: Predictions | None) -> str:
     said = f"better than {model}: {', '.join(better.index)}"
     if better.empty:
         said = f"the runs do not show that any network is better than {model}"
+    lead = "as often correct"
+    if first["points"]:
+        side = "ahead" if first["points"] > 0 else "behind"
+        lead = f"{abs(first['points']):.2f} points {side}"
     return (
-        f"{said}; {first.name} is {abs(first['points']):.2f} points "
-        f"{'ahead' if first['points'] > 0 else 'behind'} (McNemar's exact test on the same "
-        f"reviews, largest p-value over the seeds: {first['p']:.2g}, significance level: "
-        f"{level:.2g})"
+        f"{said}; {first.name} is {lead} (McNemar's exact test on the same reviews, largest "
+        f"p-value over the seeds: {first['p']:.2g}, significance level: {level:.2g})"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.device_errors import check_results
+from harness.compute.optimizer import last_rate
 from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import (
     Batch,
@@ -85,6 +86,8 @@ class Trainer:
             RunError: if a user's callback fails, or a newer process took over the run.
         """
         self._began_s = time.perf_counter()
+        # The training time and the step at this process's first results.
+        self._compiled: tuple[float, int] | None = None
         worker_group = self.compute.worker_group
         if worker_group:
             processes.kept.append(self)
@@ -245,7 +248,7 @@ class Trainer:
         progress, num_epochs = self.progress, self.job.train.epochs
         step, num_steps = self._num_steps_done(), num_epochs * self.steps_per_epoch
         measured = {
-            "step/learning_rate": self._learning_rate(),
+            "step/learning_rate": last_rate(self.train_step.optimizer),
             "step/reviews_per_s": reviews_per_s,
             "step/duration_ms": 1e3 * step_s,
         }
@@ -260,12 +263,24 @@ class Trainer:
             num_steps=num_steps,
             step_ms=round(1e3 * step_s, 3),
             reviews_per_s=round(reviews_per_s, 1),
-            eta_s=round((num_steps - step) * progress.training_s / step, 1),
+            eta_s=self._eta_s(step, num_steps),
         )
         figures = f"loss {loss:.4f}  {reviews_per_s:.0f} reviews/s"
         epoch = f"epoch {progress.epoch + 1}/{num_epochs}"
         self.console.advance(epoch, step, num_steps, figures=figures)
         return measured
+
+    def _eta_s(self, step: int, num_steps: int) -> float | None:
+        """Estimate the rest of the training time; None at this process's first results.
+
+        The first results of a process took longer, because TensorFlow compiled the kernels.
+        """
+        training_s = self.progress.training_s
+        if self._compiled is None:
+            self._compiled = training_s, step
+            return None
+        compiled_s, first_step = self._compiled
+        return round((num_steps - step) * (training_s - compiled_s) / (step - first_step), 1)
 
     def _validate(self, validation: Reviews) -> dict[str, Any]:
         """Return validation loss and accuracy, and the scores of `train.monitor` and `train.keep`.
@@ -307,7 +322,7 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "loss": progress.loss_sum / self.num_reviews,
             "accuracy": progress.num_correct / self.num_reviews,
-            "learning_rate": self._learning_rate(),
+            "learning_rate": last_rate(self.train_step.optimizer),
             "epoch_s": round(progress.epoch_s, 3),
             "reviews_per_s": round(self.num_reviews / max(progress.epoch_s, 1e-9), 1),
         }
@@ -341,9 +356,6 @@ class Trainer:
 
     def _num_steps_done(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step
-
-    def _learning_rate(self) -> float:
-        return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
         # Write whole files: if the process were killed while it appends, half a line could remain,

@@ -232,7 +232,11 @@ def _column(sweep: SweepDirectory) -> dict[str, str]:
     search = sweep.search()
     trials = ranked(sweep.trials(), search)
     counts = Counter(trial.status for trial in trials)
-    training_s = sum(trial.training_s or 0.0 for trial in trials)
+    times = {trial.n: trial.training_s or 0.0 for trial in trials}
+    training_s = sum(times.values())
+    # The time of a trial that continues a checkpoint contains the time of its parent.
+    if not search.job.train.callbacks:
+        training_s -= sum(times[trial.parent] for trial in trials if trial.parent is not None)
     content = {name: value for name, value in search.content.items() if name != "name"}
     content["code"] = {path: source_digest(text) for path, text in search.job.code.items()}
     if counts["finished"]:

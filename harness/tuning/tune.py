@@ -162,6 +162,7 @@ class Command:
         self._kept = KeptTrials(sweep, search, Pruned())
         self._table = b""  # the leaderboard that was written last
         self._began: tuple[float, int] | None = None  # time and ended trials at the first look
+        self._trial_s: float | None = None  # since the first look, per ended trial of all workers
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
         """Run the search to its end and return its result; a cancelled search has an empty result.
@@ -282,14 +283,16 @@ class Command:
             self.sweep.write(LEADERBOARD, table)
             self._table = table
             self._kept.trim(trials, is_over=False)
-        progress = self._progress()
-        num_ended, figures = len(self.view.accepted), f"{progress['running']} running"
-        if best := progress["best"]:
-            figures += f", best {best['score']:.4f} (trial {best['trial']})"
-        now_s = time.monotonic()
+        now_s, num_ended = time.monotonic(), len(self.view.accepted)
         began_s, num_before = self._began = self._began or (now_s, num_ended)
         if num_ended > num_before:
-            figures += f", {3600 * (num_ended - num_before) / (now_s - began_s):.0f} trials/h"
+            self._trial_s = (now_s - began_s) / (num_ended - num_before)
+        progress = self._progress()
+        figures = f"{progress['running']} running"
+        if best := progress["best"]:
+            figures += f", best {best['score']:.4f} (trial {best['trial']})"
+        if self._trial_s:
+            figures += f", {3600 / self._trial_s:.0f} trials/h"
         total = max(self.search.table.trials, len(trials))
         self.console.advance("trials", num_ended, total, figures=figures)
 
@@ -322,10 +325,8 @@ class Command:
         num_failed = sum(bool(trial.error) for trial in ended)
         num_workers = max(num_running, sum(each.alive for each in self.pool.workers))
         eta_s = best = None
-        if total and ended and num_workers:
-            left = max(0.0, total - len(ended) - num_running / 2)
-            training_s = sum(trial.training_s or 0.0 for trial in ended)
-            eta_s = round(left * training_s / len(ended) / num_workers, 1)
+        if total and self._trial_s:
+            eta_s = round((total - len(ended)) * self._trial_s, 1)
         if len(ended) > num_failed:
             first = ranked(ended, self.search)[0]
             best = {"trial": str(first.n), "score": first.scores[self.search.table.objective]}

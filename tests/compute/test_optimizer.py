@@ -7,9 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras.src.optimizers import ALL_OBJECTS_DICT
 
-from harness.compute.optimizer import build_optimizer, schedule_of
+from harness.compute.optimizer import build_optimizer, last_rate, schedule_of
 from harness.errors import InputError
 from harness.job.keys import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 
@@ -59,6 +60,22 @@ def rates(num_steps: int, **settings: Any) -> list[float]:
     schedule = schedule_of(optimizer)
     assert schedule is not None
     return [float(schedule(step)) for step in range(num_steps)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_last_rate_is_that_of_the_last_step(precision: Any) -> None:
+    """Keras's `learning_rate` is the rate of the next step, which a drop may have lowered."""
+    train = TrainConfig(
+        learning_rate=0.5, schedule="steps", schedule_drops=[1], precision=precision
+    )
+    optimizer = build_optimizer(train, steps_per_epoch=2)
+    variable, used = keras.Variable([0.0]), [last_rate(optimizer)]
+    optimizer.build([variable])
+    for _ in range(3):
+        optimizer.apply([tf.ones(1)])
+        used.append(last_rate(optimizer))
+    assert used == pytest.approx([0.5, 0.5, 0.5, 0.05])
+    assert last_rate(build_optimizer(TrainConfig(learning_rate=0.5), 2)) == 0.5
 
 
 def test_the_rate_rises_from_the_first_step() -> None:

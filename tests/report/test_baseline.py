@@ -304,6 +304,7 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
     for jobs in ({"lstm": [better, wrong]}, {"lstm": [better], "gru": [better]}):
         assert said(0, jobs).startswith("the runs do not show that any network is better than")
     assert "; lstm is 100.00 points behind (" in said(6, {"lstm": [wrong]})
+    assert "; lstm is as often correct (" in said(6, {"lstm": [better]})
     model = Baseline("", "n-grams", "", 1.0, 0, 0, 0, 0, 0, predicted=(1,))
     assert verdict(model, None).startswith(
         "no run has predictions that can be compared with those of"

@@ -77,6 +77,14 @@ def test_equal_differences_have_no_interval() -> None:
     assert only.sentence.endswith("or the difference is the same at every seed")
 
 
+def test_equal_means_are_no_lead() -> None:
+    """The sentence names no leader, with or without an interval."""
+    (only,) = compared(group_of(one={1: 80.0, 2: 81.0}, other={1: 80.0, 2: 81.0}))
+    assert only.sentence.startswith("the means of one and other are equal, over 2 seeds; no int")
+    (only,) = compared(group_of(one={1: 80.0, 2: 82.0}, other={1: 81.0, 2: 81.0}))
+    assert only.sentence.startswith("the runs do not show which of one and other is better; their ")
+
+
 def test_only_common_seeds_are_compared() -> None:
     """Two jobs need at least two common seeds."""
     (only,) = compared(group_of(lstm=LSTM, other={4: 87.0, 5: 87.1, 6: 99.0}))

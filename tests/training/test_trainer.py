@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -24,6 +25,7 @@ from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, RunContext
 from harness.training.metrics import exported_epoch
 from harness.training.train import train
+from harness.training.trainer import Trainer
 from tests.conftest import JOBS, metrics
 
 pytestmark = pytest.mark.usefixtures("default_precision")
@@ -173,6 +175,15 @@ def test_an_epoch_has_its_metrics_times_and_checksum(tmp_path: Path) -> None:
             for number in range(sum(name.startswith(f"{kind}/") for name in arrays.files)):
                 digest.update(arrays[f"{kind}/{number}"].tobytes())
     assert lines[-1]["checksum"] == digest.hexdigest() != lines[0]["checksum"]
+
+
+def test_the_remaining_time_leaves_out_the_compilation() -> None:
+    """The first results of a process took longer, because TensorFlow compiled the kernels."""
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer._compiled, trainer.progress = None, SimpleNamespace(training_s=90.0)
+    assert trainer._eta_s(10, 100) is None
+    trainer.progress.training_s = 100.0
+    assert trainer._eta_s(30, 100) == 35.0
 
 
 @pytest.mark.full

@@ -37,23 +37,27 @@ def end(sweep: SweepDirectory, num_trials: int = 4) -> None:
 
 
 def test_the_heartbeat_has_the_progress_of_the_search(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For the ETA a running trial counts as half done; a second command is no restart.
+    """The ETA follows from the trials that ended since this command began.
 
-    The command prints a line for each trial that ends.
+    A second command is no restart. The command prints a line for each trial that ends.
     """
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
     expected |= {"trials": 24, "workers": 1, "phase": "searching"}
-    expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": 655.8}  # 21.5 trials of 30.5 s
+    expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": None}
     state = command.sweep.read_json("state.json")
     assert {key: state[key] for key in expected} == expected
     other = Command(command.sweep, command.search, command.pool, None)
     assert other.heartbeat.state["restarts"] == 0
     accept(command.sweep, trial(2, 0.81234))
     accept(command.sweep, trial(3, None, error="no room"))
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + 60)
     assert command._turn() is None
+    # Two trials took a minute, 20 are left.
+    assert command.heartbeat.state["eta_s"] == pytest.approx(600, abs=30)
     said = capsys.readouterr().out
     assert "trial 2: val_accuracy 0.8123; model.units = 16\n" in said
     assert "trial 3: failed: no room; model.units = 16\n" in said

@@ -69,13 +69,17 @@ def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_sweeps_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The table shows the results of each sweep, and only settings in which the sweeps differ."""
+    """The table shows the results of each sweep, and only settings in which the sweeps differ.
+
+    The training time of a trial that continues another one contains the time of the other one.
+    """
+    continued = FOUR[0].model_copy(update={"n": 1, "parent": 0, "training_s": 90.0})
     failed = trial(4, None, error="too large", worker="w")
     other = RANDOM.replace("epochs = 6", "epochs = 7")
     compare(
         [
             make_sweep(tmp_path / "a", RANDOM, *FOUR, failed, finished=True),
-            make_sweep(tmp_path / "b", other, FOUR[0]),
+            make_sweep(tmp_path / "b", other, FOUR[0], continued),
             make_sweep(tmp_path / "c", RANDOM),
         ]
     )
@@ -83,9 +87,9 @@ def test_sweeps_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         f"sweep {tmp_path}/a {tmp_path}/b {tmp_path}/c",
         "best score 0.9000 0.8000",
         "best trial 1 0",
-        "trials finished 4 1 0",
+        "trials finished 4 2 0",
         "trials failed 1 0 0",
-        "training time 4m04s 1m01s 0s",
+        "training time 4m04s 1m30s 0s",
         "train.epochs 6 7 6",
         "best.model.pooling last last",
         "best.model.units 32 16",

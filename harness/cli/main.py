@@ -14,7 +14,7 @@ from harness.cli import results, runs, site, submit, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.pool import take_own_gpu
 from harness.system import processes
-from harness.system.console import echo, log, take_any_text
+from harness.system.console import echo, log, prepare_output
 
 app = typer.Typer(
     help="Train, test and compare text classifiers on this machine or on a Slurm cluster.",
@@ -41,7 +41,7 @@ def main() -> int:
     Returns:
         The exit code: 0 = success, 1 = failed, 2 = input refused, 75 = interrupted, can be resumed.
     """
-    take_any_text()
+    prepare_output()
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the user's shell may name another backend
     try:
         # `app` returns the exit code of typer.Exit, or INTERRUPTED.

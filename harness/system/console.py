@@ -115,10 +115,25 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def take_any_text() -> None:
-    """Let standard output print an escape, such as `\\u2603`, for a character it can't encode."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+def prepare_output() -> None:
+    """Make this process's standard output and standard error unbuffered.
+
+    Then text that can't be written, because the log's disk is full or no program reads the output,
+    is lost. In a buffer it would stay, and every later flush would fail, even Python's at exit,
+    which then replaces the exit code. A character that a stream can't encode becomes an escape,
+    such as `\\u2603`.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Leave the streams of a notebook or of a test alone.
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue
+        encoding, raw = stream.encoding, stream.detach()
+        if isinstance(raw, io.BufferedWriter):
+            raw = raw.detach()
+        unbuffered = io.TextIOWrapper(raw, encoding, "backslashreplace", "\n", write_through=True)
+        for attribute in (name, f"__{name}__"):
+            setattr(sys, attribute, unbuffered)
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
@@ -132,7 +147,7 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     """
     stream = sys.stderr if err else sys.stdout
     try:
-        print(printable(text), file=stream, end=end, flush=True)
+        print(f"{printable(text)}{end}", file=stream, end="", flush=True)
     except BrokenPipeError:
         if not err:  # like `log`, ignore that no program reads standard error
             end_output()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -36,10 +37,23 @@ def test_a_file_gets_time_and_level_and_a_pipe_the_bare_text(tmp_path: Path) -> 
 
 
 def test_a_full_disk_under_the_log_ends_nothing() -> None:
-    """A log line that can't be written is dropped."""
-    code = f"{CODE}\nimport sys; sys.stdout = sys.stderr = open('/dev/null', 'w')"
+    """A line that can't be written is dropped, and does not change the exit code."""
+    code = f"""
+import sys
+from harness.system.console import prepare_output
+prepare_output()
+prepare_output()
+{CODE}
+sys.stdout.flush()
+sys.exit(75)
+"""
+    # Python buffers its output, unless the environment of the tests forbids it.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
-        subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=full, env=environment, check=False
+        )
+    assert done.returncode == 75
 
 
 def test_a_line_stands_above_the_bar(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.compute.strategy import set_variables
+from harness.compute.strategy import reset_keras, set_variables
 from harness.config import is_free, toml_value
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.predict import Classifier, Prediction, check_texts
@@ -458,6 +458,7 @@ def _import_tensorflow() -> None:
             with filtered_stderr():
                 import tensorflow as tf
 
+                reset_keras()
                 tf.config.list_physical_devices()
         importlib.import_module("harness.inference.model_file")  # imports Keras
 

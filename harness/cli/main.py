@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -44,6 +45,10 @@ def main() -> int:
     prepare_output()
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the user's shell may name another backend
     try:
+        # An empty path would mean the current folder, of which `prune` would remove checkpoints.
+        # The job scripts pass empty arguments to the commands job-begin, job-end and job-successor.
+        if "" in sys.argv[1:] and not sys.argv[1].startswith("job-"):
+            raise InputError("an argument is empty; check the variables of your shell")
         # `app` returns the exit code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)
         if code == INTERRUPTED:

@@ -20,7 +20,7 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu
-from harness.system.processes import ctrl_c_waits, nvidia_driver
+from harness.system.processes import ctrl_c_waits
 from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # see `quick_imports`
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Prefixes of the environment variables that select NCCL's network and CUDA's kernels. A run's
 # record contains these variables (`describe_numerics`).
-RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
+RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_")
 
 device_messages: list[str] = []  # messages that TensorFlow printed when it listed the GPUs
 
@@ -112,7 +112,16 @@ def set_variables() -> None:
     ask_for_messages()
     os.environ["KERAS_BACKEND"] = "tensorflow"
     # Turn oneDNN off: its rounding depends on the CPU, and a run can be resumed on another node.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+
+def reset_keras() -> None:
+    """Undo the settings of the user's `keras.json`, which another machine may not have."""
+    import keras
+
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
 
 
 def import_tensorflow(
@@ -144,6 +153,8 @@ def import_tensorflow(
         try:
             with quick_imports(), ctrl_c_waits():
                 import tensorflow as tf
+
+                reset_keras()
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise InputError(
@@ -342,7 +353,7 @@ def describe_devices(
 def describe_numerics() -> dict[str, Any]:
     """Return the settings that rounding and reproducibility depend on, for the run's record.
 
-    With a GPU, `cuda` describes the GPUs, the driver and CUDA.
+    With a GPU, `cuda` describes the GPUs and CUDA's settings.
     """
     import tensorflow as tf
     from tensorflow.python.framework import config  # no public function reads the setting
@@ -353,9 +364,7 @@ def describe_numerics() -> dict[str, Any]:
         "deterministic": bool(config.is_op_determinism_enabled()),
         "cublas_workspace": os.environ.get(CUBLAS_WORKSPACE),
         "cuda": {
-            "driver": nvidia_driver(),
             "compute_capabilities": [".".join(map(str, card_of(each).capability)) for each in gpus],
-            **gpu.library_versions(),
             "site_libraries": gpu.shadowing_libraries(),
             "mps": gpu.has_mps(),
             "variables": {name: value for name, value in variables if name.startswith(RECORDED)},

@@ -218,6 +218,8 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, Any]:
     key = name.strip()
     if not equals or not all(key.partition(".")):
         near = _same_key(key, tables) or ", such as train.epochs=8"
+        if is_key(key, tables):
+            near = f"; write --set {key}=VALUE"
         raise InputError(f"--set {text}: is not table.key=value{near}")
     if not is_key(key, tables):
         raise InputError(f"--set {text}: a job has no key {key}{suggest_key(key, tables)}")
@@ -271,7 +273,7 @@ def explain(
     where, value = f"job {path}: {key}", shown(first["input"])
     # Only `[model]` or `model.architecture` can be missing: no other key is required.
     if first["type"] == "missing":
-        text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
+        text = f"job {path}: model.architecture is missing; write architecture = 'lstm' in [model]"
     elif first["type"] == "extra_forbidden":
         near = "" if "." in key else did_you_mean(key, [*tables, "name"])
         text = f"{where} is not a key of a job{near or suggest_key(key, tables)}"

@@ -328,7 +328,7 @@ def with_settings(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[Score
         if not equals or key not in known:
             raise InputError(
                 f"--where {each}: should be a setting of a run, such as model.units=64"
-                f"{did_you_mean(key, known)}"
+                f"{'' if key in known else did_you_mean(key, known)}"
             )
         found = [(run, settings) for run, settings in found if _is(settings.get(key), value)]
         if not found:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import platform
 import shlex
 import socket
@@ -20,6 +21,7 @@ from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import COMMIT, GitError, code_version, is_snapshot, write_version
+from harness.system.gpu import library_versions
 from harness.system.lenient_json import table, text
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, TIME, RunDirectory, first_start, stamped, weights_of
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # the module imports NumPy, which `harness cancel` does not n
     from harness.data.dataset import Dataset
 
 JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"  # in a restored folder
+# Prefixes of the environment variables that change how TensorFlow computes.
+VARIABLES = ("XLA_FLAGS", "TF_XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_", "NCCL_ALGO", "NCCL_PROTO")
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
 
 
@@ -134,8 +138,15 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return this process's packages, processor and devices, as a part of `provenance.json`."""
-    return {"packages": _packages(), "processor": processor(), "devices": devices}
+    """Return what a run's result may depend on besides its code, for `provenance.json`."""
+    on_gpus = any(device.get("name") for device in devices)
+    return {
+        "packages": _packages(),
+        "libraries": {"driver": nvidia_driver(), **library_versions()} if on_gpus else {},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "processor": processor(),
+        "devices": devices,
+    }
 
 
 def package_changes(
@@ -148,29 +159,36 @@ def package_changes(
         packages: the versions to compare with; by default those of this process.
     """
     known = table(record, "packages")
-    return [
-        f"{name} was {known.get(name)} and is now {version}"
-        for name, version in (packages or _packages()).items()
-        if known.get(name) != version
-    ]
+    now = packages or _packages()
+    return _differences({name: known.get(name) for name in now}, now)
 
 
 def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[str]:
-    """List the changes of packages, devices and processor since a recorded start.
+    """List the changes of packages, libraries, variables, devices and processor since a start.
 
     Args:
         start: an entry of the list `starts` in a run's record.
         machine: the result of `this_machine`, or the record of another start.
     """
     changes = package_changes(start, machine["packages"])
+    if table(start, "libraries") and machine["libraries"]:
+        changes += _differences(table(start, "libraries"), machine["libraries"])
+    changes += _differences(table(start, "variables"), machine["variables"])
     before, now = (_kinds(each.get("devices") or ()) for each in (start, machine))
     if before and before != now:
         changes.append(f"the devices were {before} and are now {now}")
-    was = start.get("processor")
-    uses_cpus = not any(device.get("name") for device in machine["devices"])
-    if uses_cpus and was and was != machine["processor"]:
+    was = start.get("processor")  # computes metrics and n-grams even if GPUs train
+    if was and was != machine["processor"]:
         changes.append(f"the processor was {was} and is now {machine['processor']}")
     return changes
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
 
 
 def _kinds(devices: Sequence[Mapping[str, str]]) -> str:

@@ -490,7 +490,9 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
                 if is_taken:
                     break
                 reason = why_refused(error)
-                raise InputError(f"runs = {runs}: can't be written: {reason}") from None
+                raise InputError(
+                    f"runs = {runs}: can't be written: {reason}; choose another --runs folder"
+                ) from None
         else:
             return name
         count += 1

@@ -149,6 +149,8 @@ class Start(BaseModel):
 
     devices: list[dict[str, str]]
     packages: dict[str, str | None] = {}
+    libraries: dict[str, str | None] = {}
+    variables: dict[str, str] = {}
     processor: str | None = None
 
 

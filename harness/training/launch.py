@@ -46,7 +46,7 @@ from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death
 from harness.tracking.run_dir import RECORD, RunDirectory, check_record, take_back_cancel
 from harness.training.context import Compute, RunContext
-from harness.training.parent import find_parent
+from harness.training.parent import find_parent, recorded_parent
 
 FEWEST_PER_GPU = 64  # with fewer reviews per step, starting kernels takes longer than computing
 
@@ -77,6 +77,8 @@ def launch(
             began the run; the run's folder is unchanged.
         Interrupted, RunError: see `harness.training.train.train`.
     """
+    if options.parent:
+        recorded_parent(run, options.parent)
     if run.finished():
         console.info(f"run {run.folder}: finished already, nothing to do")
         return run.result()

@@ -60,6 +60,22 @@ class Parent:
         return f"{start}, because these settings differ: {shown}"
 
 
+def recorded_parent(run: RunDirectory, named: Path | None) -> str | None:
+    """Return the folder of the parent in a run's record; None if there is none.
+
+    Raises:
+        InputError: if the run began with another parent than the folder `named` in `--from`.
+    """
+    record = run.certain_json(RECORD)
+    before = text(table(first_start(record), "parent").get("run"))
+    if record and named and before != str(named.absolute()):
+        raise InputError(
+            f"--from {named}: run {run.folder} exists already, and began with "
+            f"{before or 'no parent'}; leave --from out, or choose another --run-id"
+        )
+    return before
+
+
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """Find a run's parent. Return None if no parent is named, or the run already has a checkpoint.
 
@@ -70,13 +86,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
         InputError: if the run can't begin with its parent's checkpoint or weights.
     """
     run = context.run
-    record = run.certain_json(RECORD)
-    before = text(table(first_start(record), "parent").get("run"))
-    if record and named and before != str(named.absolute()):
-        raise InputError(
-            f"--from {named}: run {run.folder} exists already, and began with "
-            f"{before or 'no parent'}; leave --from out, or choose another --run-id"
-        )
+    before = recorded_parent(run, named)
     if run.checkpoints():
         return None
     if not (folder := named or (Path(before) if before else None)):

@@ -46,6 +46,8 @@ AT_ONCE = "harness: interrupted by Ctrl-C and ended at once; saved files are kep
         (["compare"], ("no folder /", "runs here; change to the folder that contains it")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
+        (["train", LSTM, "--set", "train.epochs"], ("; write --set train.epochs=VALUE",)),
+        (["prune", ""], ("an argument is empty; check the variables of your shell",)),
         # A long name or number, deep nesting, an endless file.
         (["train", "x" * 300], ()),
         (["train", LSTM, "--devices", "cpu:" + "9" * 5000], ()),

@@ -4,6 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import keras
 import pytest
 
 from harness.compute.strategy import (
@@ -11,6 +12,7 @@ from harness.compute.strategy import (
     check_equal_devices,
     one_device_each,
     parse_devices,
+    reset_keras,
     site_devices,
 )
 from harness.errors import InputError
@@ -50,6 +52,14 @@ def test_a_refusal_names_the_option_or_the_variable(
     assert str(refused.value).startswith(said)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     assert one_device_each(None, "run") == site_devices() == "cpu"
+
+
+def test_the_users_settings_of_keras_do_not_reach_a_run() -> None:
+    """A `keras.json` in the home folder could change numbers, or break the pooling."""
+    keras.config.set_floatx("float64")
+    keras.config.set_image_data_format("channels_first")
+    reset_keras()
+    assert (keras.config.floatx(), keras.config.image_data_format()) == ("float32", "channels_last")
 
 
 def test_nodes_with_different_devices_are_refused(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
     if runs.kind == "cpu":
         yield Finding("not run", "libraries", "not run: needs a GPU")
         return
-    cuda = runs.values["cuda"] = last_start(runs.calm("lstm").record)["cuda"]
-    found = f"cuDNN {cuda['cudnn']}, NCCL {cuda['nccl']}"
+    libraries = runs.values["libraries"] = last_start(runs.calm("lstm").record)["libraries"]
+    found = f"cuDNN {libraries['cudnn']}, NCCL {libraries['nccl']}"
     yield Finding("red" if "None" in found else "green", "libraries", found)
 
 

@@ -45,8 +45,8 @@ def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
     (start,) = record["starts"]
     assert start["gpus_checked"] is False
     assert start["gpu_gb"] > CONTEXT_GB
-    cuda = start["cuda"]
-    assert (cuda["cudnn"], cuda["cublas"], cuda["nccl"]) == ("9.28.0", "12.9.3", "2.32.3")
+    cuda, found = start["cuda"], start["libraries"]
+    assert (found["cudnn"], found["cublas"], found["nccl"]) == ("9.28.0", "12.9.3", "2.32.3")
     assert cuda["site_libraries"] == {"libcudnn.so.9": f"{rig.folder}/modules/libcudnn.so.9"}
     assert cuda["compute_capabilities"] == ["9.0"]
     assert variables.items() <= cuda["variables"].items()

@@ -62,6 +62,7 @@ def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
             started(devices=[{"device": "gpu:0", "name": "NVIDIA A100"}]),
             "the devices were 1 × NVIDIA A100 and are now 2 × CPU",
         ),
+        (started(variables={"XLA_FLAGS": "-a"}), "XLA_FLAGS was -a and is now None"),
         (started(processor="Intel Xeon"), "the processor was Intel Xeon and is now AMD EPYC"),
     ],
 )
@@ -76,6 +77,21 @@ def test_a_change_since_the_first_start_is_a_warning_or_refused_by_strict(
     assert f"warning: changed since the run began: {said}" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"^--strict: run .* leave --strict out$"):
         warn_of_changes(run, CPUS, Console(), strict=True)
+
+
+def test_gpu_libraries_are_compared(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another driver may compile other kernels, and the processor still computes the metrics."""
+    now = {"cudnn": "9.5", "nccl": "2.3"}
+    monkeypatch.setattr(provenance, "library_versions", lambda: now)
+    monkeypatch.setattr(provenance, "nvidia_driver", lambda: "570.1")
+    devices = [{"device": "gpu:0", "name": "NVIDIA A100"}]
+    libraries = {**now, "driver": "535.5"}
+    before = started(devices=devices, libraries=libraries, processor="Intel Xeon")
+    run.path(RECORD).write_text(json.dumps({**CODE, **before}))
+    assert changes_since_first_start(run, devices) == [
+        "driver was 535.5 and is now 570.1",
+        "the processor was Intel Xeon and is now AMD EPYC",
+    ]
 
 
 def test_a_checksum_shows_changes_without_git(tmp_path: Path) -> None:

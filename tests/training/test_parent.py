@@ -58,6 +58,8 @@ def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harnes
     record["starts"][0]["devices"] *= 2
     (named / "provenance.json").write_text(json.dumps(record))
     words = ("--set", "train.epochs=4", "--from", named)
+    line = parent.refuse(*parent.train_words("lstm", "calm", "--from", named))
+    assert "calm exists already, and began with no parent; leave --from out" in line
     refused = parent.train("lstm", "refused", *words, "--strict")
     assert refused.returncode == 2, refused.stderr
     line = refused.stderr.splitlines()[-1]

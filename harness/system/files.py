@@ -167,13 +167,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         InputError: if `target` is a broken link, or another user's link.
         OSError: if the write fails.
     """
-    if target.is_symlink():
-        if target.lstat().st_uid != os.getuid():
-            raise InputError(f"{target}: is another user's link; choose another folder")
-        if not target.exists():
-            raise InputError(
-                f"{target}: is a broken link; remove the link, or choose another folder"
-            )
+    _check_link(target)
     target = target.resolve()
     old = _temporary(target)
     try:
@@ -189,6 +183,16 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _check_link(target: Path) -> None:
+    if target.is_symlink():
+        if target.lstat().st_uid != os.getuid():
+            raise InputError(f"{target}: is another user's link; choose another folder")
+        if not target.exists():
+            raise InputError(
+                f"{target}: is a broken link; remove the link, or choose another folder"
+            )
+
+
 def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str) -> None:
     """Check that a command with `--out` would replace only the output of an earlier command.
 
@@ -199,9 +203,10 @@ def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str
         kind: a noun for the output in messages, such as `comparison`.
 
     Raises:
-        InputError: if the folder is a file or can't be read, contains a file whose name is not in
-            `known`, or contains files but not `mark`.
+        InputError: if the folder is a file, a broken link or another user's link, can't be read,
+            contains a file whose name is not in `known`, or contains files but not `mark`.
     """
+    _check_link(folder)
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except NotADirectoryError:

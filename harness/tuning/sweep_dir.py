@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import DiskError, InputError
+from harness.errors import DiskError, InputError, TakenOver
 from harness.job.own_code import close_folder
 from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import resume_command
@@ -56,7 +56,21 @@ class SweepDirectory(LeasedDirectory):
     kind = "sweep"
 
     def check_lease(self) -> None:
-        """Do nothing: a sweep has no lease, because all its commands may write its files."""
+        """Check that the sweep's folder is still there.
+
+        A sweep has no lease, because all its commands may write its files.
+
+        Raises:
+            TakenOver: if the folder was moved or removed.
+            DiskError: if the disk fails.
+        """
+        try:
+            self.path(SEARCH_FILE).stat()
+        except OSError as error:
+            raise_unless_missing(error, self.path(SEARCH_FILE))
+            raise TakenOver(
+                f"sweep {self.folder}: was moved or removed; this process stops"
+            ) from None
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":

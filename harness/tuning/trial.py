@@ -108,6 +108,7 @@ class Trials:
 
     def _train(self, trial: Trial, k: int, job: Job, run: RunDirectory) -> None:
         forget_modules()
+        self.sweep.check_lease()  # the next line would create the folder of a moved sweep again
         run.folder.mkdir(parents=True, exist_ok=True)
         run.take_lease()
         try:

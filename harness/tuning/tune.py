@@ -239,6 +239,7 @@ class Command:
         Raises:
             RunError: if the search has failed; the message contains the reason.
         """
+        self.sweep.check_lease()
         idle = [each for each in self.pool.everybody if each.is_done]
         self._look()
         if execute(self.view.is_stopped()):

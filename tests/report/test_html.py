@@ -232,6 +232,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, names: list[str]) 
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(InputError, match=f"--out .*out: contains {names[-1]}"):
         check_folder(tmp_path / "out")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="is a broken link"):
+        check_folder(tmp_path / "link")
 
 
 # The figures

@@ -64,6 +64,15 @@ def test_the_heartbeat_has_the_progress_of_the_search(
     assert "trial 0" not in said.replace("best 0.8000 (trial 0)", "")
 
 
+def test_a_moved_sweep_stays_whole(command: Command) -> None:
+    """The command stops, and does not create the folder again."""
+    folder = command.sweep.folder
+    folder.rename(folder.with_name("moved"))
+    with pytest.raises(RunError, match="was moved or removed; this process stops"):
+        command.run(resumes=False)
+    assert not folder.exists()
+
+
 def test_only_a_person_resumes_a_cancelled_search(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from harness.system.console import quoted
 from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import COMMIT, GitError, code_version, is_snapshot, write_version
 from harness.system.gpu import library_versions
-from harness.system.lenient_json import table, text
+from harness.system.lenient_json import table, text, whole
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, TIME, RunDirectory, first_start, stamped, weights_of
 
@@ -60,7 +60,7 @@ def write_provenance(
         asked["nodes"] = allocation.num_tasks
     record = run.certain_json(RECORD) or {
         **code,
-        "packages": _packages(),
+        "packages": installed_packages(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "processor": processor(),
@@ -141,7 +141,7 @@ def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     """Return what a run's result may depend on besides its code, for `provenance.json`."""
     on_gpus = any(device.get("name") for device in devices)
     return {
-        "packages": _packages(),
+        "packages": installed_packages(),
         "libraries": {"driver": nvidia_driver(), **library_versions()} if on_gpus else {},
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "processor": processor(),
@@ -159,7 +159,7 @@ def package_changes(
         packages: the versions to compare with; by default those of this process.
     """
     known = table(record, "packages")
-    now = packages or _packages()
+    now = packages or installed_packages()
     return _differences({name: known.get(name) for name in now}, now)
 
 
@@ -207,7 +207,8 @@ def _fingerprint(code: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _packages() -> dict[str, str | None]:
+def installed_packages() -> dict[str, str | None]:
+    """Return the versions of the packages that a run's result may depend on."""
     return {name: installed_version(name) for name in PACKAGES}
 
 
@@ -315,10 +316,20 @@ def _put_data(record: dict[str, Any], folder: Path) -> list[str]:
     return ["--data", where] if where and not data.get("is_own") else []
 
 
+def _devices_of(start: dict[str, Any]) -> str:
+    """Return the devices of a start as a value of `--devices`; empty on several nodes."""
+    devices = start.get("devices")
+    names = [str(each.get("device")) for each in devices] if isinstance(devices, list) else []
+    kinds = {name.partition(":")[0] for name in names}
+    return f"{kinds.pop()}:{len(names)}" if kinds in ({"cpu"}, {"gpu"}) else ""
+
+
 def _command(record: dict[str, Any], folder: Path, data: Sequence[str]) -> str:
     args = [sys.executable, "-m", "harness", "train", JOB_FILE]
-    if record.get("devices_asked"):
-        args += ["--devices", str(record["devices_asked"])]
+    if threads := whole(table(record, "plan").get("threads")):
+        args = ["env", f"HARNESS_CPUS={threads}", *args]
+    if devices := record.get("devices_asked") or _devices_of(first_start(record)):
+        args += ["--devices", str(devices)]
     if origin := weights_of(record):
         args += ["--from", origin]
     return f"cd {quoted(folder)} && {shlex.join([*args, *data])}"

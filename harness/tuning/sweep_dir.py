@@ -27,7 +27,7 @@ from harness.slurm.environment import resume_command
 from harness.system.files import owner_name, raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import read_toml, table, text
-from harness.tracking.provenance import sources_checksum
+from harness.tracking.provenance import installed_packages, sources_checksum
 from harness.tracking.run_dir import (
     RECORD,
     RESULT,
@@ -119,6 +119,7 @@ class SweepDirectory(LeasedDirectory):
         """
         record = {
             "sources_sha256": sources_checksum(),
+            "packages": installed_packages(),
             "dataset": dataset.record(),
             **({"embeddings": vectors} if vectors else {}),
             "starts": [],

@@ -26,7 +26,7 @@ from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
 from harness.system.resource_monitor import IDLE, IDLE_MIN
-from harness.tracking.provenance import sources_checksum
+from harness.tracking.provenance import package_changes, sources_checksum
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, RESULT, stamped, take_back_cancel
 from harness.training.launch import dataset_of
@@ -105,14 +105,18 @@ def tune(
     elif asked.trial_limit < search.trial_limit:
         number = search.table.trials or "all possible"
         console.warning(f"search.trials has no effect: the search has {number} trials already")
-    if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
+    record = sweep.certain_json(RECORD)
+    changes = package_changes(record) if record.get("packages") else []
+    if record.get("sources_sha256") not in (None, sources_checksum()):
+        changes.append("the code of harness has changed")
+    if changes:
         line = (
-            f"sweep {sweep.folder}: the code of harness has changed since the sweep began, so "
-            "scores of new and earlier trials may not be comparable"
+            f"sweep {sweep.folder}: {', '.join(changes)} since the sweep began, so scores of new "
+            "and earlier trials may not be comparable"
         )
         if not resumes:
             raise InputError(
-                f"{line}; restore the earlier code, begin another sweep, or continue anyway with: "
+                f"{line}; undo this change, begin another sweep, or continue anyway with: "
                 f"{resume_command(sweep.folder)}"
             )
         console.warning(line)

@@ -33,7 +33,7 @@ def started(**changes: object) -> dict[str, Any]:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run that began with the code of this process."""
     monkeypatch.setattr(provenance, "code_of", lambda run: CODE)
-    monkeypatch.setattr(provenance, "_packages", lambda: PACKAGES)
+    monkeypatch.setattr(provenance, "installed_packages", lambda: PACKAGES)
     monkeypatch.setattr(provenance, "processor", lambda: "AMD EPYC")
     begun: dict[str, Any] = {**CODE, **started()}
     (tmp_path / RECORD).write_text(json.dumps(begun))

@@ -155,6 +155,12 @@ def begun(**parent: str) -> dict[str, object]:
             ["--devices", "cpu:2", "--from", "/a"],
         ),
         (begun(run="/b", begins_with="checkpoint"), []),
+        (
+            {"starts": [{"devices": [{"device": f"gpu:{n}"} for n in (0, 1)]}]},
+            ["--devices", "gpu:2"],
+        ),
+        ({"starts": [{"devices": [{"device": "n1/gpu:0"}]}]}, []),
+        ({"starts": [{"devices": 7}]}, []),
         (begun(run="/b", begins_with="checkpoint", weights_of="/a"), ["--from", "/a"]),
     ],
 )
@@ -166,6 +172,8 @@ def test_the_command_names_devices_parent_and_data(
     assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
     words = ["-m", "harness", "train", "reproduced.toml", *words, "--data", "x y"]
     assert shlex.split(command)[4:] == words
+    command = _command({**record, "plan": {"threads": 3}}, Path("back"), [])
+    assert shlex.split(command)[3:5] == ["env", "HARNESS_CPUS=3"]
 
 
 def test_the_command_names_the_data(tmp_path: Path) -> None:

@@ -639,7 +639,7 @@ def made_up() -> Iterator[None]:
             (trainer, "TensorBoardLog", lambda *_, **__: log),
             (trainer, "age_s", now_s),
             (batch, "memory_peak_gb", _nothing),
-            (provenance, "_packages", dict),
+            (provenance, "installed_packages", dict),
             (provenance, "code_of", lambda run: {}),
             (provenance, "processor", _nothing),
             (provenance, "nvidia_driver", _nothing),

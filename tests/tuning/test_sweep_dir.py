@@ -15,7 +15,7 @@ from harness.data.vocabulary import vectors_checksum
 from harness.errors import DiskError, InputError, RunError
 from harness.job.search import SearchSpec, load_search
 from harness.system.console import Console
-from harness.tracking.provenance import sources_checksum
+from harness.tracking.provenance import installed_packages, sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
 from harness.tuning.best_trial import retrain
@@ -208,6 +208,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
         "format": FORMAT,
         "harness": __version__,
         "sources_sha256": sources_checksum(),
+        "packages": installed_packages(),
         "dataset": open_sample().record(),
         "starts": [],
     }
@@ -224,8 +225,11 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     with pytest.raises(InputError, match=refusal):
         begin(sweep, search.with_table(trials=30))
+    record["packages"] |= {"numpy": "1.0"}
+    sweep.write_json("provenance.json", record)
     begin(sweep, search, resumes=True)
     said = capfd.readouterr()
+    assert "numpy was 1.0 and is now" in said.err
     assert "the code of harness has changed since the sweep began" in said.err
     assert "30 trials" in said.out
     assert sweep.read_json("provenance.json")["starts"] == starts

@@ -233,6 +233,9 @@ def job_submission(wanted: Wanted, request: Request) -> SbatchJob:
     if wanted.resumes and not wanted.is_begun:
         name = "--sweep-id" if is_search else "--run-id"
         call += [name, wanted.resumes.name, "--runs", wanted.resumes.parents[1]]
+    elif wanted.resumes and is_search and os.environ.get(FIRST_JOB):
+        # A successor of a job: unlike `resume`, `--join` does not undo `harness cancel`.
+        call = ["supervise", "tune", "--join", wanted.resumes]
     elif wanted.resumes:
         call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:

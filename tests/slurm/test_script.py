@@ -10,6 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
+from harness.job.search import load_search
 from harness.slurm.resources import (
     Resources,
     array_spec,
@@ -256,6 +257,19 @@ def test_without_seeds_the_job_keeps_its_own(request_: Request) -> None:
     assert "seed = 9\n" in sent.job_toml
     assert sent.job_file
     assert sent.job_file.name == "job_.toml"
+
+
+def test_the_next_job_of_a_search_does_not_undo_a_cancellation(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that replaces a forbidden requeue joins the search; a person's job resumes it."""
+    (request_.project / "slurm/tune.sh").touch()
+    search, sweep = load_search(JOBS / "tune_lstm.toml"), Path("/runs/tune_lstm/slurm-7")
+    wanted = Wanted(search, Resources(), resumes=sweep)
+    resumes = f"\nsupervise resume sweep {sweep}\n"
+    assert job_submission(wanted, request_).script.endswith(resumes)
+    monkeypatch.setenv("HARNESS_FIRST_JOB", "7")
+    assert job_submission(wanted, request_).script.endswith(f"\nsupervise tune --join {sweep}\n")
 
 
 def test_comparison_waits_for_all_trainings(

@@ -41,7 +41,14 @@ from harness.slurm.environment import (
     request_args,
     unmet_request,
 )
-from harness.slurm.resources import Resources, array_spec, override, short_limit
+from harness.slurm.resources import (
+    Resources,
+    array_spec,
+    drop,
+    override,
+    refused_options,
+    short_limit,
+)
 from harness.slurm.script import Request, SbatchJob
 from harness.slurm.snapshot import project_folder
 from harness.slurm.submit import (
@@ -343,7 +350,10 @@ def job_successor(
     allocation = _allocation()
     flags = [change.replace("ExcNodeList", "--exclude") for change in changes or ()]
     flags.append(f"--dependency=afterany:{allocation.own_id}")
+    # Repeat the job's own request, because a run that has not begun has no record of the request.
+    own = drop(shlex.split(allocation.flags), refused_options())
+    resources = Resources(nodes=allocation.num_nodes, flags=tuple(override(own, flags)))
     # With this variable, the new job uses the counters of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id
-    command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
+    command, record = draft(resume_request([run], resources, runs))
     _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={quoted(record)}")

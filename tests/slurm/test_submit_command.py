@@ -271,6 +271,25 @@ def test_a_run_gets_no_second_job(site: Harness) -> None:
     assert site.run_here("submit", "--resume", run, "--dry-run").returncode == 0
 
 
+def test_the_next_job_repeats_the_request_of_a_job_whose_run_has_not_begun(site: Harness) -> None:
+    """The run has no record of the request; options that the site refuses are left out."""
+    assert site.run_here("submit", LSTM).returncode == 0
+    site.environment |= {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NUM_NODES": "2",
+        "HARNESS_BATCH_JOB": "77",
+        "HARNESS_FLAGS": "--qos=long --exclude=n1 --gres=gpu:a100:2 --mem=9G",
+        "HARNESS_SBATCH_NEVER": "gres",
+        "HARNESS_TRUSTED_NETWORK": "1",
+    }
+    run = site.runs / "lstm/slurm-77"
+    done = site.run("job-successor", run, "--runs", site.runs, "--", "ExcNodeList=n1,n2")
+    assert done.returncode == 0, done.stderr
+    options = "--nodes=2 --qos=long --mem=9G --exclude=n1,n2 --dependency=afterany:77"
+    assert f" {options} " in done.stdout.splitlines()[0]
+    assert " --gres" not in done.stdout
+
+
 def test_files_of_a_job_in_any_locale_and_with_any_umask(
     site: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,11 @@ def tune(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
     ) as pool:
         command = Command(sweep, search, pool, allocation)
-        return command.run(resumes=resumes and not (allocation and allocation.restarts))
+        # A requeued job has logs of its workers if an earlier start has lifted the stop.
+        has_lifted = bool(allocation and allocation.restarts) and any(
+            sweep.path("workers").glob(f"{name}-*")
+        )
+        return command.run(resumes=resumes and not has_lifted)
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:

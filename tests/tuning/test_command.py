@@ -104,6 +104,21 @@ def test_only_a_person_resumes_a_cancelled_search(
     assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("log", "lifts"), [("job8-w0", True), ("job7-w0", False)])
+def test_a_requeued_job_resumes_a_search_once(
+    command: Command, monkeypatch: pytest.MonkeyPatch, log: str, *, lifts: bool
+) -> None:
+    """The job may be requeued before its first start has undone the cancellation."""
+    for name, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "JOB_NUM_NODES": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    command.sweep.path(f"workers/{log}.log").touch()
+    asked = list[bool]()
+    monkeypatch.setattr(Command, "run", lambda _, *, resumes: asked.append(resumes))
+    request = WorkerRequest(num_workers=1, devices="cpu")
+    run_sweep(command.sweep, command.search, request, resumes=True)
+    assert asked == [lifts]
+
+
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
     """The command fails with this error and without a result; so does a repeated command.
 

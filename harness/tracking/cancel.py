@@ -21,6 +21,7 @@ WAIT_S = 90.0  # seconds to wait for a run's end; by default Slurm kills a job 3
 POLL_S = 0.5  # seconds between two reads of a run's state
 ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
+STOPPED = ("interrupted", "lost", "dead")  # states that `submit --all-interrupted` continues
 AT_WORK = ("running", "starting", "stale")  # states of a run that has or may have a process
 
 
@@ -141,6 +142,8 @@ def wait_until_saved(status: RunStatus, queue: Queue) -> str:
         is_new = now.time_s > status.time_s or status.phase not in OVER
         if (now.phase in OVER and is_new) or (not now.alive and now.state != "stale"):
             now = refresh(status, queue)  # the run may have saved after the first `refresh`
+            if now.phase and now.state in STOPPED and not now.was_cancelled:
+                ask_to_cancel(now.folder)  # no process of the run has recorded the cancellation
             return ": ".join(filter(None, (now.run, now.state, now.note)))
         time.sleep(POLL_S)
         waited_s += POLL_S

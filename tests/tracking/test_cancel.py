@@ -233,6 +233,22 @@ def test_cancel_waits_for_the_end_of_a_run(
     assert len(waits) == 3
 
 
+@pytest.mark.parametrize("phase", ["interrupted", "training", "failed", "finished"])
+def test_a_cancellation_that_no_process_recorded_is_recorded(site: Site, phase: str) -> None:
+    """The job was requeued, and its new start was cancelled while the script still prepared it."""
+    noted = site.scancel()
+    site.slurm("12|12|RUNNING|0:01|None|/x.sh")
+    site.run("slurm-12", "interrupted", 600, slurm_job="12", signal="SIGUSR2")
+    status = site.only()
+    assert (status.state, ask(status), noted.read_text()) == ("starting", None, "12\n")
+    site.slurm()
+    site.run("slurm-12", phase, 600, slurm_job="12", signal="SIGUSR2", error="no space")
+    assert wait_until_saved(status, Queue())
+    now = site.only()
+    assert now.asked_to_cancel == (phase in ("interrupted", "training"))
+    assert interrupted([now]) == []
+
+
 @pytest.mark.parametrize("age_s", [1, 3000])
 def test_cancel_waits_at_most_90_seconds(
     site: Site, monkeypatch: pytest.MonkeyPatch, age_s: float

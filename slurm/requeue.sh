@@ -23,8 +23,8 @@ show_job() {
 # of the job in Slurm.
 decide() {
     local line
-    line=$("${2:-show_job}" | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" --runs "$HARNESS_RUNS") ||
-        line=''
+    line=$("${2:-show_job}" | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" \
+        --runs "$HARNESS_RUNS" ${BEGUN:+--begun}) || line=''
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
@@ -37,6 +37,10 @@ decide() {
         if [[ $line =~ \ PreemptTime=([-0-9T:]+)\  && $line == *" EndTime=${BASH_REMATCH[1]} "* &&
             $line == *" Restarts=${SLURM_RESTART_COUNT:-0} "* ]]; then
             VERDICT=requeue
+        elif [[ ${SLURM_RESTART_COUNT:-0} -gt 0 && (-z $BEGUN || -n $RUN) ]]; then
+            # A new job would begin anew, but an earlier start may have begun a run.
+            warn "interrupted; continue with: harness submit --resume $JOB" \
+                "--runs $(printf %q "$HARNESS_RUNS")"
         else
             warn "interrupted; submit the job again to continue its run"
         fi

@@ -305,7 +305,13 @@ def job_begin(
 
 
 @app.command("job-end", hidden=True)
-def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
+def job_end(
+    code: int,
+    signals: str = "",
+    run: str = "",
+    runs: RunsFolder = Path("runs"),
+    begun: Annotated[bool, typer.Option("--begun")] = False,
+) -> None:
     """Print what the job script must do next: `stop`, or `requeue` (and nodes to avoid).
 
     Args:
@@ -313,6 +319,7 @@ def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path
         signals: the names of the signals that the script received.
         run: the folder of the job's run or sweep; empty if unknown.
         runs: the folder of the runs.
+        begun: whether `job-begin` succeeded.
     """
     allocation = _allocation()
     ending = ending_of(
@@ -322,6 +329,7 @@ def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path
         runs=runs,
         allocation=allocation,
         shown=_shown(),
+        begun=begun,
     )
     counted = counters_file(runs, allocation, run)
     decision = decide(ending, Counters.read(counted))

@@ -223,6 +223,8 @@ class Ending:
     max_requeues: int = MAX_REQUEUES
     is_submitted: bool = True  # whether `harness submit` submitted the job
     why: str = ""  # why the run stopped, from its heartbeat; empty if unknown
+    runs: str = "runs"  # the folder of all runs
+    begun: bool = True  # whether job-begin has chosen the start's command
 
     @property
     def was_starting(self) -> bool:
@@ -274,12 +276,15 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if ending.requeued:
         return stop("interrupted; Slurm has put the job back into the queue")
     if ending.was_cancelled:
+        job, _, restarts = ending.start.rpartition(".")
+        if restarts != "0" and not ending.begun:  # an earlier start may have begun a run
+            named = f"{job} --runs {quoted(Path(ending.runs).absolute())}"
+            return stop(f"interrupted; continue with: harness submit --resume {named}")
         has_run = ending.run and Path(ending.run).is_dir()
         if not (ending.reached or has_run):
             return stop("interrupted; submit the job again")
         # In a job with several seeds, the folder `ending.run` does not exist: each run's folder has
         # the seed in its name too.
-        job, _, _ = ending.start.rpartition(".")
         runs = Path(ending.run).absolute().parent.parent  # the user's default may be another one
         named = quoted(ending.run) if has_run else f"{job} --runs {quoted(runs)}"
         again = f"harness submit --resume {named}"
@@ -368,6 +373,7 @@ def ending_of(
     runs: Path,
     allocation: SlurmEnvironment,
     shown: str,
+    begun: bool = True,
 ) -> Ending:
     """Collect the facts from which `decide` chooses what the job does next.
 
@@ -375,7 +381,9 @@ def ending_of(
         code: the exit code of the harness.
         signals: the names of the signals that the job script received, such as USR2.
         run: the folder of the run or sweep, empty if unknown.
+        runs: the folder of all runs.
         shown: the output of `scontrol --oneliner show job`, empty if Slurm does not answer.
+        begun: whether job-begin has chosen the start's command.
     """
     states, known = _states(run), shown_values(shown)
     state = states[0] if len(states) == 1 else {}
@@ -398,6 +406,8 @@ def ending_of(
         max_requeues=allocation.max_requeues,
         is_submitted=allocation.is_submitted,
         why=text(state.get("error")) or text(state.get("signal")) or "",
+        runs=str(runs),
+        begun=begun,
     )
 
 

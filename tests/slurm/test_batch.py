@@ -116,6 +116,15 @@ def test_a_cancelled_job_names_the_folder_of_its_run(tmp_path: Path) -> None:
         assert reason.endswith(f" --resume '{tmp_path}/a b'")
 
 
+def test_a_cancelled_job_names_itself_if_only_an_earlier_start_knew_its_run() -> None:
+    """A new job would begin a new run; tensorboard and others have no run in any start."""
+    ending = Ending(143, start="7.1", runs="/my runs", begun=False, signals=TERMED)
+    reason = "interrupted; continue with: harness submit --resume 7 --runs '/my runs'"
+    assert decide(ending, NEW).reason == reason
+    for other in (replace(ending, start="7.0"), replace(ending, begun=True)):
+        assert decide(other, NEW).reason == "interrupted; submit the job again"
+
+
 def test_a_start_is_counted_once() -> None:
     """Two signals during one start lead to two decisions, but are counted once."""
     ending = Ending(75, start="7.1", reached=0, faulty=("n1",))

@@ -283,6 +283,26 @@ def test_a_preempted_job_is_requeued_even_if_no_container_starts(
     assert asked.read_text().splitlines().count("requeue 42") == calls
 
 
+@pytest.mark.parametrize("decides", ["job-end", "none"])
+def test_a_job_that_is_cancelled_before_its_second_start_begins_names_itself(
+    project: Project, decides: str
+) -> None:
+    """A new job would begin a new run. The script says the same if Python does not start."""
+    scontrol(project)
+    wait = 'touch "$NOTE" "${NOTE%.json}.ready"; sleep 1; exit 143'
+    project.program(f"case $1 in job-begin) {wait} ;; *) exit 1 ;; esac", real=[decides])
+    said = []
+    for restarts in ("1", "0"):
+        project.note.with_suffix(".ready").unlink(missing_ok=True)
+        env = project.slurm(SLURM_RESTART_COUNT=restarts)
+        code, output = project.signalled(project.spool(), signal.SIGTERM, env=env)
+        assert code == 75
+        said.append(output.splitlines()[-1].partition("interrupted; ")[2])
+    words = ["harness", "submit", "--resume", "42", "--runs", f"{project.path}/runs"]
+    assert shlex.split(said[0].removeprefix("continue with: ")) == words
+    assert said[1].startswith("submit the job again")
+
+
 def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> None:
     """The job id of one task is the array's id; with this id, scontrol would act on all tasks."""
     project.program('echo "n1 broken" >>"$HARNESS_NODE_FAULTS"; exit 75')

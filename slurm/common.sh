@@ -18,7 +18,7 @@ log_line() {
     local prefix='harness:'
     [[ ! -f /dev/stderr ]] || prefix="$(date '+%Y-%m-%d %H:%M:%S') $1"
     shift
-    printf '%s %s\n' "$prefix" "$*" >&2
+    printf '%s %s\n' "$prefix" "$*" >&2 || true # a full disk must not end the job
 }
 
 # Source the site's settings outside of functions: in a function, `declare` in site.sh would create

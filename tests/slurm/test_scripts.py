@@ -252,6 +252,14 @@ def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
     assert strip_prefix(line).endswith("exit code 137")
 
 
+def test_a_job_whose_log_is_on_a_full_disk_still_trains(project: Project) -> None:
+    """Only the lines of the log are lost."""
+    with Path("/dev/full").open("w") as full:
+        words = ["bash", str(project.spool())]
+        done = subprocess.run(words, env=project.slurm(), stderr=full, timeout=60)
+    assert (done.returncode, project.call()["argv"][0]) == (0, "train")
+
+
 # Requeues
 
 

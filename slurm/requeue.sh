@@ -127,6 +127,8 @@ submit_successor() {
         decide "$RC" true # hides a preemption, which would change what job-end logs
         return
     fi
-    sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new" && mv "$RECORD.new" "${RECORD%/*/*}/$id.json"
+    # The harness trusts no record that other users can change.
+    (umask 022; sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new") &&
+        mv "$RECORD.new" "${RECORD%/*/*}/$id.json"
     warn "interrupted; job $id continues the run"
 }

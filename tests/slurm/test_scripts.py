@@ -386,7 +386,7 @@ def test_a_job_is_requeued_if_python_does_not_start(
 
 def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project) -> None:
     """Python writes the successor's script inside of the container; sbatch is called outside."""
-    (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\n")
+    (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\numask 002\n")
     asked = scontrol(project, "echo requeue is disabled >&2; exit 1")
     write_program(project.commands / "sbatch", 'echo "a hint of the site"\necho "78;${IMAGE:-}"')
     folder = project.path / "runs/.submissions/one"
@@ -402,7 +402,8 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
     words = f"job-successor {project.path}/runs/bilstm/slurm-42 --runs {project.path}/runs"
     assert project.note.read_text() == f"{words} -- ExcNodeList=n1\n"
     assert result.stderr.splitlines()[-1].endswith("interrupted; job 78 continues the run")
-    assert (folder.parent / "78.json").read_text() == '{"job_id": "78"}'
+    record = folder.parent / "78.json"
+    assert (record.read_text(), record.stat().st_mode & 0o777) == ('{"job_id": "78"}', 0o644)
 
 
 @pytest.mark.parametrize(

@@ -347,14 +347,18 @@ def report_node_fault(reason: str) -> bool:
     """Report that this node is faulty, so that the job continues without this node.
 
     Returns:
-        Whether the report was written; False if no job script has set HARNESS_NODE_FAULTS.
+        Whether the report was written; False if no job script has set HARNESS_NODE_FAULTS, or if
+        the file can't be written.
     """
     path = os.environ.get("HARNESS_NODE_FAULTS")
     node = os.environ.get("SLURMD_NODENAME")
     if not path or not node:
         return False
-    with Path(path).open("a") as file:
-        file.write(f"{node} {' '.join(reason.split())}\n")
+    try:
+        with Path(path).open("a") as file:
+            file.write(f"{node} {' '.join(reason.split())}\n")
+    except OSError:  # the caller raises the fault, which must not be hidden by a full disk
+        return False
     return True
 
 

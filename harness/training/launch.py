@@ -171,9 +171,11 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
                 number, text, process, go_on=f"; continue with: {resume_command(run.folder)}"
             )
         except RunError as error:
-            record_death(run, process, str(error))
+            with contextlib.suppress(RunError):  # a full disk must not hide the fault
+                record_death(run, process, str(error))
             raise
-        record_death(run, process, f"died of {number.name}")
+        with contextlib.suppress(RunError):
+            record_death(run, process, f"died of {number.name}")
 
     stand_guard(on_death)
 

@@ -160,6 +160,8 @@ def test_report_of_a_faulty_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
     assert report_node_fault("no\n  driver")
     assert faults.read_text() == "n4 no driver\n"
+    monkeypatch.setenv("HARNESS_NODE_FAULTS", "/dev/full")  # a full disk must not hide the fault
+    assert not report_node_fault("no driver")
     monkeypatch.delenv("SLURMD_NODENAME")
     assert not report_node_fault("no driver")
 

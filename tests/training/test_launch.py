@@ -1,15 +1,19 @@
 """Before a run starts: the choice of its devices, and errors of its record."""
 
 import json
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.data.sources import open_sample
-from harness.errors import InputError
+from harness.errors import DiskError, InputError, NodeFault
 from harness.job.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
+from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import announce, dataset_of, devices_to_use
 from tests.conftest import JOBS
@@ -27,6 +31,29 @@ def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert devices_to_use(begun, "cpu:3") == "cpu:3"
     begun.path("provenance.json").write_text('{"devices_asked": null}')
     assert devices_to_use(begun, None) == "cpu"
+
+
+def test_a_full_disk_does_not_hide_a_fault_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run ends with the fault, or by the signal, although its record can't be written."""
+    guards: list[Any] = []
+    monkeypatch.setattr(launch, "may_use_gpus", lambda _: True)
+    monkeypatch.setattr(launch, "stand_guard", guards.append)
+    launch.guard_gpus(RunDirectory(tmp_path), None)
+    monkeypatch.setattr(launch, "record_death", raising(DiskError("no space")))
+    monkeypatch.setattr(launch, "tell_death", lambda *_, **__: None)
+    guards[0](signal.SIGABRT, "", 1)
+    monkeypatch.setattr(launch, "tell_death", raising(NodeFault("ECC", will_requeue=True)))
+    with pytest.raises(NodeFault, match="ECC"):
+        guards[0](signal.SIGABRT, "", 1)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:

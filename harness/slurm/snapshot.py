@@ -144,7 +144,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
             "git checkout; clone the project with git, or submit a script of slurm/ with sbatch"
         ) from None
     new = [name for name in new if not name.startswith(".submissions/") and name not in private]
-    total = sum((project / name).lstat().st_size for name in new if not name.endswith("/"))
+    total = sum(_size(project / name) for name in new if not name.endswith("/"))
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
@@ -160,6 +160,14 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )
     return found, private
+
+
+def _size(path: Path) -> int:
+    """Return a file's size; 0 if it is gone, as an editor's temporary file soon is."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.slurm.snapshot import MAX_NEW_FILES, take_snapshot
+from harness.slurm.snapshot import MAX_NEW_FILES, code_files, take_snapshot
 from harness.slurm.submit import check_request
 from harness.system.git import code_version
 from tests.conftest import PROJECT
@@ -217,6 +217,15 @@ def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"aclImdb.*\.gitignore"):
         take_snapshot(project, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_vanishes_meanwhile_is_left_out(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor removes its temporary file between git's answer and the copy."""
+    listed: tuple[list[str], list[str], dict[str, str]] = (["pyproject.toml"], ["4913"], {})
+    monkeypatch.setattr("harness.slurm.snapshot.list_files", lambda *_: listed)
+    assert "4913" not in code_files(project, tmp_path / "runs")[0]
 
 
 def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -> None:

@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from harness.compute.adversarial import OuterLookupStep, build_step
+from harness.compute.adversarial import (
+    AdversarialStep,
+    OuterLookupStep,
+    build_step,
+    perturbation,
+)
 from harness.compute.execution_plan import ExecutionPlan, Way
+from harness.compute.loss import class_weights
 from harness.compute.recurrent import kernels_of
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.input_pipeline import BatchShape, BatchSource, Reviews, batches
@@ -125,30 +131,53 @@ def test_on_a_gpu_the_embedding_is_outside_of_the_compiled_part(
         np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02)
 
 
+def test_an_adversarial_gradient_is_the_mean_of_two() -> None:
+    """The plain gradients at the word vectors, and where the loss is larger, count alike."""
+    settings = (*SETTINGS, "train.precision=float64", "train.adversarial=3")
+    job = load_job(JOBS / "rnn.toml", settings)
+    step = build_step(job, tf.distribute.get_strategy(), ExecutionPlan("keras", 1))
+    assert isinstance(step, AdversarialStep)
+    plain = super(AdversarialStep, step)._with_vectors
+    batch = next(opened(reviews()))
+    vectors = tf.gather(step.words.embeddings.value, batch.tokens)
+    at_vectors, sums = plain(batch, vectors)
+    of_vectors = at_vectors[step._table_index]
+    moved, _ = plain(batch, vectors + 3 * perturbation(of_vectors, vectors, batch.tokens))
+    found, found_sums = step._with_vectors(batch, vectors)
+    np.testing.assert_array_equal(found_sums, sums)
+    for mean, one, other in zip(found, at_vectors, moved, strict=True):
+        np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.full
 def test_several_classes_train_like_plain_keras() -> None:
-    """The weights and the sums of losses and of correct predictions are equal."""
+    """The weights and the sums of losses and of correct predictions are equal, also with class
+    weights and smoothed labels.
+    """
     import keras
 
     settings = [*SETTINGS, "model.dropout=0", "model.spatial_dropout=0", "train.ema_momentum=0"]
+    settings += ["train.label_smoothing=0.1", "train.class_weights={ b = 0.5, d = 3 }"]
     clipped = "train.clipnorm=1000"  # above the norm of every gradient here
     job = load_job(JOBS / "lstm.toml", [*settings, "train.precision=float64", clipped])
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
     several = replace(reviews(), labels=labels)
     strategy = tf.distribute.get_strategy()
-    train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1, 3), num_outputs=5)
+    by_class = class_weights(job.train, "abcde", labels)
+    plan = ExecutionPlan("keras", 1, 3)
+    train_step = TrainStep(job, strategy, plan, num_outputs=5, class_weights=by_class)
     plain = keras.models.clone_model(train_step.export_model)
     plain.set_weights(train_step.export_model.get_weights())
     sums = train_step.train_steps(opened(several), 3).numpy()
 
     optimizer = keras.optimizers.RMSprop(job.train.learning_rate)
+    targets = (0.9 * np.eye(5) + 0.1 / 5) * np.array([[1], [0.5], [1], [3], [1]])
     every = np.arange(NUM_REVIEWS)
     tokens, _ = BatchSource(several, every[None], BatchShape(20, LENGTH)).padded(every)
     for step, chosen in enumerate((slice(0, 20), slice(20, 40), slice(40, 50))):
         with tf.GradientTape() as tape:
             outputs = plain(tokens[chosen], training=True)
-            of_label = tf.gather(outputs, labels[chosen], batch_dims=1)
-            loss = -tf.reduce_sum(tf.math.log(of_label))
+            loss = -tf.reduce_sum(targets[labels[chosen]] * tf.math.log(outputs))
             mean = loss / len(labels[chosen])
         variables = plain.trainable_variables
         gradients = tape.gradient(mean, [v.value for v in variables])

@@ -79,12 +79,6 @@ SAFEGUARDS = {
         "save",
         {"for path in broken:": "for path in ():"},
     ),
-    "a folder is listed again": Safeguard(
-        ("second", "rot"),
-        checkpoint,
-        "_newest",
-        {"isinstance(error, FileNotFoundError)": "False"},
-    ),
     "a disk error is no broken checkpoint": Safeguard(
         ("error", "kill"),
         checkpoint,

@@ -1,7 +1,4 @@
-"""Checkpoints: their precision, and errors of the disk.
-
-`test_simulation.py` covers broken checkpoints, and folders that a node sees late.
-"""
+"""Checkpoints: their precision, broken and refused ones, and errors of the disk."""
 
 import errno
 import os
@@ -60,6 +57,47 @@ def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
     for number in numbers:
         checkpoint.save(run, of_step, Progress("mine", step=number), total_steps=number)
     return run, step
+
+
+def test_a_folder_that_a_node_sees_late_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both listed checkpoints have been replaced by newer ones."""
+    run, step = saved_run(tmp_path / "run", 100, 200)
+    late, listed = iter([run.checkpoints()]), RunDirectory.checkpoints
+    for number in (300, 400):
+        checkpoint.save(run, step, Progress("mine", step=number), total_steps=number)
+    monkeypatch.setattr(RunDirectory, "checkpoints", lambda run: next(late, None) or listed(run))
+    monkeypatch.setattr(checkpoint, "RETRY_S", 0)
+    progress, skipped = checkpoint.restore(run, step, "mine")
+    assert (progress.step, skipped) == (400, [])
+
+
+def test_a_broken_checkpoint_is_named_and_the_older_one_used(tmp_path: Path) -> None:
+    """The checkpoint may be truncated or empty, or a FIFO in its place."""
+    run, step = saved_run(tmp_path / "run", 400, 500)
+    older, newest = run.checkpoints()
+    newest.write_bytes(newest.read_bytes()[:-50])
+    progress, (line,) = checkpoint.restore(run, step, "mine")
+    assert progress.step == 400
+    assert line.startswith(f"checkpoint {newest.name} is broken (")
+    assert line.endswith("); using the checkpoint before it")
+    older.unlink()
+    os.mkfifo(older)
+    newest.write_bytes(b"")
+    progress, (_, line) = checkpoint.restore(run, step, "mine")
+    assert progress.step == 0
+    assert line.startswith(f"checkpoint {older.name} is broken (")
+    assert line.endswith("); no checkpoint is left, so the run starts over")
+
+
+def test_a_checkpoint_of_another_job_or_other_data_is_refused(tmp_path: Path) -> None:
+    """It is not skipped, and stays."""
+    run, step = saved_run(tmp_path / "run", 400, 500)
+    contents = [path.read_bytes() for path in run.checkpoints()]
+    with pytest.raises(RunError, match="another job or other data"):
+        checkpoint.restore(run, step, "other")
+    assert [path.read_bytes() for path in run.checkpoints()] == contents
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])

@@ -1,10 +1,7 @@
 """Whole runs end with the same bytes after kills, and if two processes train one run."""
 
 import json
-import os
 import random
-import re
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Harness, calm_run, results, wait_for
+from tests.conftest import Harness, results, wait_for
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.training.kills import ON_TWO, killed_on_two, killed_run, trained_with_kills
+from tests.training.kills import ON_TWO, killed_on_two, trained_with_kills
 from tests.training.test_tensorboard_log import Point, points
 
 CURVES = ("/loss", "/accuracy")
@@ -83,41 +80,6 @@ def step_events(run: Path) -> list[Point]:
     found = [each for each in points(run / "tensorboard") if each[1].endswith(CURVES)]
     assert found
     return sorted(found)
-
-
-def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -> None:
-    """A truncated or empty checkpoint, or a FIFO in its place, costs steps but not the run."""
-    calm, run = calm_run(harness, "lstm"), killed_run(harness)
-    *older, oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
-    for path in older:  # the kill may precede the removal of a third checkpoint
-        path.unlink()
-    kept = harness.folder / "kept"
-    shutil.copytree(run, kept)
-    newest.write_bytes(newest.read_bytes()[:-5000])
-    last = harness.succeed("resume", run)
-    assert re.search(rf"{newest.name} is broken .*; using the checkpoint before it", last.stderr)
-    assert results(run) == results(calm)
-    shutil.rmtree(run)
-    shutil.copytree(kept, run)
-    oldest.unlink()
-    os.mkfifo(oldest)
-    newest.write_bytes(b"")
-    last = harness.succeed("resume", run)
-    assert re.search(rf"{oldest.name} is broken .*; no checkpoint is left, so", last.stderr)
-    assert results(run) == results(calm)
-
-
-def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
-    """A run with an edited job.toml ends with one line, and its checkpoints remain."""
-    run = killed_run(harness)
-    job = (run / "job.toml").read_text()
-    (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
-    checkpoints = {path: path.read_bytes() for path in run.glob("checkpoints/*")}
-    done = harness.run("resume", run)
-    assert done.returncode == 1
-    assert "another job or other data" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert {path: path.read_bytes() for path in run.glob("checkpoints/*")} == checkpoints
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None:

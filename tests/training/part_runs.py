@@ -32,6 +32,8 @@ CASES = {
     "parts": ("own/parts", []),
     # a custom loss and optimizer
     "own": ("own/focal", ["train.learning_rate=0.01", "train.schedule=cosine"]),
+    # a custom network
+    "network": ("own/conv_gru", ["train.learning_rate=0.01"]),
 }
 # Keras's muon can't compute in float64.
 PAIRS = [

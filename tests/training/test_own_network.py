@@ -4,10 +4,9 @@ import csv
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.conftest import JOBS, SHRUNK, Harness, metrics, results
+from tests.conftest import JOBS, SHRUNK, Harness, results
 from tests.training.kills import kill_at
 
 pytestmark = pytest.mark.full
@@ -25,8 +24,7 @@ def own(tmp_path: Path) -> Path:
 
 def test_own_parts_need_their_files_once(harness: Harness, own: Path) -> None:
     """Network, loss, optimizer and callback are custom. After its start a run no longer needs the
-    files of these parts: `resume` ends with the same bytes, and `predict` works. The losses on one
-    replica and on two replicas are the same.
+    files of these parts: `resume` ends with the same bytes, and `predict` works.
     """
     job, runs = str(own / "conv_gru"), harness.runs / "conv_gru"
     settings = [
@@ -40,12 +38,7 @@ def test_own_parts_need_their_files_once(harness: Harness, own: Path) -> None:
         "data.maxlen=10",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
-    one = harness.trained(job, "one", *words, "--devices", "cpu:1")
-    words += ["--devices", "cpu:2"]
     calm = harness.trained(job, "calm", *words)
-    for name in ("loss", "val_loss"):
-        on_one, on_two = ([line[name] for line in metrics(run)] for run in (one, calm))
-        np.testing.assert_allclose(on_two, on_one, rtol=2e-5)
     kill_at(harness, job, 3, *words)
     source = own / "conv_gru.py"
     source.write_text(source.read_text().replace("layers.GRU", "layers.LSTM"))

@@ -6,21 +6,16 @@ target, and the successful attempts.
 """
 
 import contextlib
-import http.client
 import json
 import os
-import secrets
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 NOBODY = 65534
-GUESSES = ("", "secret", "a secret", "0" * 32, "harness")
 IDLE = 300  # connections without a request
 
 Tries = Iterator[tuple[str, bool]]  # each attempt, and whether it succeeded
@@ -70,26 +65,6 @@ def tries_at_processes(site: dict[str, Any]) -> Tries:
             yield f"kill {process}", succeeds(os.kill, process, number)
 
 
-def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
-    """Send requests to TensorBoard without the secret, and with guessed secrets."""
-    guesses = [*GUESSES, secrets.token_urlsafe(32), "..", "%2e%2e", "*", "."]
-    paths = [
-        "/",
-        "/data/runs",
-        "/index.html",
-        "//data/runs",
-        *(f"/{quote(g)}/data/runs" for g in guesses),
-    ]
-    for path in paths:
-        for method in ("GET", "POST", "HEAD", "PUT"):
-            connection = http.client.HTTPConnection("127.0.0.1", site["board_port"], timeout=10)
-            connection.putrequest(method, path, skip_host=True)
-            connection.putheader("Host", "localhost")
-            connection.endheaders()
-            answer = connection.getresponse()
-            yield f"{method} {path}", answer.status != 404 or b"lstm" in answer.read()
-
-
 def hold_open(site: dict[str, Any]) -> list[socket.socket]:
     """Open idle connections to TensorBoard, which must still serve the owner."""
     held = []
@@ -101,27 +76,7 @@ def hold_open(site: dict[str, Any]) -> list[socket.socket]:
     return held
 
 
-def plant(site: dict[str, Any]) -> None:
-    """Plant a run with Python modules, and changed data, in a folder that the owner visits."""
-    shared = Path(site["shared"])
-    shutil.copytree(site["run_to_copy"], shared / "run", ignore=shutil.ignore_patterns("prov*"))
-    shutil.copytree(site["data_to_copy"], shared / "data")
-    (shared / "run/provenance.json").write_text('{"commit": "0"}')
-    labels = shared / "data/train_labels.npy"
-    content = bytearray(labels.read_bytes())
-    content[-4] ^= 1
-    labels.write_bytes(content)
-    for name in ("json", "numpy", "typer", "keras", "harness"):
-        (shared / "run" / f"{name}.py").write_text(f"open({site['mark']!r}, 'w').close()\n")
-    state = shared / "run/state.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "error": "\x1b[2J\x9b31m"}))
-
-
-TARGETS = {
-    "files": tries_at_files,
-    "processes": tries_at_processes,
-    "tensorboard": tries_at_tensorboard,
-}
+TARGETS = {"files": tries_at_files, "processes": tries_at_processes}
 
 
 def main() -> None:
@@ -138,7 +93,6 @@ def main() -> None:
         done = list(tries(site))
         result["tries"][target] = len(done)
         result["through"] += [f"{target}: {attempt}" for attempt, through in done if through]
-    plant(site)
     held = hold_open(site)
     print(json.dumps(result), flush=True)  # noqa: T201 - the answer
     sys.stdin.read()

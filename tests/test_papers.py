@@ -114,9 +114,9 @@ def check_call(call: str) -> None:
 @of_each(CURRENT)
 def test_settings_exist(paper: Path) -> None:
     """The code, the tests or the scripts contain every HARNESS_ variable of the paper."""
-    known = sources("harness/**/*.py", "tests/**/*.py", "slurm/*.sh")
-    named = set(re.findall(r"HARNESS_[A-Z_]+", paper.read_text()))
-    assert {name for name in named if name not in known} == set()
+    texts = sources("harness/**/*.py", "tests/**/*.py", "slurm/*.sh"), paper.read_text()
+    known, named = (set(re.findall(r"HARNESS_[A-Z_]+", text)) for text in texts)
+    assert named - known == set()
 
 
 def test_every_setting_of_a_site_is_explained() -> None:

@@ -14,8 +14,8 @@ from harness.inference.predict import (
     Line,
     Prediction,
     Remarks,
-    read_kept,
     read_lines,
+    read_ratios,
     read_vocabulary,
 )
 from harness.system.files import MAX_RECORD_BYTES, read_plain_file
@@ -155,8 +155,8 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:
     """The size is accepted; the error is about the checksum, which is wrong here."""
-    write_run(tmp_path / "run")
+    write_run(tmp_path / "run", toml="model = { architecture = 'lstm', ngram_ratios = 2 }")
     (tmp_path / "run" / RATIOS_FILE).touch()
     os.truncate(tmp_path / "run" / RATIOS_FILE, MAX_RECORD_BYTES + 1)
     with pytest.raises(InputError, match="has changed since the training"):
-        read_kept(RunDirectory(tmp_path / "run"), RATIOS_FILE)
+        read_ratios(RunDirectory(tmp_path / "run"))

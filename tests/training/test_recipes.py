@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def test_one_replica_and_several_follow_one_curve(
 def test_a_run_with_ratios_evaluates_and_predicts(
     calm: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """`evaluate` reports the same scores; a changed file of ratios is refused in one line."""
+    """`evaluate` reports the same scores, and an exported model gives the same probabilities."""
     harness, run = calm
     result = json.loads((run / "result.json").read_text())
     content = (run / "ngram_ratios.npz").read_bytes()
@@ -89,11 +88,3 @@ def test_a_run_with_ratios_evaluates_and_predicts(
     classify = tf.saved_model.load(str(tmp_path / "out" / "1")).signatures["serving_default"]
     served = classify(text=tf.constant(texts.split("\n")))["probabilities"].numpy()[:, 1]
     np.testing.assert_allclose(served, told, atol=1e-6)
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
-    (copy / "ngram_ratios.npz").write_bytes(content[:-1])
-    for words in (("predict", copy, "Bad."), ("evaluate", copy)):
-        refused = harness.run(*words)
-        assert refused.returncode == 2
-        assert refused.stderr.count("\n") == 1
-        assert "ngram_ratios.npz has changed since the training" in refused.stderr

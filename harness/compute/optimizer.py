@@ -255,7 +255,7 @@ def last_rate(optimizer: keras.optimizers.Optimizer) -> float:
         return float(optimizer.learning_rate.numpy())
     # `learning_rate` is the rate of the next step.
     inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return float(schedule(max(int(inner.iterations) - 1, 0)))
+    return float(schedule(max(int(inner.iterations.numpy()) - 1, 0)))
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:

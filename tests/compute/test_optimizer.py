@@ -154,3 +154,11 @@ def test_the_average_ramps_by_the_formula(kind: str, precision: str) -> None:
     for other in (0.4, 0.6):
         assert abs(means - by_hand(weights, other)).max() > 1e-3
     assert abs(means[8:] - weights[8:]).min() > 1e-3
+
+
+def test_the_last_rate_of_several_replicas_is_read() -> None:
+    """A strategy stores the number of steps in a variable with several copies."""
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        optimizer = build_optimizer(TrainConfig(schedule="cosine", learning_rate=0.5), 2)
+        optimizer.build([keras.Variable([0.0])])
+    assert last_rate(optimizer) == 0.5

@@ -303,8 +303,8 @@ def _column(names: Sequence[str], name: str, key: str) -> str:
     if len(found) != 1:
         raise InputError(
             f"has {len(found) or 'no'} columns named {name}, but should have one"
-            f"{did_you_mean(name, names)}; its columns are {listed(names)}; set {key} to the "
-            "right column"
+            f"{'' if found else did_you_mean(name, names)}; its columns are {listed(names)}; "
+            f"set {key} to the right column"
         )
     return found[0]
 

@@ -198,7 +198,7 @@ def option_name(arg: str) -> str:
 
 MAX_SEEDS = 10_000
 
-SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
+SEEDS = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 WARNING_S = 90  # seconds from Slurm's warning to the time limit; set by --signal in the scripts
 SHORT_S = 300  # a time limit of a job below SHORT_S seconds causes a warning
 
@@ -280,7 +280,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         match = SEEDS.fullmatch(part.strip())
         if not match:
-            raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
+            raise InputError(
+                f"--seeds {text}: should be numbers of up to ten digits and ranges, such as 1-5 or "
+                "1,3,7"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:
             raise InputError(

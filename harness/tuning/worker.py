@@ -59,6 +59,9 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
+# Variables of the process that proposes trials, which needs no GPU. Several threads would add
+# numbers in a varying order, which would change the proposals.
+OF_PROPOSER = ("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "CUDA_VISIBLE_DEVICES=")
 # A command fails after this number of consecutive failures of one process: MAX_ERRORS if harness
 # itself raised the last error, and neither the disk nor srun caused this error; else MAX_FAILURES.
 # MAX_FAILURES is large, because Slurm's controller or the disk with the Python environment may be
@@ -135,7 +138,7 @@ class WorkerPool(ProcessPool):
         slot, request = worker.slot, self.request
         args = [sys.executable, "-m", "harness.tuning.worker", str(self.folder), worker.name]
         if not slot:
-            return [*args, f"--ahead={2 * len(self.workers) + 1}"]
+            return ["env", *OF_PROPOSER, *args, f"--ahead={2 * len(self.workers) + 1}"]
         variables = [f"{name}={value}" for name, value in slot.variables().items()]
         devices = "cpu" if slot.gpu is None else request.devices
         options = {"--id": worker.uuid, "--devices": devices, "--data": request.data}
@@ -215,10 +218,6 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     stop = StopRequest()
     stop.listen()
     search = sweep.search()
-    # Use one thread, because several threads would add numbers in a varying order, which would
-    # change the proposals.
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
     is_guided, view = search.table.tuner in GUIDED, View(Disk(sweep.folder, stop))
     begin = partial(schedule_of, search)

@@ -52,7 +52,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        ([""], "", "contains no word"),
+        (["?!"], "", "contains no word"),
         ([], "", "no text"),
         ([], "\n \n?!", "no text"),
         (["--jsonl"], "good\n", "line 1 is not JSON"),

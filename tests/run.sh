@@ -14,9 +14,9 @@ environment .venv-test, and changes no other environment. As root on Debian or U
 installs programs that some tests need: Slurm, Chromium, ssh and gcc. If a program is missing, the
 tests that need it are skipped.
 
-  (neither)  all tests except the nightly ones: 11 minutes on two cores
+  (neither)  all tests except the nightly ones: 10 minutes on two cores
   --quick    only the tests that need no cluster, no browser and no long training: 2 minutes
-  --all      all tests, including the nightly ones: 65 minutes
+  --all      all tests, including the nightly ones: 90 minutes
 
 The script passes other arguments to pytest: bash tests/run.sh --quick -x tests/slurm -k requeue
 END

@@ -15,7 +15,7 @@ from harness.cli import results, runs, site, submit, train, tune
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.pool import take_own_gpu
 from harness.system import processes
-from harness.system.console import echo, log, prepare_output
+from harness.system.console import echo, log, settle_output, take_any_text
 
 app = typer.Typer(
     help="Train, test and compare text classifiers on this machine or on a Slurm cluster.",
@@ -42,7 +42,7 @@ def main() -> int:
     Returns:
         The exit code: 0 = success, 1 = failed, 2 = input refused, 75 = interrupted, can be resumed.
     """
-    prepare_output()
+    take_any_text()
     os.environ["KERAS_BACKEND"] = "tensorflow"  # the user's shell may name another backend
     try:
         # An empty path would mean the current folder, of which `prune` would remove checkpoints.
@@ -69,6 +69,7 @@ def main() -> int:
     except OSError as error:
         code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     code = code if isinstance(code, int) else 0
+    settle_output()
     if processes.kept:
         processes.leave(code)
     return code

@@ -115,25 +115,35 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def prepare_output() -> None:
-    """Make this process's standard output and standard error unbuffered.
+def take_any_text() -> None:
+    """Let standard output print an escape, such as `\\u2603`, for a character it can't encode."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
-    Then text that can't be written, because the log's disk is full or no program reads the output,
-    is lost. In a buffer it would stay, and every later flush would fail, even Python's at exit,
-    which then replaces the exit code. A character that a stream can't encode becomes an escape,
-    such as `\\u2603`.
+
+def settle_output() -> None:
+    """Write all buffered output, or discard it if that fails; call this before the process ends.
+
+    Otherwise Python's flush at exit could fail, which replaces the exit code.
     """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        # Leave the streams of a notebook or of a test alone.
-        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
-            continue
-        encoding, raw = stream.encoding, stream.detach()
-        if isinstance(raw, io.BufferedWriter):
-            raw = raw.detach()
-        unbuffered = io.TextIOWrapper(raw, encoding, "backslashreplace", "\n", write_through=True)
-        for attribute in (name, f"__{name}__"):
-            setattr(sys, attribute, unbuffered)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Empty the buffer of a stream that can't be written. Otherwise each later flush would fail."""
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as null:
+        descriptor = stream.fileno()
+        kept = os.dup(descriptor)
+        os.dup2(null.fileno(), descriptor)
+        try:
+            stream.flush()
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
@@ -247,9 +257,11 @@ class _LineHandler(logging.Handler):
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         line = _line(record, stream)
         # If the log's disk is full, the run continues, because its files may be on another disk.
-        with contextlib.suppress(OSError, ValueError):
+        try:
             stream.write(f"{line}\n")
             stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
 
 
 def _make_printable(record: logging.LogRecord) -> bool:

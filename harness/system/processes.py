@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar
 
 from harness import PROJECT
 from harness.errors import Interrupted
-from harness.system.console import log_last_error
+from harness.system.console import log_last_error, settle_output
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -150,8 +150,7 @@ def leave(code: int) -> NoReturn:
     On several nodes the destructors of TensorFlow's iterators and servers take up to 30 s, and a
     job that must leave its node may have less time.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    settle_output()
     os._exit(code)
 
 

@@ -88,7 +88,7 @@ def capture(file: int) -> None:
     `sys.stderr` still writes to the earlier target of descriptor 2, the terminal or the log.
     """
     global captured
-    sys.stderr.flush()
+    console.settle_output()
     console.error_descriptor = os.dup(2)
     sys.stderr = os.fdopen(  # line-buffered, as before
         console.error_descriptor, "w", buffering=1, errors="backslashreplace", closefd=False

@@ -171,10 +171,11 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
         machine: the result of `this_machine`, or the record of another start.
     """
     changes = package_changes(start, machine["packages"])
-    libraries, variables = machine.get("libraries") or {}, machine.get("variables") or {}
+    libraries, variables = machine.get("libraries"), machine.get("variables")
     if libraries and table(start, "libraries"):
         changes += _differences(table(start, "libraries"), libraries)
-    changes += _differences(table(start, "variables"), variables)
+    if variables is not None and isinstance(start.get("variables"), dict):
+        changes += _differences(start["variables"], variables)
     before, now = (_kinds(each.get("devices") or ()) for each in (start, machine))
     if before and before != now:
         changes.append(f"the devices were {before} and are now {now}")

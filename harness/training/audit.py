@@ -150,7 +150,7 @@ class Start(BaseModel):
     devices: list[dict[str, str]]
     packages: dict[str, str | None] = {}
     libraries: dict[str, str | None] = {}
-    variables: dict[str, str] = {}
+    variables: dict[str, str] | None = None
     processor: str | None = None
 
 

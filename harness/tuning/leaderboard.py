@@ -236,7 +236,8 @@ def _column(sweep: SweepDirectory) -> dict[str, str]:
     training_s = sum(times.values())
     # The time of a trial that continues a checkpoint contains the time of its parent.
     if not search.job.train.callbacks:
-        training_s -= sum(times[trial.parent] for trial in trials if trial.parent is not None)
+        parents = [trial.parent for trial in trials if trial.training_s]
+        training_s -= sum(times[parent] for parent in parents if parent is not None)
     content = {name: value for name, value in search.content.items() if name != "name"}
     content["code"] = {path: source_digest(text) for path, text in search.job.code.items()}
     if counts["finished"]:

@@ -19,7 +19,13 @@ from harness.errors import (
     explain_interruption,
 )
 from harness.job.search import GUIDED, MAX_PARALLEL, SEARCH_FILE, SearchSpec
-from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
+from harness.slurm.environment import (
+    FIRST_JOB,
+    SlurmEnvironment,
+    asked_of,
+    num_tasks_of_array,
+    resume_command,
+)
 from harness.slurm.pool import allocate_slots
 from harness.system import watchdog
 from harness.system.console import Console, log
@@ -105,18 +111,18 @@ def tune(
     elif asked.trial_limit < search.trial_limit:
         number = search.table.trials or "all possible"
         console.warning(f"search.trials has no effect: the search has {number} trials already")
-    record = sweep.certain_json(RECORD)
-    changes = package_changes(record) if record.get("packages") else []
+    record, mixed = sweep.certain_json(RECORD), "new and earlier trials may not be comparable"
+    for change in package_changes(record) if record.get("packages") else ():
+        console.warning(f"changed since the sweep began: {change}; scores of {mixed}")
     if record.get("sources_sha256") not in (None, sources_checksum()):
-        changes.append("the code of harness has changed")
-    if changes:
         line = (
-            f"sweep {sweep.folder}: {', '.join(changes)} since the sweep began, so scores of new "
-            "and earlier trials may not be comparable"
+            f"sweep {sweep.folder}: the code of harness has changed since the sweep began, so "
+            f"scores of {mixed}"
         )
-        if not resumes:
+        # The next job of a search goes on as the earlier job did.
+        if not resumes and FIRST_JOB not in os.environ:
             raise InputError(
-                f"{line}; undo this change, begin another sweep, or continue anyway with: "
+                f"{line}; restore the earlier code, begin another sweep, or continue anyway with: "
                 f"{resume_command(sweep.folder)}"
             )
         console.warning(line)

@@ -39,7 +39,7 @@ from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec, is_sweep
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import SAVE_S, ManagedProcess, ProcessPool, Slot, take_own_gpu
 from harness.system import watchdog
-from harness.system.console import Console, log, prepare_output
+from harness.system.console import Console, log, settle_output, take_any_text
 from harness.system.files import is_of_disk, is_said_of_disk
 from harness.system.processes import STOPPING, StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
@@ -306,7 +306,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args(args)
     end_with_parent()
-    prepare_output()
+    take_any_text()
     try:
         take_own_gpu()
         if not is_sweep(arguments.sweep.folder):  # another node's files may become visible late
@@ -328,6 +328,8 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(end, NodeFault) and end.exit_code == Interrupted.exit_code:
             return NODE_FAULT_CODE
         return DISK_CODE if is_of_disk(end) else end.exit_code
+    finally:
+        settle_output()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from harness.doctor.doctor import Finding, examine
 from harness.doctor.probe import ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import echo, log, prepare_output
+from harness.system.console import echo, log, take_any_text
 from harness.system.files import atomic_write, make_folder
 from harness.system.processes import nvidia_driver, processor
 from tests.gpu import full
@@ -38,7 +38,7 @@ LEVELS = ("green", "yellow", "red", "not run")
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the checks; return 0, 1 (red check or error), 2 (input refused) or 75 (interrupted)."""
-    prepare_output()
+    take_any_text()
     options = parser().parse_args(words)
     try:
         confirm_here(here=options.here)

@@ -40,11 +40,12 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
     """A line that can't be written is dropped, and does not change the exit code."""
     code = f"""
 import sys
-from harness.system.console import prepare_output
-prepare_output()
-prepare_output()
+from harness.system.console import settle_output
+print("a line of a callback")
 {CODE}
 sys.stdout.flush()
+print("another line")
+settle_output()
 sys.exit(75)
 """
     # Python buffers its output, unless the environment of the tests forbids it.

@@ -51,7 +51,7 @@ def test_exit_codes(
         if error:
             raise error
 
-    for name in ("end_with_parent", "prepare_output"):
+    for name in ("end_with_parent", "take_any_text"):
         monkeypatch.setattr(worker, name, lambda: None)
     monkeypatch.setattr(worker, "work", work)
     words = [str(tmp_path), "w0", "--devices=cpu"]

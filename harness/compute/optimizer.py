@@ -225,7 +225,7 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
         return
     optimizer = build_optimizer(train, code=code)
     where = f"train.optimizer = {train.optimizer!r}"
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = inner_optimizer(optimizer)
     weights = [keras.Variable(np.ones(shape, np.float32)) for shape in ([3, 2], [2])]
     with own_errors(where):
         optimizer.build(weights)
@@ -254,12 +254,15 @@ def last_rate(optimizer: keras.optimizers.Optimizer) -> float:
     if schedule is None:
         return float(optimizer.learning_rate.numpy())
     # `learning_rate` is the rate of the next step.
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return float(schedule(max(int(inner.iterations.numpy()) - 1, 0)))
+    return float(schedule(max(int(inner_optimizer(optimizer).iterations.numpy()) - 1, 0)))
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:
     """Return an optimizer's learning-rate schedule; None if the learning rate is constant."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    schedule = inner._learning_rate
+    schedule = inner_optimizer(optimizer)._learning_rate
     return schedule if isinstance(schedule, RateSchedule) else None
+
+
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Return the optimizer inside of Keras's loss scaling for float16, if there is one."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

@@ -22,7 +22,7 @@ from harness.compute.network import (
     put_vectors,
     training_network,
 )
-from harness.compute.optimizer import build_optimizer
+from harness.compute.optimizer import build_optimizer, inner_optimizer
 from harness.compute.recurrent import (
     block_lstm,
     compute_in_float32,
@@ -212,7 +212,7 @@ class TrainStep:
     def export_weights(self) -> None:
         """Copy the latest weights, or their moving average if there is one, to `export_model`."""
         self.export_model.set_weights(self.model.get_weights())
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer = inner_optimizer(self.optimizer)
         optimizer.finalize_variable_values(self.export_model.trainable_variables)
 
 
